@@ -1,0 +1,49 @@
+"""Gates: a limit, what was measured, and whether the evidence is strong enough to pass.
+
+A sampled figure passes only if the value plus two standard errors is still within the limit; a gate that fails says
+whether more tokens could decide it. Sizes and probe errors are not sampled: they are compared as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+
+from exporter.types import Gate, Gates, Result
+
+_ERRORS = {"ppl_ratio": "ppl_ratio_se", "kl": "kl_se", "top1": "top1_se", "cosine": "cosine_se"}
+
+
+def judge(limits: Gates, result: Result, asked: frozenset[str], scored: int) -> list[Gate]:
+    """A gate for each limit whose figure this task has, or that was `asked` for by name. `scored`: tokens or passages."""
+    gates = []
+    for field in fields(limits):
+        limit = getattr(limits, field.name)
+        sense, figure = field.name.split("_", 1)
+        value = getattr(result, figure)
+        if limit is None:
+            continue
+        if value is not None:
+            error = getattr(result, _ERRORS[figure]) or 0.0 if figure in _ERRORS else 0.0
+            gates.append(_judge_one(field.name, sense == "max", limit, value, error, scored))
+        elif field.name in asked:
+            gates.append(Gate(field.name, limit, None, False, "not measured for this artifact"))
+    return gates
+
+
+def _judge_one(name: str, at_most: bool, limit: float, value: float, error: float, scored: int) -> Gate:
+    if not math.isfinite(value):
+        return Gate(name, limit, None, False, f"the value is {value}")
+    # Distances to the limit, positive on the right side of it.
+    room = limit - value if at_most else value - limit
+    if room >= 2 * error:
+        return Gate(name, limit, value, True)
+    if room > 0:
+        more = math.ceil(scored * (2 * error / room) ** 2)
+        return Gate(
+            name, limit, value, False,
+            f"within the limit, but not by two standard errors ({error:.2g} each): about {more} tokens could decide it",
+        )
+    if room > -2 * error:
+        return Gate(name, limit, value, False, f"beyond the limit by less than two standard errors ({error:.2g} each): more tokens could decide it")
+    return Gate(name, limit, value, False, "beyond the limit; more tokens would not change it" if error else "beyond the limit")

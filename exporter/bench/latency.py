@@ -1,0 +1,71 @@
+"""Speed of an artifact, in a process of its own: rounds of prefill and decode, interleaved by the caller between variants.
+
+Prefill is one forward over 128 and over 512 tokens; decode is 64 tokens, one at a time, after a prompt of 128. Encoders
+have prefill only, and the passage is one sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from time import perf_counter
+from typing import Any, TypeVar
+
+import numpy as np
+
+from exporter.types import CachedRunner, Ids, Runner
+
+T = TypeVar("T")
+PREFILL_LENGTHS = (128, 512)
+PROMPT, DECODED = 128, 64
+Round = dict[str, list[float]]  # milliseconds: "prefill_128", "prefill" (512 tokens), "decode"
+
+
+def name_of(length: int) -> str:
+    """The longest prefill is the one that the report calls prefill."""
+    return "prefill" if length == PREFILL_LENGTHS[-1] else f"prefill_{length}"
+
+
+def measure_round(runner: Runner, ids: Ids, max_length: int) -> Round:
+    """One round on [N] token ids (repeated where the text is shorter): milliseconds of each forward."""
+    ids = np.resize(ids, PREFILL_LENGTHS[-1] + DECODED)
+    forward = runner.prefill if isinstance(runner, CachedRunner) else runner.logits
+    times: Round = {}
+    for length in PREFILL_LENGTHS:
+        if length <= max_length:
+            times[name_of(length)] = [_milliseconds(forward, ids[:length])]
+    if isinstance(runner, CachedRunner) and max_length >= PROMPT + DECODED:
+        runner.prefill(ids[:PROMPT])
+        times["decode"] = [_milliseconds(runner.step, int(token)) for token in ids[PROMPT : PROMPT + DECODED]]
+    return times
+
+
+def warm_up(runner: Runner, ids: Ids, max_length: int) -> None:
+    """Engines allocate, compile and pack at the first calls: none of that is what a user waits for later."""
+    ids = np.resize(ids, PREFILL_LENGTHS[-1])[: min(max_length, PREFILL_LENGTHS[-1])]
+    if isinstance(runner, CachedRunner):
+        runner.prefill(ids[:-1])
+        runner.step(int(ids[-1]))
+    else:
+        runner.logits(ids)
+
+
+def summarize(rounds: Iterable[Round]) -> dict[str, Any]:
+    """latency_ms (p50, p90, p99 over all rounds) and tokens per second at the median."""
+    pooled: Round = {}
+    for one in rounds:
+        for name, values in one.items():
+            pooled.setdefault(name, []).extend(values)
+    latency = {
+        name: dict(zip(("p50", "p90", "p99"), (float(v) for v in np.percentile(values, (50, 90, 99))), strict=True))
+        for name, values in pooled.items()
+    }
+    longest = next((length for length in reversed(PREFILL_LENGTHS) if name_of(length) in latency), None)
+    prefill = None if longest is None else longest * 1000 / latency[name_of(longest)]["p50"]
+    decode = 1000 / latency["decode"]["p50"] if "decode" in latency else None
+    return {"latency_ms": latency, "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode}
+
+
+def _milliseconds(call: Callable[[T], object], argument: T) -> float:
+    start = perf_counter()
+    call(argument)
+    return (perf_counter() - start) * 1000

@@ -1,0 +1,261 @@
+"""Quality of an artifact against the reference, on the same token ids.
+
+Perplexity slides a window over the text: each token is scored once, with as much left context as the window allows.
+The ratio to the reference is exp(mean difference of the negative log-likelihoods), and its standard error is that of the paired
+differences: what both models find hard cancels out. KL is KL(reference || artifact) in nats over the reference's TOP_K
+most likely tokens plus one bucket for the rest; merging outcomes never raises a divergence, so it is a lower bound.
+Encoders are compared by the cosine of mean-pooled last hidden states, classifiers by their class probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.types import (
+    CLASSIFICATION,
+    FEATURES,
+    GENERATION,
+    BatchRunner,
+    CachedRunner,
+    Floats,
+    Ids,
+    Probe,
+    Runner,
+)
+
+TOP_K = 256
+Doubles = NDArray[np.float64]
+Progress = Callable[[int, int], None]  # (done, total) windows
+
+
+@dataclass(frozen=True)
+class Passages:
+    """The evaluation's token ids: one long text for generation, passages with their special tokens for encoders.
+
+    `ids` is [N]; `offsets` [passages + 1] are where each passage starts in it. A generation text is one passage.
+    """
+
+    task: str
+    ids: Ids
+    offsets: Ids
+    window: int
+    stride: int
+
+    def __iter__(self) -> Iterator[Ids]:
+        for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
+            yield self.ids[begin:end]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the reference said; it travels with the artifacts, so that they can be measured where torch is not.
+
+    Generation: `nll` float64 [N-1]; `top_ids` int32 and `top_logp` float32 [N-1, k], `rest_logp` float32 [N-1], natural
+    logarithms. Encoders: `vectors` float32 [passages, H] (classification: log-probabilities [passages, C]).
+    """
+
+    nll: Doubles
+    top_ids: NDArray[np.int32]
+    top_logp: Floats
+    rest_logp: Floats
+    vectors: Floats
+
+
+@dataclass(frozen=True)
+class Reference:
+    passages: Passages
+    probe: Probe
+    answers: Answers
+
+    def save(self, path: Path) -> None:
+        p, q, a = self.passages, self.probe, self.answers
+        np.savez(
+            path,
+            task=np.array(p.task),
+            ids=p.ids,
+            offsets=p.offsets,
+            sliding=np.array([p.window, p.stride]),
+            probe_ids=q.ids,
+            probe_mask=q.mask,
+            probe_answers=q.answers,
+            **{name: getattr(a, name) for name in Answers.__dataclass_fields__},
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        with np.load(path, allow_pickle=False) as data:
+            window, stride = (int(value) for value in data["sliding"])
+            return cls(
+                Passages(str(data["task"]), data["ids"], data["offsets"], window, stride),
+                Probe(data["probe_ids"], data["probe_mask"], data["probe_answers"]),
+                Answers(**{name: data[name] for name in Answers.__dataclass_fields__}),
+            )
+
+
+def windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(begin, end, first scored) for each window over `tokens` token ids; every token but the first is scored once."""
+    scored = 1
+    for begin in range(0, tokens, stride):
+        end = min(begin + window, tokens)
+        if scored < end:
+            yield begin, end, scored
+            scored = end
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Over the last axis; sums in float64, so that a large vocabulary loses nothing."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
+    result: Floats = shifted - np.log(total).astype(np.float32)
+    return result
+
+
+def _scored(runner: Runner, passages: Passages, progress: Progress) -> Iterator[tuple[slice, Floats, Ids]]:
+    """For each window: the positions in the result arrays, the log-probabilities there [n, V], and the tokens that came."""
+    spans = list(windows(len(passages.ids), passages.window, passages.stride))
+    for done, (begin, end, first) in enumerate(spans):
+        logits = runner.logits(passages.ids[begin:end])
+        yield slice(first - 1, end - 1), log_softmax(logits[first - 1 - begin : end - 1 - begin]), passages.ids[first:end]
+        progress(done + 1, len(spans))
+
+
+def pooled(runner: Runner, ids: Ids, task: str) -> Floats:
+    """A passage as one vector: mean of the last hidden states [H], or the classes' log-probabilities [C]."""
+    out = runner.logits(ids)
+    vector: Floats = log_softmax(out)[0] if task == CLASSIFICATION else out.mean(axis=0)
+    return vector
+
+
+def answer(runner: Runner, passages: Passages, progress: Progress) -> Answers:
+    """The reference's answers over all passages."""
+    none = np.zeros((0, 0), np.float32)
+    if passages.task != GENERATION:
+        count = len(passages.offsets) - 1
+        vectors = []
+        for done, ids in enumerate(passages):
+            vectors.append(pooled(runner, ids, passages.task))
+            progress(done + 1, count)
+        return Answers(np.zeros(0), none.astype(np.int32), none, none, np.stack(vectors))
+    nll, top_ids, top_logp, rest = [], [], [], []
+    for _, logp, tokens in _scored(runner, passages, progress):
+        k = min(TOP_K, logp.shape[-1])
+        best = np.argpartition(logp, -k, axis=-1)[:, -k:]
+        best_logp = np.take_along_axis(logp, best, -1)
+        order = np.argsort(-best_logp, axis=-1, kind="stable")
+        best, best_logp = np.take_along_axis(best, order, -1), np.take_along_axis(best_logp, order, -1)
+        nll.append(-_at(logp, tokens))
+        top_ids.append(best.astype(np.int32))
+        top_logp.append(best_logp)
+        rest.append(_rest(logp, best_logp))
+    return Answers(np.concatenate(nll), np.concatenate(top_ids), np.concatenate(top_logp), np.concatenate(rest), none)
+
+
+def _at(logp: Floats, tokens: Ids) -> Doubles:
+    return np.take_along_axis(logp, tokens[:, None], -1)[:, 0].astype(np.float64)
+
+
+def _rest(logp: Floats, chosen: Floats) -> Floats:
+    """log of the probability that the chosen columns leave over; the same float32 terms are summed in float64 both times."""
+    whole = np.exp(logp).sum(axis=-1, dtype=np.float64)
+    left = np.maximum(whole - np.exp(chosen).sum(axis=-1, dtype=np.float64), 1e-30)
+    result: Floats = np.log(left).astype(np.float32)
+    return result
+
+
+def compare(runner: Runner, reference: Reference, progress: Progress = lambda done, total: None) -> dict[str, float]:
+    """Every quality figure of a row (keys as in types.Result) that this task has."""
+    passages, answers = reference.passages, reference.answers
+    if passages.task != GENERATION:
+        return _compare_vectors(runner, passages, answers, progress)
+    count = len(answers.nll)
+    nll, kl, agree = np.empty(count), np.empty(count), np.empty(count)
+    for span, logp, tokens in _scored(runner, passages, progress):
+        nll[span] = -_at(logp, tokens)
+        top, p, p_rest = answers.top_ids[span], answers.top_logp[span], answers.rest_logp[span]
+        q = np.take_along_axis(logp, top.astype(np.int64), -1)
+        kl[span] = (np.exp(p) * (p - q)).sum(-1) + np.exp(p_rest) * (p_rest - _rest(logp, q))
+        agree[span] = logp.argmax(-1) == top[:, 0]
+    mean, se = _mean(nll - answers.nll)
+    ratio = math.exp(mean)
+    kl_mean, kl_se = _mean(kl)
+    top1, top1_se = _mean(agree)
+    return {
+        "ppl": math.exp(float(nll.mean())),
+        "ppl_ratio": ratio,
+        "ppl_ratio_se": ratio * se,
+        "kl": max(kl_mean, 0.0),  # float32 rounding can push the divergence of equal models just below zero
+        "kl_se": kl_se,
+        "top1": top1,
+        "top1_se": top1_se,
+    }
+
+
+def _compare_vectors(runner: Runner, passages: Passages, answers: Answers, progress: Progress) -> dict[str, float]:
+    cosines, kl, agree = [], [], []
+    count = len(answers.vectors)
+    for done, (ids, expected) in enumerate(zip(passages, answers.vectors, strict=True)):
+        got = pooled(runner, ids, passages.task)
+        if passages.task == FEATURES:
+            lengths = float(np.linalg.norm(got)) * float(np.linalg.norm(expected))
+            cosines.append(float(got.astype(np.float64) @ expected.astype(np.float64)) / max(lengths, 1e-30))
+        else:
+            kl.append(float((np.exp(expected) * (expected - got)).sum()))
+            agree.append(float(got.argmax() == expected.argmax()))
+        progress(done + 1, count)
+    if passages.task == FEATURES:
+        cosine, se = _mean(np.array(cosines))
+        return {"cosine": min(cosine, 1.0), "cosine_se": se}
+    (kl_mean, kl_se), (top1, top1_se) = _mean(np.array(kl)), _mean(np.array(agree))
+    return {"kl": max(kl_mean, 0.0), "kl_se": kl_se, "top1": top1, "top1_se": top1_se}
+
+
+def reference_perplexity(answers: Answers) -> tuple[float, float] | None:
+    """Perplexity of the reference and its standard error, or None for a task that has none."""
+    if len(answers.nll) == 0:
+        return None
+    mean, se = _mean(answers.nll)
+    return math.exp(mean), math.exp(mean) * se
+
+
+def _mean(values: Doubles) -> tuple[float, float]:
+    """Mean and its standard error over tokens (or passages)."""
+    if len(values) < 2:
+        return float(values.mean()), 0.0
+    return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def compare_probe(runner: Runner, probe: Probe, task: str) -> Mapping[str, float]:
+    """max_logit_error on padded sequences of other lengths, in one batch where the runner takes one; and cache_kl.
+
+    `cache_kl` is the mean KL(uncached || cached) of the artifact with itself, where it has a cache: a prefill of about
+    half of a sequence, then the rest token by token. It needs no reference, so quantization does not hide in it.
+    """
+    lengths = probe.mask.sum(axis=1)
+    sequences = [row[:length] for row, length in zip(probe.ids, lengths, strict=True)]
+    alone = [runner.logits(ids) for ids in sequences]
+    if task == CLASSIFICATION:
+        got = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else np.concatenate(alone)
+        return {"max_logit_error": float(np.abs(got - probe.answers).max())}
+    together = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else alone
+    worst = 0.0
+    for index, length in enumerate(lengths):
+        expected = probe.answers[index][:length]
+        for got in (alone[index], together[index][:length]):
+            worst = max(worst, float(np.abs(got - expected).max()))
+    figures = {"max_logit_error": worst}
+    if isinstance(runner, CachedRunner):
+        figures["cache_kl"] = float(np.mean([_cache_kl(runner, ids, alone[i]) for i, ids in enumerate(sequences)]))
+    return figures
+
+
+def _cache_kl(runner: CachedRunner, ids: Ids, uncached: Floats) -> float:
+    half = len(ids) // 2
+    cached = [runner.prefill(ids[:half]), *(runner.step(int(token)) for token in ids[half:])]
+    expected, got = log_softmax(uncached[half - 1 :]), log_softmax(np.stack(cached))
+    return max(float((np.exp(expected) * (expected - got)).sum(-1).mean()), 0.0)

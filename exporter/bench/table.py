@@ -1,0 +1,240 @@
+"""How a row of the report is worded: its columns, its numbers, its verdict. Shared by every form the report takes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.types import GENERATION
+
+Row = Mapping[str, Any]
+
+# Escape sequences that engines colour their errors with, then what XML 1.0 forbids (section 2.2, Char).
+_FORBIDDEN = re.compile("\x1b\\[[0-9;?]*[ -/]*[@-~]|[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def clean(value: Any) -> Any:
+    """The same report without the characters that a terminal would obey or that XML forbids."""
+    if isinstance(value, str):
+        return _FORBIDDEN.sub("", value)
+    if isinstance(value, Mapping):
+        return {clean(key): clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(item) for item in value]
+    return value
+
+
+def clip(text: str, length: int) -> str:
+    """Text on one line, cut to a length."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
+def name(row: Row) -> str:
+    """The variant's name, such as onnx:int8-weight."""
+    return f"{row['target']}:{row['precision']}"
+
+
+def verdict(report: Row, row: Row) -> str:
+    """What became of a row, in a word or two: reference, passed, ok (no gates), gate failed, failed or skipped."""
+    if any(not gate["passed"] for gate in row["gates"]):
+        return "gate failed"
+    if row["status"] != "ok":
+        return str(row["status"])
+    if name(row) == report["evaluation"]["reference"]:
+        return "reference"
+    return "passed" if row["gates"] else "ok"
+
+
+def summary(report: Row) -> str:
+    """The verdict's sentence: how many artifacts there are of each kind."""
+    words = [verdict(report, row) for row in report["results"]]
+    parts = [
+        (words.count("passed"), "passed every gate"),
+        (words.count("ok"), "measured without gates"),
+        (words.count("gate failed"), "failed a gate"),
+        (words.count("failed"), "could not be built or run"),
+        (words.count("skipped"), "skipped"),
+    ]
+    total = sum(count for count, _ in parts)
+    if not total:
+        return "Only the reference was measured"
+    listed = ", ".join(f"{count} {what}" for count, what in parts if count)
+    return f"Of {total} artifact{'s' if total > 1 else ''}: {listed}"
+
+
+def highlights(report: Row) -> Iterator[tuple[str, str, str, str]]:
+    """What a reader in a hurry wants, each as (title, variant, figure, against the reference)."""
+    speed = "decode_tokens_per_s" if generates(report) else "prefill_tokens_per_s"
+    passed = [row for row in report["results"] if verdict(report, row) == "passed"]
+    base: Row = next((row for row in report["results"] if name(row) == report["evaluation"]["reference"]), {})
+    if base.get("bytes"):
+        yield "Reference", name(base), f"{megabytes(base['bytes'])} MB", f"{_rate(base.get(speed)) or '–'} tokens/s"
+    small = min(
+        (row for row in passed if row.get("size_ratio")), key=lambda row: float(row["size_ratio"]), default=None
+    )
+    if small:
+        yield (
+            "Smallest that passed",
+            name(small),
+            f"{megabytes(small['bytes'])} MB",
+            f"{_times(small['size_ratio'])} × the size",
+        )
+    fast = max((row for row in passed if row.get(speed)), key=lambda row: float(row[speed]), default=None)
+    if fast:
+        gain = f"{fast[speed] / base[speed]:.1f} × the speed" if base.get(speed) else ""
+        yield "Fastest that passed", name(fast), f"{_rate(fast[speed])} tokens/s", gain
+
+
+def failure(gate: Row) -> str:
+    """The line for a gate that did not pass."""
+    return f"{gate['name']} is {gate_value(gate)}, limit {gate_limit(gate)}{gate['detail'] and ': '}{gate['detail']}"
+
+
+def gate_limit(gate: Row) -> str:
+    """A gate's limit with its direction, which its name begins with: min_top1, max_kl."""
+    return f"{'≥' if gate['name'].startswith('min_') else '≤'} {gate['limit']:g}"
+
+
+def gate_value(gate: Row) -> str:
+    """A gate's value, with all its digits where fewer would make it look equal to its limit."""
+    value, limit = gate["value"], gate["limit"]
+    if value is None:
+        return "not measured"
+    text = f"{value:.5g}"
+    return repr(value) if float(text) == limit != value else text
+
+
+def megabytes(count: float | None) -> str | None:
+    """Bytes in MB (10^6)."""
+    if count is None:
+        return None
+    size = count / 1e6
+    return f"{size:.3f}" if size < 1 else f"{size:,.1f}" if size < 1000 else f"{size:,.0f}"
+
+
+def _small(value: float | None) -> str | None:
+    """A value that may be tiny: five decimals, or an exponent where they would say little."""
+    if not value:
+        return None if value is None else "0"
+    return f"{value:.5f}" if 1e-4 <= abs(value) < 1 else f"{value:.3f}" if 1 <= abs(value) < 1e4 else f"{value:.1e}"
+
+
+def _floored(value: float | None, decimals: int) -> str | None:
+    """Rounded down, so that 0.99999 is never shown as 1. The first rounding undoes the noise of binary fractions."""
+    if value is None:
+        return None
+    scale = 10**decimals
+    return f"{math.floor(round(value * scale, 6)) / scale:.{decimals}f}"
+
+
+def _with_error(value: float | None, error: float | None) -> str | None:
+    if value is None:
+        return None
+    fixed = abs(value) < 10
+    text = f"{value:.4f}" if fixed else f"{value:,.5g}"
+    if not error:  # the reference's ratio to itself has none
+        return text
+    return f"{text} ± {error:.4f}" if fixed and error >= 1e-4 else f"{text} ± {error:.1g}"
+
+
+def _rate(value: float | None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+
+
+def _times(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str | None:
+    share = _floored(None if value is None else 100 * value, 2)
+    return None if share is None else f"{share}%"
+
+
+def latency(row: Row, phase: str, percentile: str) -> float | None:
+    """Milliseconds, or None: `phase` is prefill or decode, `percentile` p50, p90 or p99."""
+    return ((row.get("latency_ms") or {}).get(phase) or {}).get(percentile)
+
+
+def _percentiles(row: Row, phase: str) -> str | None:
+    values = [_rate(latency(row, phase, p)) for p in ("p50", "p90", "p99")]
+    return None if not any(values) else " / ".join(value or "–" for value in values)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its title, its unit, and a row's cell (None: not measured).
+
+    Cells use row.get, for a report.json of an older exporter may lack a column that was added since.
+    """
+
+    title: str
+    unit: str
+    cell: Callable[[Row], str | None]
+
+
+_SIZE = (
+    Column("Size", "MB", lambda row: megabytes(row.get("bytes"))),
+    Column("Size", "×", lambda row: _times(row.get("size_ratio"))),
+)
+_TOP1 = Column("Top-1", "agree", lambda row: _percent(row.get("top1")))
+_PREFILL = Column("Prefill", "tok/s", lambda row: _rate(row.get("prefill_tokens_per_s")))
+_RSS = Column("RSS", "MB", lambda row: megabytes(row.get("peak_rss_bytes")))
+_GENERATION = (
+    *_SIZE,
+    Column("PPL ratio", "± se", lambda row: _with_error(row.get("ppl_ratio"), row.get("ppl_ratio_se"))),
+    Column("KL", "nats", lambda row: _small(row.get("kl"))),
+    _TOP1,
+    _PREFILL,
+    Column("Decode", "tok/s", lambda row: _rate(row.get("decode_tokens_per_s"))),
+    _RSS,
+)
+_ENCODER = (
+    *_SIZE,
+    Column("Cosine", "mean", lambda row: _floored(row.get("cosine"), 5)),
+    Column("KL", "nats", lambda row: _small(row.get("kl"))),
+    _TOP1,
+    _PREFILL,
+    Column("Latency", "ms p50", lambda row: _rate(latency(row, "prefill", "p50"))),
+    _RSS,
+)
+_DETAILS = (
+    Column("Perplexity", "", lambda row: _with_error(row.get("ppl"), None)),
+    Column("KL se", "nats", lambda row: _small(row.get("kl_se"))),
+    Column("Top-1 se", "", lambda row: _percent(row.get("top1_se"))),
+    Column("Cosine", "mean", lambda row: _floored(row.get("cosine"), 5)),
+    Column("Cosine se", "", lambda row: _small(row.get("cosine_se"))),
+    Column("Logit error", "max abs", lambda row: _small(row.get("max_logit_error"))),
+    Column("Cache KL", "nats", lambda row: _small(row.get("cache_kl"))),
+    Column("Prefill", "ms p50 / p90 / p99", lambda row: _percentiles(row, "prefill")),
+    Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode")),
+    Column("Tokenizer", "MB", lambda row: megabytes(row.get("tokenizer_bytes"))),
+    Column("Export", "s", lambda row: _rate(row.get("export_s"))),
+    Column("Export RSS", "MB", lambda row: megabytes(row.get("export_peak_rss_bytes"))),
+    Column("Engine", "", lambda row: row.get("engine")),
+    Column("Folder", "", lambda row: row.get("path")),
+)
+
+
+def generates(report: Row) -> bool:
+    """Whether the model generates text: it has a perplexity and a decode loop then, else a cosine and a latency."""
+    return bool(report["model"]["task"] == GENERATION)
+
+
+def columns(report: Row) -> list[Column]:
+    """The table's columns for this task, without those that no row has a number for."""
+    return _measured(_GENERATION if generates(report) else _ENCODER, report)
+
+
+def detail_columns(report: Row) -> list[Column]:
+    """The columns of what else was measured, without the empty ones."""
+    return _measured(_DETAILS, report)
+
+
+def _measured(choice: tuple[Column, ...], report: Row) -> list[Column]:
+    return [column for column in choice if any(column.cell(row) is not None for row in report["results"])]

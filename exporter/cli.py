@@ -1,0 +1,226 @@
+"""The command line: a thin skin over Job and run. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from exporter.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_JOB, ExporterError
+
+FORMAT = click.option(
+    "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True,
+    help="json: the last line of stdout is the result.",
+)
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show the log's path and tracebacks of what failed.")
+
+
+class JobCommand(click.Command):
+    """`run`, whose flags are Job's fields: a default and its description are written there only."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*job_options(), *super().get_params(ctx)]
+
+
+def job_options() -> list[click.Parameter]:
+    """A click option for each field of Job. Unset flags stay out of the job, so that the file's values hold."""
+    from exporter.job import Job
+
+    options: list[click.Parameter] = []
+    for name, field in Job.model_fields.items():
+        flag = "--" + name.replace("_", "-")
+        text = str(field.annotation)
+        help_text = field.description or ""
+        if field.default not in (None, ()) and not field.is_required() and not isinstance(field.default, bool):
+            if field.default_factory is None:
+                help_text += f"  [default: {', '.join(field.default) if isinstance(field.default, tuple) else field.default}]"
+        flags = {"model": ["-m", flag], "output": ["-o", flag], "target": ["-t", flag]}.get(name, [flag])
+        if field.annotation is bool:
+            flags = [f"{flag}/--no-{name}"] if field.default else [flag]
+            options.append(click.Option(flags, is_flag=True, default=None, help=help_text))
+        else:
+            kind = int if "int" in text else float if "float" in text else str
+            options.append(click.Option(flags, type=kind, multiple="tuple" in text, default=None, help=help_text))
+    return options
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="exporter", prog_name="exporter")
+def cli() -> None:
+    """Take a trained model to every machine that must run it, and prove what that costs.
+
+    \b
+    exporter run -m tiny --target onnx -o out            the model that exporter ships, offline
+    exporter run -m DIR --adapter LORA --target onnx:int8-weight --target onnx:fp32 -o out
+    exporter run --config job.yaml
+
+    Exit status: 0 all built and within its gates; 2 the job is wrong; 3 a gate failed; 4 an artifact was not built.
+    """
+
+
+@cli.command(cls=JobCommand)
+@click.option("--config", type=click.Path(path_type=Path), help="A YAML file with the same keys; flags win over it.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the resolved job and what it would do, and stop.")
+@FORMAT
+@VERBOSE
+def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: Any) -> None:
+    """Merge, export, measure and report: the main job.
+
+    \b
+    exporter run -m all-minilm-l6-v2 --target onnx:all -o out/minilm
+    exporter run -m ./llama --adapter ./lora --target onnx:int8-weight --max-ppl-ratio 1.01 -o out/llama
+    """
+    from exporter.job import load_job
+    from exporter.show import Screen, print_plan, print_result
+
+    job = load_job({name: value for name, value in flags.items() if value is not None and value != ()}, config)
+    with Screen(verbose) as screen:
+        if dry_run:
+            from exporter.plan import dry_plan
+
+            described = dry_plan(job, screen.progress)
+        else:
+            from exporter.pipeline import run as run_job
+
+            report = run_job(job, screen.progress, screen.failed)
+    if dry_run:
+        print_plan(described, form)
+        return
+    print_result(report, job.output, form)
+    sys.exit(report["exit_status"])
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of every engine. Default: as in the job.")
+@FORMAT
+@VERBOSE
+def bench(folder: Path, threads: int | None, form: str, verbose: bool) -> None:
+    """Measure an output FOLDER again, on this machine, from its stored reference (torch is not needed)."""
+    from exporter.pipeline import bench_again
+    from exporter.show import Screen, print_result
+
+    with Screen(verbose) as screen:
+        report = bench_again(folder, threads, screen.progress, screen.failed)
+    print_result(report, folder, form)
+    sys.exit(report["exit_status"])
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@FORMAT
+def report(folder: Path, form: str) -> None:
+    """Render an output FOLDER's report.html, report.md and junit.xml again, and print its table."""
+    from exporter.bench.report import write_report
+    from exporter.pipeline import read_report
+    from exporter.show import print_result
+
+    stored = read_report(folder)
+    write_report(stored, folder)
+    print_result(stored, folder, form)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@FORMAT
+def verify(folder: Path, form: str) -> None:
+    """Check every artifact below an output FOLDER against the hashes in its manifest."""
+    from exporter.show import print_damage
+    from exporter.store import MANIFEST, damage, read_manifest
+
+    found = {path.parent.name: read_manifest(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
+    if not found:
+        raise click.UsageError(f"{folder} holds no artifacts")
+    broken = {
+        name: ["its manifest cannot be read"] if manifest is None else damage(folder / name, manifest)
+        for name, manifest in found.items()
+    }
+    print_damage(broken, form)
+    sys.exit(EXIT_JOB if any(broken.values()) else 0)
+
+
+@cli.command()
+@FORMAT
+def targets(form: str) -> None:
+    """List every target with its precisions and gates, whether it can run here (and why not), and the recipes."""
+    from exporter.show import print_targets
+
+    print_targets(form)
+
+
+@cli.command()
+@FORMAT
+def doctor(form: str) -> None:
+    """Print versions, CPU features, threads, memory, GPU and known-bad pairs of packages."""
+    from exporter.show import print_doctor
+
+    print_doctor(form)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the job file's JSON Schema, for editors (yaml-language-server: $schema=…)."""
+    from exporter.job import Job
+
+    click.echo(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}, indent=2))
+
+
+@cli.command("shell-init")
+@click.argument("shell", type=click.Choice(["bash", "zsh"]))
+def shell_init(shell: str) -> None:
+    """Print a function that makes `export run …` work in a SHELL whose builtin has that name.
+
+    \b
+    eval "$(exporter shell-init bash)"        in ~/.bashrc
+    eval "$(exporter shell-init zsh)"         in ~/.zshrc
+    """
+    words = "|".join(sorted(cli.commands))
+    function = f'export() {{ case "${{1-}}" in {words}) command exporter "$@" ;; *) builtin export "$@" ;; esac; }}'
+    if shell == "bash":
+        click.echo(function)
+    else:
+        # In zsh `export` is a reserved word: it must be disabled before the line that defines the function is parsed,
+        # and eval parses all of its text at once, hence the eval inside the eval.
+        click.echo(f"disable -r export\neval '{function.replace(chr(39), chr(39) * 2)}'")
+
+
+def main() -> NoReturn:
+    """The entry point of both `exporter` and `export`: errors become one line and an exit status."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        sys.exit(_status(lambda: cli.main(standalone_mode=False)))
+    except ExporterError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_status)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: what was unfinished has been removed", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_JOB)
+
+
+def _status(call: Callable[[], Any]) -> int:
+    try:
+        result = call()
+    except OSError as error:
+        import errno
+
+        if error.errno != errno.ENOSPC:
+            raise
+        from exporter.errors import BuildError
+
+        raise BuildError(f"the disk is full ({error.filename or error}); free some space and run again") from error
+    return result if isinstance(result, int) else 0
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+__all__ = ["EXIT_BUG", "cli", "main"]

@@ -1,0 +1,49 @@
+"""Mistakes that the user can mend.
+
+    ExporterError           the problem, the choices there are, the command that mends it
+    ├── JobError            the command line or the job is wrong                  (exit status 2)
+    └── BuildError          an artifact that was asked for could not be built     (exit status 4)
+        └── MissingPackage  a target's package is not installed
+
+Anything else that is raised is a bug of exporter: it keeps its traceback and exits with 1. A gate that fails is a
+result, not an error: the run ends normally, with exit status 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+EXIT_OK, EXIT_BUG, EXIT_JOB, EXIT_GATE, EXIT_BUILD, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+class ExporterError(Exception):
+    """One clear line for a person: what is wrong, what there is instead, what to run."""
+
+    exit_status = EXIT_JOB
+
+
+class JobError(ExporterError):
+    """The command line, the job file, the model or the texts cannot be worked with as they are."""
+
+
+class BuildError(ExporterError):
+    """An artifact that was asked for could not be built."""
+
+    exit_status = EXIT_BUILD
+
+
+class MissingPackage(BuildError):
+    """A package that this target needs is not installed."""
+
+    def __init__(self, what: str, packages: Iterable[str], extra: str) -> None:
+        super().__init__(f"{what} needs {', '.join(packages)}; install with: pip install 'exporter[{extra}]'")
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
+    """The line for a misspelt name: the nearest choices, or all of them when none is near."""
+    known = sorted(choices)
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return f"unknown {kind} {name!r}; did you mean {' or '.join(near)}?"
+    return f"unknown {kind} {name!r}; there are: {', '.join(known)}"

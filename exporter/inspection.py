@@ -1,0 +1,70 @@
+"""What transformers and optimum know of a checkpoint: its task and how long a text it takes. Runs in a worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import JobError, unknown
+from exporter.load import is_recipe, needs_remote_code, prepare, prepared, read_config
+from exporter.types import TASKS
+
+_NO_LIMIT = 1 << 20  # tokenizers without a limit of their own say 10^30
+
+
+def inspect(model: str, path: Path, task: str | None, trust: bool) -> dict[str, Any]:
+    """path, task, max_length (tokens, None: no limit known) and config of a located model. Raises JobError.
+
+    A recipe's weights are dequantized into the cache first, where the package holds a GGUF.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    recipe = is_recipe(model)
+    if recipe is not None and recipe.gguf is not None:
+        path = prepared(recipe) or prepare(recipe)
+    if needs_remote_code(read_config(path)) and not trust:
+        raise JobError(f"{model} brings Python code of its own; read it, then run again with --trust-remote-code")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise JobError(f"transformers cannot read the configuration of {model}: {_first_line(error)}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
+        raise JobError(f"the tokenizer of {model} cannot be loaded: {_first_line(error)}") from error
+    limits = [getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
+    known = [int(limit) for limit in limits if limit is not None and limit < _NO_LIMIT]
+    return {
+        "path": str(path),
+        "task": _task(config, task, model),
+        "max_length": min(known) if known else None,
+        "config": config.to_dict(),
+    }
+
+
+def _task(config: Any, asked: str | None, model: str) -> str:
+    """The task that was asked for, or the one of the checkpoint's architecture, in the words of optimum."""
+    import transformers
+    from optimum.exporters.tasks import TasksManager
+
+    if asked is not None:
+        task = TasksManager.map_from_synonym(asked)
+        if task not in TASKS:
+            raise JobError(unknown("task", asked, TASKS))
+        return str(task)
+    names = [name for name in config.architectures or [] if hasattr(transformers, name)]
+    # A model with code of its own says by its auto_map which of transformers' auto classes loads it.
+    names += [name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModel")]
+    if not names:
+        raise JobError(f"the architecture of {model} is not known; give --task with one of {', '.join(TASKS)}")
+    try:
+        task = TasksManager.infer_task_from_model(getattr(transformers, names[0]))
+    except ValueError:
+        task = "an unknown task"
+    if task not in TASKS:
+        raise JobError(f"{names[0]} is for {task}, which exporter does not measure; give --task with one of {', '.join(TASKS)}")
+    return str(task)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,104 @@
+"""Job: the validated form of the command line's flags and of the YAML file. Each default is written here, once.
+
+The CLI builds its flags from these fields, `exporter schema` prints their JSON Schema. A job only holds values: it
+infers nothing, downloads nothing and looks at no file. The plan (exporter.pipeline) does, before any work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from exporter.errors import JobError, unknown
+from exporter.types import Gates
+
+MIN_TOKENS = 64  # fewer cannot carry a standard error that means anything
+
+
+def usable_cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Job(BaseModel):
+    """What to export, and how to prove it. Every key is also a flag: eval_tokens is --eval-tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), title="exporter job")
+
+    model: str = Field(min_length=1, description="A checkpoint: a folder, a recipe's name (see 'exporter targets') or a hub id.")
+    adapter: tuple[Path, ...] = Field((), description="A PEFT adapter's folder to merge; several are merged in order.")
+    target: tuple[str, ...] = Field(
+        ("onnx",), min_length=1, description="TARGET or TARGET:PRECISION, such as onnx:int8-weight; 'all' for every one."
+    )
+    output: Path = Field(description="The folder that receives the artifacts and the report.")
+    task: str | None = Field(None, description="The task, where the checkpoint's architecture leaves it open.")
+    eval_text: Path | None = Field(
+        None, description="UTF-8 text to measure on. Default: the recipe's own, or the standard library's topics."
+    )
+    eval_tokens: int = Field(4096, ge=MIN_TOKENS, description="How many tokens of the text to measure on.")
+    window: int | None = Field(None, ge=8, description="Tokens that a model sees at once. Default: 512; encoders 128.")
+    stride: int | None = Field(None, ge=1, description="Tokens that windows move by. Default: half a window.")
+    max_ppl_ratio: float | None = Field(None, gt=0, description="Gate: perplexity over the reference's.")
+    max_kl: float | None = Field(None, ge=0, description="Gate: mean KL divergence from the reference, in nats.")
+    min_top1: float | None = Field(None, ge=0, le=1, description="Gate: share of tokens whose most likely next agrees.")
+    min_cosine: float | None = Field(None, ge=-1, le=1, description="Gate: mean cosine of pooled embeddings.")
+    max_size_ratio: float | None = Field(None, gt=0, description="Gate: size over the float32 weights' size.")
+    max_logit_error: float | None = Field(None, ge=0, description="Gate: largest error of a logit on the probe.")
+    speed: bool = Field(True, description="Measure latency and memory; --no-speed leaves them out.")
+    repeats: int = Field(5, ge=1, description="Rounds of the speed measurement, interleaved between the variants.")
+    threads: int = Field(
+        default_factory=usable_cores, ge=1, description="Threads of every engine. Default: the usable cores."
+    )
+    offline: bool = Field(False, description="Forbid the network: a hub id is then refused.")
+    trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
+    force: bool = Field(False, description="Replace another job's results in the output folder.")
+
+    @field_validator("adapter", "target", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path) else value
+
+    def gates(self, default: Gates) -> Gates:
+        """The precision's own gates, with this job's limits in their place where it names any."""
+        limits = {name: getattr(self, name, None) for name in Gates.__dataclass_fields__}
+        return Gates(**{name: getattr(default, name) if own is None else own for name, own in limits.items()})
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two jobs the same: all but what only concerns how this one is run."""
+        return self.model_dump(mode="json", exclude={"output", "force", "offline", "repeats", "speed", "threads"})
+
+
+def load_job(flags: Mapping[str, Any], config: Path | None = None) -> Job:
+    """The job of a YAML file and flags; flags win. Raises JobError with one line for each thing that is wrong."""
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            loaded = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise JobError(f"cannot read the job file {config}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise JobError(f"{config} is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(loaded, dict):
+            raise JobError(f"{config} must hold a mapping of keys such as 'model: …'; see 'exporter schema'")
+        values.update(loaded)
+    values.update(flags)
+    try:
+        return Job.model_validate(values)
+    except ValidationError as error:
+        raise JobError("; ".join(_line(detail) for detail in error.errors())) from error
+
+
+def _line(detail: Any) -> str:
+    """One of pydantic's complaints in a person's words."""
+    name = str(detail["loc"][0]) if detail["loc"] else "job"
+    if detail["type"] == "extra_forbidden":
+        return unknown("key", name, Job.model_fields)
+    flag = "--" + name.replace("_", "-")
+    if detail["type"] == "missing":
+        return f"{name} is missing: give {flag} or the key {name!r} in the job file"
+    return f"{flag} {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"

@@ -1,0 +1,159 @@
+"""Everything that can be checked before the first second of work: names, packages, texts, weights, disk, output."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exporter import targets
+from exporter.errors import BuildError, JobError
+from exporter.job import Job
+from exporter.load import check_adapter, is_recipe, locate, read_config
+from exporter.process import Progress, Worker
+from exporter.store import MANIFEST, cache_folder, content_key, sha256_folder, sweep, writable
+from exporter.texts import evaluation_text
+from exporter.types import GENERATION, TASKS, Checkpoint, Variant
+from exporter.weights import check_weights
+
+WINDOWS = dict.fromkeys(TASKS, 128) | {GENERATION: 512}
+_HEADROOM = 1.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job whose every part has been looked at."""
+
+    job: Job
+    checkpoint: Checkpoint  # before the stages
+    adapter_hashes: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    skipped: dict[Variant, str]
+    text_name: str
+    text: str = field(repr=False)
+    window: int
+    stride: int
+    max_length: int | None
+    notes: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """What --dry-run prints: the resolved job, and what it would do."""
+        reference = f"measure {self.job.eval_tokens} tokens of {self.text_name} with {targets.REFERENCE}"
+        steps = [f"merge the adapter {path}" for path in self.job.adapter]
+        steps += [reference, *(f"export, check and measure {variant}" for variant in self.variants)]
+        steps += [f"skip {variant}: {reason}" for variant, reason in self.skipped.items()]
+        resolved = {"task": self.checkpoint.task, "window": self.window, "stride": self.stride}
+        resolved["target"] = [str(variant) for variant in self.variants]
+        checkpoint = asdict(self.checkpoint)
+        return {"job": self.job.model_dump(mode="json") | resolved, "checkpoint": checkpoint, "steps": steps}
+
+
+def make_plan(job: Job, log: Path, progress: Progress) -> Plan:
+    """Checks a job, the cheap things first. Raises JobError, or BuildError for what cannot be built here."""
+    for text in job.target:
+        for task in TASKS:  # the task is not known yet: names must be right for any of them
+            targets.parse(text, task)
+    output = job.output.expanduser()
+    _refuse_other_results(output, job)
+    recipe = is_recipe(job.model)
+    text_name, text = evaluation_text(job.eval_text, recipe)
+    hashes = []
+    for adapter in job.adapter:
+        check_adapter(adapter)
+        check_weights(adapter, "adapter_model")
+        hashes.append(sha256_folder(adapter))
+    path = locate(job.model, job.offline)
+    if recipe is None or recipe.gguf is None:
+        read_config(path)
+        check_weights(path)  # before transformers reads any of it
+    with Worker(log, job.threads, progress) as worker:
+        known = worker("inspect", model=job.model, path=path, task=job.task, trust=job.trust_remote_code)
+    path, task = Path(known["path"]), known["task"]
+    weights = check_weights(path)
+    config = json.dumps(read_config(path), sort_keys=True)
+    checkpoint = Checkpoint(
+        path, task, job.model, content_key([weights.sha256, config]), weights.parameters,
+        tuple(f"loaded {job.model} ({', '.join(weights.dtypes)})" for _ in (0,)), job.trust_remote_code,
+    )
+    variants, skipped = _variants(job, task, known["config"])
+    window, stride = _window(job, task, known["max_length"])
+    _refuse_full_disk(output, weights.parameters, len(variants), merging=bool(job.adapter))
+    return Plan(
+        job, checkpoint, tuple(hashes), variants, skipped, text_name, text, window, stride, known["max_length"],
+        recipe.notes if recipe else (),
+    )
+
+
+def _variants(job: Job, task: str, config: dict[str, Any]) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
+    """What will be built, and what is skipped and why. A variant that was named and cannot be built is an error."""
+    chosen: dict[Variant, bool] = {}  # in order, each once; whether it was named
+    for text in job.target:
+        for variant in targets.parse(text, task):
+            chosen[variant] = chosen.get(variant, False) or not text.endswith("all")
+    skipped = {}
+    for variant, named in chosen.items():
+        reason = targets.unavailable(variant) or targets.get(variant.target).check(config, task, variant.precision)
+        if reason is not None and named:
+            raise BuildError(f"{variant} cannot be built here: {reason}")
+        if reason is not None:
+            skipped[variant] = reason
+    wanted = (variant for variant in chosen if variant not in skipped and variant != targets.REFERENCE)
+    return tuple(wanted), skipped
+
+
+def _window(job: Job, task: str, max_length: int | None) -> tuple[int, int]:
+    window = job.window or min(WINDOWS[task], max_length or WINDOWS[task])
+    if max_length is not None and window > max_length:
+        raise JobError(f"--window {window} is longer than this model's {max_length} positions")
+    stride = job.stride or max(window // 2, 1)
+    if task == GENERATION and stride >= window:
+        raise JobError(f"--stride {stride} must be below the window, {window}: else a token would be scored without context")
+    return window, stride
+
+
+def _refuse_other_results(output: Path, job: Job) -> None:
+    """An output folder must be new, empty, or hold this job's earlier results; --force takes any of exporter's."""
+    writable(output)
+    sweep(output)
+    present = [path for path in output.iterdir() if not path.name.startswith(".")]
+    if not present:
+        return
+    report = output / "report.json"
+    ours = report.is_file() or any((path / MANIFEST).is_file() for path in present) or (output / "job.json").is_file()
+    if not ours:
+        raise JobError(f"{output} holds other files ({present[0].name}); choose a new folder with -o")
+    record = output / "job.json"
+    try:
+        same = json.loads(record.read_text(encoding="utf-8")) == job.identity()
+    except (OSError, ValueError):
+        same = False
+    if not same and not job.force:
+        raise JobError(f"{output} holds another job's results; choose another folder with -o, or replace them with --force")
+
+
+def _refuse_full_disk(output: Path, parameters: int, variants: int, merging: bool) -> None:
+    """Refuses what surely will not fit: a float graph as scratch, and the artifacts; a merged checkpoint in the cache."""
+    whole = 4 * parameters
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    # A float graph, and on average half its size for each artifact.
+    needs = {output: int(_HEADROOM * whole * (1 + variants / 2))}
+    if merging:
+        needs[cache] = int(_HEADROOM * whole)
+    for folder, need in needs.items():
+        free = shutil.disk_usage(folder).free
+        if free < need:
+            raise BuildError(
+                f"the disk of {folder} is too full: this job needs about {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB "
+                "are free; free some space, or choose another disk with -o (or EXPORTER_CACHE for the cache)"
+            )
+
+
+def dry_plan(job: Job, progress: Progress) -> dict[str, Any]:
+    """The plan of a job in words, with nothing written to its output folder but for the check that it can be."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as logs:
+        return make_plan(job, Path(logs) / "plan.log", progress).describe()

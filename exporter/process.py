@@ -1,0 +1,101 @@
+"""The parent's side of a worker: one export or one measurement in a process of its own.
+
+Its peak memory is its own, and an engine that crashes is an error with its signal's name, not the end of the run.
+Requests and replies are JSON lines (exporter.worker has the other side); what libraries print goes to a log file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from exporter.errors import EXIT_BUILD, EXIT_JOB, BuildError, JobError
+
+Progress = Callable[[str, int, int], None]  # (what is being done, done, total); total 0: not known
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The progress of nobody who looks."""
+
+
+class WorkerFailed(BuildError):
+    """A worker died, or met a bug: of exporter, of a library, or of the model's code. `trace` is its traceback."""
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message)
+        self.trace = trace
+
+
+class Worker:
+    """`with Worker(log, threads) as worker: worker("op", key=value)`; what an op can be is in exporter.worker.OPS."""
+
+    def __init__(self, log: Path, threads: int, progress: Progress = silent) -> None:
+        self._log, self._threads, self._progress = log, threads, progress
+
+    def __enter__(self) -> Self:
+        quiet = {
+            "HF_HUB_OFFLINE": "1",  # what must be downloaded has been, by the parent
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "OMP_NUM_THREADS": str(self._threads),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "exporter.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=os.environ | quiet,
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the whole group
+                text=True,
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            try:
+                if pipe is not None:
+                    pipe.close()
+            except BrokenPipeError:
+                pass  # it died first; its status has been reported
+        try:
+            self._process.wait(timeout=0 if kind else 20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def __call__(self, op: str, **args: Any) -> Any:
+        """What an op returns. Raises its ExporterError, or WorkerFailed when the worker crashed or met a bug."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"op": op, "args": args}, default=str) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._death(op) from None
+        for line in self._process.stdout:
+            reply = json.loads(line)
+            if "progress" in reply:
+                self._progress(*reply["progress"])
+            elif "error" in reply:
+                raise {EXIT_JOB: JobError, EXIT_BUILD: BuildError}[reply["status"]](reply["error"])
+            elif "bug" in reply:
+                raise WorkerFailed(f"{reply['bug']} (in {op}; the log is {self._log})", reply["trace"])
+            else:
+                return reply["result"]
+        raise self._death(op)
+
+    def _death(self, op: str) -> WorkerFailed:
+        status = self._process.wait()
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        if status == -signal.SIGKILL:
+            how += " (most often: out of memory)"
+        return WorkerFailed(f"the {op} process was {how}; the log is {self._log}")

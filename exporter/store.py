@@ -1,0 +1,171 @@
+"""Results that are either whole or not there: atomic publish, reuse by content key, verification by hash.
+
+A folder is built beside its destination under a temporary name, synced, and renamed. What a killed process left behind
+carries its process id in the name and is swept away by the next run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import JobError
+
+MANIFEST = "manifest.json"
+_TEMPORARY = re.compile(r"^\..+\.(\d+)\.tmp$")
+
+
+def cache_folder() -> Path:
+    """Where prepared checkpoints are kept: $EXPORTER_CACHE, or the user's cache folder."""
+    base = os.environ.get("EXPORTER_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "exporter"
+
+
+def content_key(value: Any) -> str:
+    """The same JSON value gives the same 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_folder(folder: Path) -> str:
+    """One hash over the names and contents of all files below a folder."""
+    return content_key({name: sha256_file(folder / name) for name in file_names(folder)})
+
+
+def file_names(folder: Path) -> list[str]:
+    """The files below a folder, as sorted relative POSIX paths; the manifest is left out."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(name for path in paths if (name := path.relative_to(folder).as_posix()) != MANIFEST)
+
+
+@contextmanager
+def publish(destination: Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes `destination`, whole, when the block ends well, and vanishes when it does not."""
+    with temporary_folder(destination.parent, destination.name) as building:
+        yield building
+        _sync(building)
+        old = destination.with_name(f".{destination.name}-old.{os.getpid()}.tmp")
+        if destination.exists():
+            destination.rename(old)
+        building.rename(destination)
+        _sync_folder(destination.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
+    """An empty folder inside `parent` that is gone when the block ends, however it ends."""
+    parent.mkdir(parents=True, exist_ok=True)
+    path = parent / f".{name}.{os.getpid()}.tmp"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes that no longer run left unfinished in a folder."""
+    import psutil
+
+    for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+        match = _TEMPORARY.match(path.name)
+        if match and not psutil.pid_exists(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep others from reading the results
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_manifest(folder: Path, key: str, weights: Iterable[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes and returns manifest.json: the key, every file's sha256 and size, which of them are weights, and what else is known."""
+    files = {
+        name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in file_names(folder)
+    }
+    manifest = {"schema_version": 1, "key": key, "weights": sorted(weights), **facts, "files": files}
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=2, default=str) + "\n")
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a published folder, or None where there is none that can be read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+
+
+def damage(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """What differs between a folder and its manifest, a line for each file; empty when all is as it was written."""
+    lines = []
+    for name, recorded in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            lines.append(f"{name} is missing")
+        elif path.stat().st_size != recorded["bytes"]:
+            lines.append(f"{name} has {path.stat().st_size} bytes, not {recorded['bytes']}")
+        elif sha256_file(path) != recorded["sha256"]:
+            lines.append(f"{name} has other contents than when it was written")
+    return lines
+
+
+def reusable(folder: Path, key: str) -> dict[str, Any] | None:
+    """The manifest of a folder that was published under this key and is undamaged, else None."""
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.get("key") != key or damage(folder, manifest):
+        return None
+    return manifest
+
+
+def writable(folder: Path) -> None:
+    """Makes a folder and proves that files can be written there. Raises JobError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise JobError(f"cannot write to {folder}: {error.strerror}; choose another folder with -o") from error
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

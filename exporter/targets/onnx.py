@@ -1,0 +1,133 @@
+"""ONNX for ONNX Runtime and its clients: one float32 graph, and a pass over it for each precision below.
+
+Text generation goes through onnxruntime-genai's builder where it knows the architecture (fused attention), and through
+a trace of the model's own code otherwise; encoders are traced. The folder is what optimum, transformers.js and
+onnxruntime-genai open: model.onnx (above 2 GB with model.onnx_data), the configuration, tokenizer and chat template.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.targets.genai_graph import build_float, builder_takes
+from exporter.targets.onnx_file import save_graph
+from exporter.targets.onnx_half import half
+from exporter.targets.onnx_quantize import dynamic_int8, weight_only
+from exporter.targets.onnx_session import open_onnx
+from exporter.targets.traced_graph import trace_causal_lm, trace_encoder
+from exporter.types import (
+    CLASSIFICATION,
+    FEATURES,
+    GENERATION,
+    TOKENIZER_FILES,
+    Exported,
+    ExportRequest,
+    Gates,
+    Precision,
+    Target,
+)
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def export(request: ExportRequest) -> Exported:
+    """Writes the artifact's folder. The float graph is made once for all the precisions of a run."""
+    import onnx
+    import onnx_ir as ir
+
+    float_graph = _float_graph(request)
+    model = ir.load(float_graph)
+    notes = []
+    genai = float_graph.parent / "genai_config.json"
+    if genai.is_file():
+        _number_head_size(model, json.loads(genai.read_text(encoding="utf-8")))
+        shutil.copyfile(genai, request.folder / genai.name)
+        notes.append("batches of unequal lengths are padded on the right: the fused attention counts the mask")
+    model, left = _PASSES[request.precision](model, request.checkpoint.task)
+    if left:
+        notes.append(f"kept in float: {', '.join(left)} (no multiple of the block size)")
+    save_graph(model, request.folder / "model.onnx")
+    onnx.checker.check_model(request.folder / "model.onnx")
+    for name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
+        if (request.checkpoint.path / name).is_file():
+            shutil.copyfile(request.checkpoint.path / name, request.folder / name)
+    weights = [name for name in ("model.onnx", "model.onnx_data") if (request.folder / name).is_file()]
+    return Exported(tuple(weights), tuple(notes))
+
+
+def _float_graph(request: ExportRequest) -> Path:
+    """model.onnx of the float32 graph in the scratch folder, made by the first export that needs it."""
+    folder = request.scratch / "float"
+    model, done = folder / "model.onnx", request.scratch / "float.done"
+    if done.is_file():
+        return model
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    checkpoint = request.checkpoint
+    config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    if checkpoint.task != GENERATION:
+        trace_encoder(checkpoint.path, checkpoint.task, model, trust_remote_code=checkpoint.trust_remote_code)
+    elif not config.get("auto_map") and builder_takes((config.get("architectures") or [""])[0]):
+        build_float(checkpoint.path, folder)
+    else:
+        trace_causal_lm(checkpoint.path, model, trust_remote_code=checkpoint.trust_remote_code)
+    done.touch()
+    return model
+
+
+def _number_head_size(model: ir.Model, genai: Mapping[str, Any]) -> None:
+    """Writes the cache's head size as a number where the builder left a symbol: transformers.js reads it there."""
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if str(value.name).startswith(("past_key_values.", "present.")) and value.shape is not None:
+            value.shape[3] = int(genai["model"]["decoder"]["head_size"])
+
+
+_PASSES: Mapping[str, Callable[[Any, str], tuple[Any, list[str]]]] = {
+    "fp32": lambda model, task: (model, []),
+    "fp16": lambda model, task: (half(model), []),
+    "int8-weight": lambda model, task: (model, weight_only(model, 8)),
+    "int4-weight": lambda model, task: (model, weight_only(model, 4)),
+    "int8-dynamic": lambda model, task: (model, dynamic_int8(model, task == GENERATION)),
+}
+
+
+def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
+    if config.get("is_encoder_decoder"):
+        return "encoder-decoder models are not exported to ONNX yet"
+    return None
+
+
+ONNX = Target(
+    name="onnx",
+    summary="ONNX Runtime, transformers.js, onnxruntime-genai, optimum",
+    precisions={
+        "fp32": Precision(
+            "float32",
+            Gates(max_ppl_ratio=1.001, max_kl=1e-4, min_cosine=0.9999, max_logit_error=1e-3, max_cache_kl=1e-6),
+        ),
+        "fp16": Precision("float16 weights and arithmetic", Gates(max_ppl_ratio=1.005, min_cosine=0.999, max_cache_kl=1e-3)),
+        "int8-weight": Precision(
+            "8-bit weights in blocks of 32", Gates(max_ppl_ratio=1.02, min_cosine=0.99, max_cache_kl=0.01)
+        ),
+        "int8-dynamic": Precision(
+            "int8 weights per channel, activations quantized at run time",
+            Gates(max_ppl_ratio=1.02, min_cosine=0.98, max_cache_kl=0.1),
+        ),
+        "int4-weight": Precision(
+            "4-bit weights in blocks of 32, embedding and head 8-bit",
+            Gates(max_ppl_ratio=1.10, min_cosine=0.95, max_cache_kl=0.05),
+        ),
+    },
+    default="int8",
+    aliases={"int8": {GENERATION: "int8-weight", FEATURES: "int8-dynamic", CLASSIFICATION: "int8-dynamic"}},
+    requires=("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai"),
+    extra="onnx",
+    check=check,
+    export=export,
+    open=open_onnx,
+)

@@ -1,0 +1,66 @@
+"""float16 by onnxruntime's own converter, which is shown the graph without its weights.
+
+The converter wants a whole ModelProto in memory. The large weights are taken out and declared as inputs first, and put back as
+float16 afterwards, one by one while they are written, so that neither copy is ever whole in memory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exporter.errors import BuildError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_LARGE = 1 << 16  # bytes; smaller tensors go through the converter, which looks at the values of some
+
+
+def half(model: ir.Model) -> ir.Model:
+    """The graph in float16, with float32 inputs and outputs, the KV cache's too: the types that clients feed.
+
+    Raises BuildError when a weight is beyond float16's range.
+    """
+    import onnx
+    import onnx_ir as ir
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    graph = model.graph
+    kept = [str(value.name) for value in (*graph.inputs, *graph.outputs)]
+    weights = {
+        str(value.name): value.const_value
+        for value in graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT and value.const_value.nbytes > _LARGE
+    }
+    for name in weights:
+        value = graph.initializers.pop(name)
+        value.const_value = None
+        graph.inputs.append(value)
+    proto = ir.to_proto(model)
+    # Types of the values in between tell the converter where an operator that stays in float32 needs casts.
+    proto = onnx.shape_inference.infer_shapes(proto)
+    converted = ir.from_proto(convert_float_to_float16(proto, keep_io_types=kept, disable_shape_infer=True))
+    inputs = {str(value.name): value for value in converted.graph.inputs}
+    for name, tensor in weights.items():
+        value = inputs[name]
+        converted.graph.inputs.remove(value)
+        value.const_value = ir.LazyTensor(
+            lambda name=name, tensor=tensor: _cast(name, tensor),
+            dtype=ir.DataType.FLOAT16,
+            shape=ir.Shape(tensor.shape),
+            name=name,
+        )
+        converted.graph.register_initializer(value)
+    return converted
+
+
+def _cast(name: str, tensor: ir.TensorProtocol) -> ir.Tensor:
+    import onnx_ir as ir
+
+    floats = tensor.numpy()
+    largest = float(np.abs(floats).max())
+    if largest > float(np.finfo(np.float16).max):
+        raise BuildError(f"the weight {name} holds {largest:.3g}, beyond float16's range; use bf16 or fp32 for this model")
+    return ir.Tensor(floats.astype(np.float16), name=name)

@@ -1,0 +1,106 @@
+"""An ONNX artifact opened in ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from exporter.errors import BuildError
+from exporter.types import GENERATION, Floats, Ids
+
+
+class OnnxRunner:
+    """An encoder's session, and what a decoder's has in common with it."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # A plain allocation for the weights: the arena would round up to the next power of two.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        provider = self._session.get_providers()[0]
+        if provider != "CPUExecutionProvider":
+            raise BuildError(f"{model} was opened on {provider}, not on the CPU")
+        self.engine = f"onnxruntime {onnxruntime.__version__} {provider}"
+        self._inputs = {value.name: value for value in self._session.get_inputs()}
+        self._outputs = [value.name for value in self._session.get_outputs()]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        del self._session
+
+    def logits(self, ids: Ids) -> Floats:
+        out = self.batch(ids[None], np.ones_like(ids)[None])
+        return out[0] if out.ndim == 3 else out
+
+    def batch(self, ids: Ids, mask: Ids) -> Floats:
+        feeds = self._feeds(ids, mask)
+        result: Floats = self._session.run(self._outputs[:1], feeds)[0].astype(np.float32, copy=False)
+        return result
+
+    def _feeds(self, ids: Ids, mask: Ids) -> dict[str, Any]:
+        """What the graph takes of the usual inputs, for [B, T] new ids and a mask [B, past + T]."""
+        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -ids.shape[1] :]
+        usual = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "token_type_ids": np.zeros_like(ids),
+        }
+        return {name: np.ascontiguousarray(value) for name, value in usual.items() if name in self._inputs}
+
+
+class OnnxDecoder(OnnxRunner):
+    """A text-generation session. The cache stays in ONNX Runtime's memory between steps."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        super().__init__(model, threads)
+        self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
+        self._present = [name.replace("past_key_values", "present") for name in self._past]
+        self._cache: list[Any] = []
+        self._length = 0
+
+    def _feeds(self, ids: Ids, mask: Ids) -> dict[str, Any]:
+        feeds = super()._feeds(ids, mask)
+        return feeds | {name: self._empty(name, ids.shape[0]) for name in self._past}
+
+    def _empty(self, name: str, batch: int) -> Any:
+        value = self._inputs[name]
+        kind = np.float16 if value.type == "tensor(float16)" else np.float32
+        return np.zeros((batch, value.shape[1], 0, value.shape[3]), kind)
+
+    def prefill(self, ids: Ids) -> Floats:
+        from onnxruntime import OrtValue
+
+        self._length = 0
+        self._cache = [OrtValue.ortvalue_from_numpy(self._empty(name, 1)) for name in self._past]
+        return self._extend(ids)
+
+    def step(self, token: int) -> Floats:
+        return self._extend(np.array([token], np.int64))
+
+    def _extend(self, ids: Ids) -> Floats:
+        from onnxruntime import OrtValue
+
+        self._length += len(ids)
+        mask = np.ones((1, self._length), np.int64)
+        feeds = {name: OrtValue.ortvalue_from_numpy(value) for name, value in super()._feeds(ids[None], mask).items()}
+        feeds |= dict(zip(self._past, self._cache, strict=True))
+        logits, *self._cache = self._session.run_with_ort_values([self._outputs[0], *self._present], feeds)
+        last: Floats = logits.numpy()[0, -1].astype(np.float32, copy=False)
+        return last
+
+
+def open_onnx(folder: Path, threads: int) -> OnnxRunner:
+    """The runner of an artifact's folder: a decoder for text generation."""
+    task = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["task"]
+    return (OnnxDecoder if task == GENERATION else OnnxRunner)(folder / "model.onnx", threads)

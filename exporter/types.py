@@ -1,0 +1,250 @@
+"""The nouns of the project: a newcomer reads this file first.
+
+A job takes a `Checkpoint` through stages to one `Artifact` for each `Variant`; a `Target` exports an artifact and opens
+it as a `Runner`; what was measured on it is a `Result`, one row of the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Status = Literal["ok", "skipped", "failed"]
+
+GENERATION = "text-generation"  # the tasks that are measured, in the words of optimum's TasksManager
+FEATURES = "feature-extraction"
+CLASSIFICATION = "text-classification"
+TASKS = (GENERATION, FEATURES, CLASSIFICATION)
+
+# What a tokenizer and its chat template consist of, in any of transformers' ways of saving them.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face folder that from_pretrained loads, before and after every stage.
+
+    `sha256` is the hash of its weights and configuration; `history` says, a line each, what happened to it so far.
+    """
+
+    path: Path
+    task: str
+    source: str
+    sha256: str
+    parameters: int
+    history: tuple[str, ...] = ()
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A target at one of its precisions, such as onnx:int8-weight."""
+
+    target: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.target}:{self.precision}"
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in the output."""
+        return f"{self.target}-{self.precision}"
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits that an artifact must keep, against the float reference. None: not asked for.
+
+    `max_logit_error` is absolute, over the probe's full logits; `max_cache_kl` compares the artifact's cached path with
+    its own uncached one; `min_cosine` is the mean cosine of pooled embeddings, for the tasks without a perplexity.
+    """
+
+    max_ppl_ratio: float | None = None
+    max_kl: float | None = None
+    min_top1: float | None = None
+    min_cosine: float | None = None
+    max_size_ratio: float | None = None
+    max_logit_error: float | None = None
+    max_cache_kl: float | None = None
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One number format of a target: what it is, and the gates that it keeps unless the job says otherwise.
+
+    `requires`: import names of packages that it needs beyond its target's.
+    """
+
+    summary: str
+    gates: Gates
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A few short padded sequences with the reference's whole answers: what every artifact is checked against.
+
+    `ids` and `mask` are [batch, length], padded on the right, of sequences of different lengths; `answers` is float32
+    [batch, length, V] (logits; for feature extraction the hidden states) or [batch, classes].
+    """
+
+    ids: Ids
+    mask: Ids
+    answers: Floats
+
+
+class Runner(Protocol):
+    """An opened artifact. Used with `with`: closing frees the engine."""
+
+    engine: str  # what really runs it, such as "onnxruntime 1.31 CPUExecutionProvider"
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def logits(self, ids: Ids) -> Floats:
+        """[T] token ids to float32 [T, V] logits, without a cache.
+
+        For feature extraction the last hidden states [T, H]; for classification the class logits [1, C].
+        """
+        ...
+
+
+@runtime_checkable
+class BatchRunner(Runner, Protocol):
+    """A runner that takes several padded sequences at once."""
+
+    def batch(self, ids: Ids, mask: Ids) -> Floats:
+        """[B, T] ids and mask to [B, T, V] (classification: [B, C]); what is masked out may hold anything."""
+        ...
+
+
+@runtime_checkable
+class CachedRunner(Runner, Protocol):
+    """A runner whose format has a KV cache."""
+
+    def prefill(self, ids: Ids) -> Floats:
+        """Empties the cache, reads [T] ids into it, and returns the last position's logits [V]."""
+        ...
+
+    def step(self, token: int) -> Floats:
+        """Decodes one token after those in the cache: its logits [V]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What a target needs to write one artifact into `folder` (which exists and is empty)."""
+
+    checkpoint: Checkpoint
+    precision: str
+    folder: Path
+    scratch: Path  # shared by one run's exports of a target: what one leaves here the next one finds; then removed
+    threads: int
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a target says of the artifact that it wrote.
+
+    `weights` are the files that inference needs besides tokenizer and configuration, relative to the folder; their sum
+    is the artifact's size. `notes` are for the report's reason, such as a second copy that the format's operators force.
+    """
+
+    weights: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """One format: how it is written and how it is run, side by side. A frozen record, in targets' BUILTIN table.
+
+    `requires` are the import names of the packages that export and open need beyond exporter's own; `extra` is the pip extra that brings them.
+    `default` is the precision of a bare target name; `aliases` maps a task to what the alias precision means there.
+    `check` says in one line why this checkpoint cannot be exported, or returns None. It runs before any work and reads
+    the config only.
+    """
+
+    name: str
+    summary: str
+    precisions: Mapping[str, Precision]
+    default: str
+    requires: tuple[str, ...]
+    extra: str
+    check: Callable[[Mapping[str, Any], str, str], str | None]  # (config.json, task, precision)
+    export: Callable[[ExportRequest], Exported]
+    open: Callable[[Path, int], Runner]  # (artifact's folder, threads)
+    aliases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # {"int8": {task: precision}}
+    available: Callable[[], str | None] = lambda: None  # why it cannot run on this machine, packages aside
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit and what came out. `undecided`: within the limit, but for the two standard errors that more tokens shrink."""
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool
+    detail: str = ""
+
+
+@dataclass
+class Result:
+    """One row of the report. What was not measured is None, and `reason` says why."""
+
+    target: str
+    precision: str
+    status: Status = "ok"
+    reason: str | None = None
+    path: str | None = None
+    bytes: int | None = None
+    size_ratio: float | None = None
+    tokenizer_bytes: int | None = None
+    ppl: float | None = None
+    ppl_ratio: float | None = None
+    ppl_ratio_se: float | None = None
+    kl: float | None = None
+    kl_se: float | None = None
+    top1: float | None = None
+    top1_se: float | None = None
+    cosine: float | None = None
+    cosine_se: float | None = None
+    max_logit_error: float | None = None
+    cache_kl: float | None = None
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    latency_ms: dict[str, dict[str, float | None]] | None = None
+    peak_rss_bytes: int | None = None
+    export_s: float | None = None
+    export_peak_rss_bytes: int | None = None
+    engine: str | None = None
+    gates: list[Gate] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return self.status != "failed" and all(gate.passed for gate in self.gates)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,112 @@
+"""What can be known of a checkpoint's weights without torch: they are safetensors, whole, and finite.
+
+The format is at https://github.com/huggingface/safetensors: 8 bytes of little-endian header length, a JSON header with
+each tensor's dtype, shape and offsets, then the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.errors import JobError
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# The bits of the exponent, all ones in a NaN or an infinity, read as an unsigned integer of the same width.
+_EXPONENTS: dict[str, tuple[Any, int]] = {
+    "F64": (np.uint64, 0x7FF0000000000000),
+    "F32": (np.uint32, 0x7F800000),
+    "BF16": (np.uint16, 0x7F80),
+    "F16": (np.uint16, 0x7C00),
+}
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a folder: one hash over all files, the number of stored parameters, and the dtypes."""
+
+    sha256: str
+    parameters: int
+    dtypes: tuple[str, ...]
+    bytes: int
+
+
+def weight_files(folder: Path, stem: str = "model") -> list[Path]:
+    """The safetensors files of a checkpoint ("model") or an adapter ("adapter_model"), in order. Raises JobError."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise JobError(f"{index} is not a safetensors index; download the model again") from error
+        files = [folder / Path(str(name)).name for name in names]
+    else:
+        files = [folder / f"{stem}.safetensors"]
+    missing = [path.name for path in files if not path.is_file()]
+    if not missing:
+        return files
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles and not any(path.is_file() for path in files):
+        convert = (
+            "python -c \"from transformers import AutoModel as M; M.from_pretrained('DIR').save_pretrained('NEW')\""
+        )
+        raise JobError(
+            f"{folder} holds pickled weights ({pickles[0]}), which can run code when they are read; convert them where "
+            f"you trust them: {convert} (use the model's own class, such as AutoModelForCausalLM)"
+        )
+    raise JobError(f"{folder} lacks {', '.join(missing)}; download the model again, or give another folder")
+
+
+def check_weights(folder: Path, stem: str = "model") -> Weights:
+    """Reads every byte once: whole files, finite numbers, and their hash. Raises JobError naming the file or tensor."""
+    digest, parameters, size = hashlib.sha256(), 0, 0
+    dtypes: set[str] = set()
+    for path in weight_files(folder, stem):
+        header, start = _header(path)
+        with path.open("rb") as file:
+            digest.update(file.read(start))
+            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+                begin, end = entry["data_offsets"]
+                dtypes.add(entry["dtype"])
+                parameters += math.prod(entry["shape"])
+                for offset in range(begin, end, _CHUNK):
+                    block = file.read(min(_CHUNK, end - offset))
+                    digest.update(block)
+                    _refuse_not_finite(block, entry["dtype"], name, path)
+        size += path.stat().st_size
+    return Weights(digest.hexdigest(), parameters, tuple(sorted(dtypes)), size)
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The tensors' entries and the offset where the data starts, after a check that the file is whole."""
+    size = path.stat().st_size
+    broken = f"{path} is not a whole safetensors file; download it again"
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if size < 8 or start > size:
+            raise JobError(f"{broken} ({size} bytes, of at least {start})")
+        try:
+            header = json.loads(file.read(start - 8))
+        except ValueError as error:
+            raise JobError(f"{broken} (its header is not JSON)") from error
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    end = start + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    if end != size:
+        raise JobError(f"{broken} ({size} bytes, of {end})")
+    return entries, start
+
+
+def _refuse_not_finite(block: bytes, dtype: str, name: str, path: Path) -> None:
+    if dtype not in _EXPONENTS:
+        return
+    kind, exponent = _EXPONENTS[dtype]
+    bits = np.frombuffer(block, kind)
+    if bool(np.any((bits & kind(exponent)) == kind(exponent))):
+        raise JobError(f"{path}: the tensor {name} holds NaN or Inf; the training diverged: give an earlier checkpoint")

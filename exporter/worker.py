@@ -1,0 +1,154 @@
+"""The child's side: reads requests from stdin, does them, and answers on stdout, a JSON line each.
+
+`python -m exporter.worker` is what exporter.process starts. OPS lists what can be asked for. When the parent is gone,
+so is this process and whatever it started.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TextIO
+
+from exporter import store, targets
+from exporter.bench import latency, quality
+from exporter.errors import BuildError, ExporterError
+from exporter.types import Checkpoint, ExportRequest, Runner, Variant
+
+
+class Session:
+    """One worker's state: where replies go, and the runner that a speed measurement keeps open."""
+
+    def __init__(self, replies: TextIO) -> None:
+        self._replies = replies
+        self._runner: Runner | None = None
+
+    def reply(self, message: dict[str, Any]) -> None:
+        self._replies.write(json.dumps(message, default=str) + "\n")
+        self._replies.flush()
+
+    def progress(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.reply({"progress": [what, done, total]})
+
+    def inspect(self, model: str, path: str, task: str | None, trust: bool) -> dict[str, Any]:
+        from exporter.inspection import inspect
+
+        return inspect(model, Path(path), task, trust)
+
+    def merge(self, checkpoint: dict[str, Any], adapters: list[str], folder: str, key: str) -> Any:
+        from exporter.stages.merge import merge
+        from exporter.targets.torch import load_model
+
+        source, destination = _checkpoint(checkpoint), Path(folder)
+        manifest = store.reusable(destination, key)
+        if manifest is None:
+            store.sweep(destination.parent)
+            with store.publish(destination) as building:
+                model = load_model(source.path, source.task, "float32", source.trust_remote_code)
+                history = merge(model, source.path, [Path(path) for path in adapters], building)
+                weights = [path.name for path in building.glob("*.safetensors")]
+                manifest = store.write_manifest(building, key, weights, {"history": history})
+        return manifest["history"]
+
+    def reference(self, checkpoint: dict[str, Any], folder: str, key: str, threads: int, **how: Any) -> dict[str, Any]:
+        from exporter.reference import measure_reference
+
+        return measure_reference(_checkpoint(checkpoint), Path(folder), key, threads, self.progress("reference"), **how)
+
+    def export(self, target: str, checkpoint: dict[str, Any], threads: int, **places: str) -> dict[str, Any]:
+        start = perf_counter()
+        folder, scratch = Path(places["folder"]), Path(places["scratch"])
+        request = ExportRequest(_checkpoint(checkpoint), places["precision"], folder, scratch, threads)
+        exported = targets.get(target).export(request)
+        return asdict(exported) | {"export_s": perf_counter() - start, "export_peak_rss_bytes": peak_rss()}
+
+    def quality(self, variant: list[str], checkpoint: dict[str, Any], folder: str, reference: str, threads: int) -> Any:
+        told = quality.Reference.load(Path(reference))
+        with _open(Variant(*variant), checkpoint, folder, threads) as runner:
+            figures = quality.compare(runner, told, self.progress(f"quality {Variant(*variant)}"))
+            return {"engine": runner.engine, **figures, **quality.compare_probe(runner, told.probe, told.passages.task)}
+
+    def speed_open(self, variant: list[str], checkpoint: dict[str, Any], folder: str, threads: int, **text: Any) -> Any:
+        self._ids = quality.Reference.load(Path(text["reference"])).passages.ids
+        self._max_length = int(text["max_length"])
+        self._runner = _open(Variant(*variant), checkpoint, folder, threads).__enter__()
+        latency.warm_up(self._runner, self._ids, self._max_length)
+        return {"engine": self._runner.engine}
+
+    def speed_round(self) -> dict[str, Any]:
+        assert self._runner is not None
+        return {"times": latency.measure_round(self._runner, self._ids, self._max_length), "peak": peak_rss()}
+
+
+OPS = ("inspect", "merge", "reference", "export", "quality", "speed_open", "speed_round")
+
+
+def peak_rss() -> int:
+    """Peak resident bytes of this process, or of the largest one that it started."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def _open(variant: Variant, checkpoint: dict[str, Any], folder: str, threads: int) -> Runner:
+    if variant == targets.REFERENCE:
+        from exporter.targets.torch import open_checkpoint
+
+        source = _checkpoint(checkpoint)
+        return open_checkpoint(source.path, source.task, threads, trust=source.trust_remote_code)
+    return targets.get(variant.target).open(Path(folder), threads)
+
+
+def _checkpoint(values: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(**values | {"path": Path(values["path"]), "history": tuple(values["history"])})
+
+
+def _answer(session: Session, request: dict[str, Any]) -> dict[str, Any]:
+    assert request["op"] in OPS
+    try:
+        return {"result": getattr(session, request["op"])(**request["args"])}
+    except ExporterError as error:
+        return {"error": str(error), "status": error.exit_status}
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if full or "No space left on device" in str(error):
+            return {"error": f"the disk is full ({error}); free some space and run again", "status": BuildError.exit_status}
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        return {"bug": f"{type(error).__name__}: {first}", "trace": traceback.format_exc()}
+
+
+def main() -> None:
+    # Libraries print to file descriptor 1: give them the log, and keep the pipe for replies.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    requests: queue.Queue[str | None] = queue.Queue()
+    busy = threading.Event()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            requests.put(line)
+        if busy.is_set():  # the parent died or gave up in the middle of a request
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        requests.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    session = Session(replies)
+    while (line := requests.get()) is not None:
+        busy.set()
+        answer = _answer(session, json.loads(line))
+        busy.clear()
+        session.reply(answer)
+
+
+if __name__ == "__main__":
+    main()
