@@ -142,7 +142,7 @@ def _reference_row(reference: dict[str, Any]) -> Result:
     row = Result(targets.REFERENCE.target, targets.REFERENCE.precision)
     row.bytes, row.size_ratio, row.engine = 4 * reference["parameters"], 1.0, reference["engine"]
     row.reason = "the reference: its size is 4 bytes for each parameter; it is not written to disk again"
-    row.max_logit_error = 0.0
+    row.logit_error = 0.0
     if reference["ppl"] is not None:
         row.ppl, row.ppl_ratio, row.ppl_ratio_se, row.kl, row.top1 = reference["ppl"], 1.0, 0.0, 0.0, 1.0
     else:

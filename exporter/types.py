@@ -231,7 +231,7 @@ class Result:
     top1_se: float | None = None
     cosine: float | None = None
     cosine_se: float | None = None
-    max_logit_error: float | None = None
+    logit_error: float | None = None
     cache_kl: float | None = None
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None

@@ -51,7 +51,7 @@ def row(
         kl_se=kl / 20,
         top1=top1,
         top1_se=0.002,
-        max_logit_error=kl * 30,
+        logit_error=kl * 30,
         prefill_tokens_per_s=speed * 9.3,
         decode_tokens_per_s=speed,
         latency_ms={

@@ -26,8 +26,8 @@ Arrays = dict[str, NDArray[Any]]
 TOLERANCE = 1e-4
 WINDOW = 8  # of the models with sliding windows; sequences of 24 go well beyond it
 
-WORDS = {"vocab_size": 97}
-LLAMA = WORDS | {
+WORDS: dict[str, Any] = {"vocab_size": 97}
+LLAMA: dict[str, Any] = WORDS | {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -35,11 +35,11 @@ LLAMA = WORDS | {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-GPT = WORDS | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-FALCON = WORDS | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False}
-NEOX = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
-OPT = {"ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
-SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+GPT: dict[str, Any] = WORDS | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+FALCON: dict[str, Any] = WORDS | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False}
+NEOX: dict[str, Any] = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
+OPT: dict[str, Any] = {"ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
+SLIDING: dict[str, Any] = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 
 DECODERS: dict[str, Callable[[], Any]] = {
     "bloom": lambda: hf.BloomConfig(**WORDS, hidden_size=32, n_layer=2, n_head=4),
@@ -62,9 +62,23 @@ DECODERS: dict[str, Callable[[], Any]] = {
     "starcoder2": lambda: hf.Starcoder2Config(**LLAMA, sliding_window=WINDOW),
 }
 PAD = 1
-BERT = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"} | {"pad_token_id": PAD}
-MODERN = {"local_attention": WINDOW, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3}
-DISTIL = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64, "pad_token_id": PAD}
+BERT: dict[str, Any] = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"} | {
+    "pad_token_id": PAD
+}
+MODERN: dict[str, Any] = {
+    "local_attention": WINDOW,
+    "global_attn_every_n_layers": 2,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+}
+DISTIL: dict[str, Any] = {
+    "dim": 32,
+    "hidden_dim": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": PAD,
+}
 ENCODERS: dict[str, Callable[[], Any]] = {
     "bert": lambda: hf.BertConfig(**BERT),
     "distilbert": lambda: hf.DistilBertConfig(**WORDS, **DISTIL),
@@ -72,6 +86,12 @@ ENCODERS: dict[str, Callable[[], Any]] = {
     "mpnet": lambda: hf.MPNetConfig(**BERT),
     "roberta": lambda: hf.RobertaConfig(**BERT, type_vocab_size=1),
 }
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # for models as small as these, threads cost more than they do
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _rope(theta: float) -> dict[str, Any]:
@@ -95,7 +115,7 @@ class Decoder:
     """A traced graph and its cache."""
 
     def __init__(self, path: Path) -> None:
-        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.session = _session(path)
         self.shapes = {item.name: item.shape for item in self.session.get_inputs()}
 
     def __call__(self, ids: NDArray[Any], mask: NDArray[Any], steps: int = 0) -> NDArray[Any]:
@@ -164,7 +184,7 @@ def test_signature_and_names(tmp_path: Path) -> None:
     model = _checkpoint(tmp_path / "checkpoint", hf.AutoModelForCausalLM, DECODERS["llama"]())
     path = tmp_path / "model.onnx"
     trace_causal_lm(tmp_path / "checkpoint", path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = _session(path)
     past = ["batch_size", 2, "past_sequence_length", 8]
     assert {item.name: item.shape for item in session.get_inputs()} == {
         "input_ids": ["batch_size", "sequence_length"],
@@ -219,7 +239,7 @@ def test_encoder(name: str, task: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     trace_encoder(tmp_path / "checkpoint", task, path)
     _check_file(path, model)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = _session(path)
     inputs = [item.name for item in session.get_inputs()]
     assert inputs == ["input_ids", "attention_mask", "token_type_ids"][: 3 if name == "bert" else 2]
     (output,) = session.get_outputs()
@@ -246,6 +266,11 @@ def test_what_cannot_be_traced(tmp_path: Path) -> None:
     _checkpoint(tmp_path / "mamba", hf.AutoModelForCausalLM, config)
     with pytest.raises(BuildError, match="MambaForCausalLM cannot be exported: it has no KV cache"):
         trace_causal_lm(tmp_path / "mamba", tmp_path / "model.onnx")
+    _checkpoint(
+        tmp_path / "lfm2", hf.AutoModelForCausalLM, hf.Lfm2Config(**LLAMA, layer_types=["conv", "full_attention"])
+    )
+    with pytest.raises(BuildError, match=r"Lfm2ForCausalLM .* more than keys and values \(LinearAttentionLayer\)"):
+        trace_causal_lm(tmp_path / "lfm2", tmp_path / "model.onnx")
     with pytest.raises(BuildError, match="unknown task 'text-generation'"):
         trace_encoder(tmp_path / "mamba", "text-generation", tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
@@ -267,7 +292,7 @@ def test_large_models_have_one_data_file(tmp_path: Path) -> None:
     for path, files in ((whole, 1), (split, 2), (moved, 2), (back, 1)):
         onnx.checker.check_model(path, full_check=True)
         assert sorted(item.name for item in path.parent.iterdir()) == ["model.onnx", "model.onnx_data"][:files]
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = _session(path)
         answers.append(session.run(None, feeds)[0])
     assert all((answer == answers[0]).all() for answer in answers)
     assert split.stat().st_size < 100_000 < whole.stat().st_size

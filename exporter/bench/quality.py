@@ -231,7 +231,7 @@ def _mean(values: Doubles) -> tuple[float, float]:
 
 
 def compare_probe(runner: Runner, probe: Probe, task: str) -> Mapping[str, float]:
-    """max_logit_error on padded sequences of other lengths, in one batch where the runner takes one; and cache_kl.
+    """logit_error (absolute, the largest) on padded sequences of other lengths, in one batch where the runner takes one; and cache_kl.
 
     `cache_kl` is the mean KL(uncached || cached) of the artifact with itself, where it has a cache: a prefill of about
     half of a sequence, then the rest token by token. It needs no reference, so quantization does not hide in it.
@@ -241,14 +241,14 @@ def compare_probe(runner: Runner, probe: Probe, task: str) -> Mapping[str, float
     alone = [runner.logits(ids) for ids in sequences]
     if task == CLASSIFICATION:
         got = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else np.concatenate(alone)
-        return {"max_logit_error": float(np.abs(got - probe.answers).max())}
+        return {"logit_error": float(np.abs(got - probe.answers).max())}
     together = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else alone
     worst = 0.0
     for index, length in enumerate(lengths):
         expected = probe.answers[index][:length]
         for got in (alone[index], together[index][:length]):
             worst = max(worst, float(np.abs(got - expected).max()))
-    figures = {"max_logit_error": worst}
+    figures = {"logit_error": worst}
     if isinstance(runner, CachedRunner):
         figures["cache_kl"] = float(np.mean([_cache_kl(runner, ids, alone[i]) for i, ids in enumerate(sequences)]))
     return figures

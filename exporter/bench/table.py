@@ -209,7 +209,7 @@ _DETAILS = (
     Column("Top-1 se", "", lambda row: _percent(row.get("top1_se"))),
     Column("Cosine", "mean", lambda row: _floored(row.get("cosine"), 5)),
     Column("Cosine se", "", lambda row: _small(row.get("cosine_se"))),
-    Column("Logit error", "max abs", lambda row: _small(row.get("max_logit_error"))),
+    Column("Logit error", "max abs", lambda row: _small(row.get("logit_error"))),
     Column("Cache KL", "nats", lambda row: _small(row.get("cache_kl"))),
     Column("Prefill", "ms p50 / p90 / p99", lambda row: _percentiles(row, "prefill")),
     Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode")),

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.targets import onnx_shell
 from exporter.targets.genai_graph import build_float, builder_takes
-from exporter.targets.onnx_file import save_graph
+from exporter.targets.onnx_file import SMALL, save_graph
 from exporter.targets.onnx_half import half
 from exporter.targets.onnx_quantize import dynamic_int8, weight_only
 from exporter.targets.onnx_session import open_onnx
@@ -37,11 +38,11 @@ if TYPE_CHECKING:
 
 def export(request: ExportRequest) -> Exported:
     """Writes the artifact's folder. The float graph is made once for all the precisions of a run."""
-    import onnx
     import onnx_ir as ir
 
     float_graph = _float_graph(request)
     model = ir.load(float_graph)
+    _load_small_tensors(model)
     notes = []
     genai = float_graph.parent / "genai_config.json"
     if genai.is_file():
@@ -51,8 +52,8 @@ def export(request: ExportRequest) -> Exported:
     model, left = _PASSES[request.precision](model, request.checkpoint.task)
     if left:
         notes.append(f"kept in float: {', '.join(left)} (no multiple of the block size)")
+    onnx_shell.check(model)
     save_graph(model, request.folder / "model.onnx")
-    onnx.checker.check_model(request.folder / "model.onnx")
     for name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
         if (request.checkpoint.path / name).is_file():
             shutil.copyfile(request.checkpoint.path / name, request.folder / name)
@@ -80,11 +81,23 @@ def _float_graph(request: ExportRequest) -> Path:
     return model
 
 
+def _load_small_tensors(model: ir.Model) -> None:
+    """Reads what belongs into the graph itself; the large weights stay on the disk until they are written."""
+    import onnx_ir as ir
+
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL:
+            value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
+
+
 def _number_head_size(model: ir.Model, genai: Mapping[str, Any]) -> None:
     """Writes the cache's head size as a number where the builder left a symbol: transformers.js reads it there."""
+    import onnx_ir as ir
+
     for value in (*model.graph.inputs, *model.graph.outputs):
         if str(value.name).startswith(("past_key_values.", "present.")) and value.shape is not None:
-            value.shape[3] = int(genai["model"]["decoder"]["head_size"])
+            value.shape = ir.Shape([*value.shape[:3], int(genai["model"]["decoder"]["head_size"])])
 
 
 _PASSES: Mapping[str, Callable[[Any, str], tuple[Any, list[str]]]] = {

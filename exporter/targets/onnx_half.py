@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporter.errors import BuildError
+from exporter.targets.onnx_shell import shell
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-_LARGE = 1 << 16  # bytes; smaller tensors go through the converter, which looks at the values of some
 
 
 def half(model: ir.Model) -> ir.Model:
@@ -27,24 +26,13 @@ def half(model: ir.Model) -> ir.Model:
     import onnx_ir as ir
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    graph = model.graph
-    kept = [str(value.name) for value in (*graph.inputs, *graph.outputs)]
-    weights = {
-        str(value.name): value.const_value
-        for value in graph.initializers.values()
-        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT and value.const_value.nbytes > _LARGE
-    }
-    for name in weights:
-        value = graph.initializers.pop(name)
-        value.const_value = None
-        graph.inputs.append(value)
-    proto = ir.to_proto(model)
+    kept = [str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)]
+    proto, weights = shell(model)
     # Types of the values in between tell the converter where an operator that stays in float32 needs casts.
     proto = onnx.shape_inference.infer_shapes(proto)
     converted = ir.from_proto(convert_float_to_float16(proto, keep_io_types=kept, disable_shape_infer=True))
-    inputs = {str(value.name): value for value in converted.graph.inputs}
-    for name, tensor in weights.items():
-        value = inputs[name]
+    for value in [value for value in converted.graph.inputs if value.name in weights]:
+        name, tensor = str(value.name), weights[str(value.name)]
         converted.graph.inputs.remove(value)
         value.const_value = ir.LazyTensor(
             lambda name=name, tensor=tensor: _cast(name, tensor),
@@ -53,6 +41,7 @@ def half(model: ir.Model) -> ir.Model:
             name=name,
         )
         converted.graph.register_initializer(value)
+    converted.graph.sort()  # the converter leaves its casts at the end
     return converted
 
 

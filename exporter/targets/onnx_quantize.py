@@ -214,3 +214,4 @@ def _finish(model: ir.Model) -> None:
 
     model.opset_imports["com.microsoft"] = 1
     common.RemoveUnusedNodesPass()(model)
+    model.graph.sort()
