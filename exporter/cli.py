@@ -116,8 +116,7 @@ def bench(folder: Path, threads: int | None, form: str, verbose: bool) -> None:
 @FORMAT
 def report(folder: Path, form: str) -> None:
     """Render an output FOLDER's report.html, report.md and junit.xml again, and print its table."""
-    from exporter.bench.report import write_report
-    from exporter.pipeline import read_report
+    from exporter.pipeline import read_report, write_report
     from exporter.show import print_result
 
     stored = read_report(folder)

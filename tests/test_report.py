@@ -19,7 +19,8 @@ import pytest
 from rich.console import Console
 
 from exporter.bench import charts, table
-from exporter.bench.report import print_table, render_html, render_junit, render_markdown, write_report
+from exporter.bench.report import print_table, render_html, render_junit, render_markdown
+from exporter.pipeline import write_report
 from exporter.types import FEATURES, GENERATION, Gate, Result, Status
 
 HOSTILE = "a|b`c*d_ <script>alert(1)</script> {{7*7}} {% raw %} \"q\" 'p' \x00\x1b[31m\x07\ud800 @everyone </title> ]]>"

@@ -41,9 +41,20 @@ def _judge_one(name: str, at_most: bool, limit: float, value: float, error: floa
     if room > 0:
         more = math.ceil(scored * (2 * error / room) ** 2)
         return Gate(
-            name, limit, value, False,
+            name,
+            limit,
+            value,
+            False,
             f"within the limit, but not by two standard errors ({error:.2g} each): about {more} tokens could decide it",
         )
     if room > -2 * error:
-        return Gate(name, limit, value, False, f"beyond the limit by less than two standard errors ({error:.2g} each): more tokens could decide it")
-    return Gate(name, limit, value, False, "beyond the limit; more tokens would not change it" if error else "beyond the limit")
+        return Gate(
+            name,
+            limit,
+            value,
+            False,
+            f"beyond the limit by less than two standard errors ({error:.2g} each): more tokens could decide it",
+        )
+    return Gate(
+        name, limit, value, False, "beyond the limit; more tokens would not change it" if error else "beyond the limit"
+    )

@@ -121,7 +121,11 @@ def _scored(runner: Runner, passages: Passages, progress: Progress) -> Iterator[
     spans = list(windows(len(passages.ids), passages.window, passages.stride))
     for done, (begin, end, first) in enumerate(spans):
         logits = runner.logits(passages.ids[begin:end])
-        yield slice(first - 1, end - 1), log_softmax(logits[first - 1 - begin : end - 1 - begin]), passages.ids[first:end]
+        yield (
+            slice(first - 1, end - 1),
+            log_softmax(logits[first - 1 - begin : end - 1 - begin]),
+            passages.ids[first:end],
+        )
         progress(done + 1, len(spans))
 
 

@@ -7,9 +7,7 @@ comes from a model's files is data: it is escaped in every form, and characters 
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,35 +24,17 @@ Report = Mapping[str, Any]
 _REASON = 300  # characters of a reason in the short forms: GitHub refuses a comment of more than 65,536
 
 
-def write_report(report: Report, folder: Path) -> None:
-    """Writes report.json, report.html, report.md and junit.xml into `folder`, each whole or not at all.
+def render(report: Report) -> dict[str, str]:
+    """The texts of report.json, report.html, report.md and junit.xml, by file name.
 
-    All four are made before the first is written. Raises ValueError for a NaN or an infinity, which JSON does not have.
+    Raises ValueError for a NaN or an infinity, which JSON does not have.
     """
-    texts = {
+    return {
         "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
         "report.html": render_html(report),
         "report.md": render_markdown(report),
         "junit.xml": render_junit(report),
     }
-    for file, text in texts.items():
-        _write(folder / file, text)
-
-
-def _write(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        mask = os.umask(
-            0
-        )  # mkstemp's 0600 would hide the report from a web server; umask can only be read by setting it
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:  # an interrupt too must leave no temporary file
-        os.unlink(temporary)
-        raise
 
 
 def render_html(report: Report) -> str:

@@ -123,7 +123,9 @@ ONNX = Target(
             "float32",
             Gates(max_ppl_ratio=1.001, max_kl=1e-4, min_cosine=0.9999, max_logit_error=1e-3, max_cache_kl=1e-6),
         ),
-        "fp16": Precision("float16 weights and arithmetic", Gates(max_ppl_ratio=1.005, min_cosine=0.999, max_cache_kl=1e-3)),
+        "fp16": Precision(
+            "float16 weights and arithmetic", Gates(max_ppl_ratio=1.005, min_cosine=0.999, max_cache_kl=1e-3)
+        ),
         "int8-weight": Precision(
             "8-bit weights in blocks of 32", Gates(max_ppl_ratio=1.02, min_cosine=0.99, max_cache_kl=0.01)
         ),

@@ -6,6 +6,7 @@ float16 afterwards, one by one while they are written, so that neither copy is e
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,26 +31,24 @@ def half(model: ir.Model) -> ir.Model:
     proto, weights = shell(model)
     # Types of the values in between tell the converter where an operator that stays in float32 needs casts.
     proto = onnx.shape_inference.infer_shapes(proto)
-    converted = ir.from_proto(convert_float_to_float16(proto, keep_io_types=kept, disable_shape_infer=True))
+    converted: ir.Model = ir.from_proto(convert_float_to_float16(proto, keep_io_types=kept, disable_shape_infer=True))
     for value in [value for value in converted.graph.inputs if value.name in weights]:
         name, tensor = str(value.name), weights[str(value.name)]
         converted.graph.inputs.remove(value)
-        value.const_value = ir.LazyTensor(
-            lambda name=name, tensor=tensor: _cast(name, tensor),
-            dtype=ir.DataType.FLOAT16,
-            shape=ir.Shape(tensor.shape),
-            name=name,
-        )
+        lazy = partial(_cast, name, tensor)
+        value.const_value = ir.LazyTensor(lazy, dtype=ir.DataType.FLOAT16, shape=value.shape or ir.Shape(()), name=name)
         converted.graph.register_initializer(value)
     converted.graph.sort()  # the converter leaves its casts at the end
     return converted
 
 
-def _cast(name: str, tensor: ir.TensorProtocol) -> ir.Tensor:
+def _cast(name: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     import onnx_ir as ir
 
     floats = tensor.numpy()
     largest = float(np.abs(floats).max())
     if largest > float(np.finfo(np.float16).max):
-        raise BuildError(f"the weight {name} holds {largest:.3g}, beyond float16's range; use bf16 or fp32 for this model")
+        raise BuildError(
+            f"the weight {name} holds {largest:.3g}, beyond float16's range; use bf16 or fp32 for this model"
+        )
     return ir.Tensor(floats.astype(np.float16), name=name)

@@ -28,7 +28,8 @@ class Matrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        rows, columns = (int(size) for size in self.value.const_value.shape)  # type: ignore[union-attr]  # an initializer
+        assert self.value.const_value is not None
+        rows, columns = self.value.const_value.shape.numpy()
         return (columns, rows) if self.stored_as_kn else (rows, columns)
 
     def read(self) -> Floats:
@@ -55,7 +56,11 @@ def find_matrices(model: ir.Model) -> list[Matrix]:
                 continue
             name = str(value.name)
             role = _role(node, position, turned)
-            if node.op_type == "Transpose" and operand is value and all(u.op_type != "Transpose" for u, _ in node.outputs[0].uses()):
+            if (
+                node.op_type == "Transpose"
+                and operand is value
+                and all(u.op_type != "Transpose" for u, _ in node.outputs[0].uses())
+            ):
                 continue  # its users are visited themselves
             if role is None:
                 spoiled.add(name)

@@ -65,8 +65,7 @@ def _weight_only(model: ir.Model, matrix: Matrix, bits: int) -> bool:
     name = str(matrix.value.name)
     blocks = matrix.read().reshape(channels, inputs // block, block)
     if bits == 8:
-        codes, scales = symmetric_8bit(blocks)
-        zeros = None
+        (codes, scales), zeros = symmetric_8bit(blocks), None
     else:
         codes, scales, zeros = asymmetric_4bit(blocks)
     attributes = {"bits": bits, "block_size": block}
@@ -108,7 +107,7 @@ def asymmetric_4bit(blocks: Floats) -> tuple[Bytes, Floats, Bytes]:
     shape = low.shape
     best = np.full(shape, np.inf, np.float32)
     scales, zeros = np.ones(shape, np.float32), np.zeros(shape, np.uint8)
-    codes = np.zeros(blocks.shape, np.uint8)
+    codes: Bytes = np.zeros(blocks.shape, np.uint8)
     for shrink in _SHRINK:
         scale = (high - low) * shrink / np.float32(15)
         scale[scale == 0] = 1
@@ -125,7 +124,7 @@ def _nibbles(codes: Bytes) -> Bytes:
     """Packs the last axis two to a byte, the first in the low half; an odd one is filled up with zero."""
     if codes.shape[-1] % 2:
         codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
-    packed: Bytes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    packed: Bytes = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
     return packed
 
 
@@ -135,9 +134,8 @@ def _dynamic(model: ir.Model, matrix: Matrix) -> None:
     weights = matrix.read()
     scales = np.abs(weights).max(axis=1) / np.float32(127)
     scales[scales == 0] = 1
-    codes = np.rint(weights / scales[:, None]).astype(np.int8)
     scale = _add(model, f"{name}_scales", scales)
-    packed = _add(model, f"{name}_Q8", np.ascontiguousarray(codes.T))
+    packed = _add(model, f"{name}_Q8", np.rint(weights / scales[:, None]).T.astype(np.int8, order="C"))
     for node in matrix.products:
         quantized = _quantized_activation(node)
         before = node.inputs[2] if len(node.inputs) > 2 else None
@@ -164,8 +162,8 @@ def _quantized_activation(node: ir.Node) -> tuple[ir.Value, ...]:
 def _add(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
     import onnx_ir as ir
 
-    value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
-    value.shape, value.dtype = ir.Shape(array.shape), value.const_value.dtype  # type: ignore[union-attr]  # set above
+    tensor = ir.Tensor(array, name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value
 
@@ -202,7 +200,7 @@ def _replace(
     assert graph is not None
     node = ir.node(op, inputs, attributes, domain=domain, name=old.name)
     graph.insert_before(old, node)
-    node.outputs[0].shape, node.outputs[0].dtype = output.shape, output.dtype
+    node.outputs[0].shape, node.outputs[0].type = output.shape, output.type
     node.outputs[0].name, output.name = output.name, None
     output.replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
     graph.remove(old, safe=True)

@@ -18,9 +18,13 @@ def shell(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol
     import onnx_ir as ir
 
     graph = model.graph
-    taken = {v: v.const_value for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > LARGE}
+    taken = {
+        v: v.const_value
+        for v in graph.initializers.values()
+        if v.const_value is not None and v.const_value.nbytes > LARGE
+    }
     for value, tensor in taken.items():
-        value.shape, value.dtype = ir.Shape(tensor.shape), tensor.dtype
+        value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
         graph.initializers.pop(str(value.name))
         value.const_value = None
         graph.inputs.append(value)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from exporter.types import CLASSIFICATION, GENERATION, ExportRequest, Exported, Floats, Gates, Ids, Precision, Target
+from exporter.types import CLASSIFICATION, GENERATION, Exported, ExportRequest, Floats, Gates, Ids, Precision, Target
 
 
 class TorchRunner:

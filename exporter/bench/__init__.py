@@ -1,0 +1,1 @@
+"""What is measured. Knows a Runner and numbers, and no format."""
