@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import click
 
 from exporter.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_JOB, ExporterError
+from exporter.shell import SHELLS
+from exporter.shell import shell_init as shell_text
 
 FORMAT = click.option(
     "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True,
@@ -166,26 +168,23 @@ def schema() -> None:
     """Print the job file's JSON Schema, for editors (yaml-language-server: $schema=…)."""
     from exporter.job import Job
 
-    click.echo(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}, indent=2))
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    click.echo(json.dumps({"$schema": dialect, **Job.model_json_schema()}, indent=2))
 
 
 @cli.command("shell-init")
-@click.argument("shell", type=click.Choice(["bash", "zsh"]))
+@click.argument("shell", type=click.Choice(SHELLS))
 def shell_init(shell: str) -> None:
-    """Print a function that makes `export run …` work in a SHELL whose builtin has that name.
+    """Make `export run …` work in a SHELL whose builtin has that name; all else stays the builtin's.
 
     \b
     eval "$(exporter shell-init bash)"        in ~/.bashrc
     eval "$(exporter shell-init zsh)"         in ~/.zshrc
+
+    A variable that is called like a command is exported with its value (export run=1) or with `builtin export run`.
+    In scripts write `exporter run` or `env export run`: they work in any shell, without this.
     """
-    words = "|".join(sorted(cli.commands))
-    function = f'export() {{ case "${{1-}}" in {words}) command exporter "$@" ;; *) builtin export "$@" ;; esac; }}'
-    if shell == "bash":
-        click.echo(function)
-    else:
-        # In zsh `export` is a reserved word: it must be disabled before the line that defines the function is parsed,
-        # and eval parses all of its text at once, hence the eval inside the eval.
-        click.echo(f"disable -r export\neval '{function.replace(chr(39), chr(39) * 2)}'")
+    click.echo(shell_text(shell, cli.commands), nl=False)
 
 
 def main() -> NoReturn:

@@ -34,10 +34,12 @@ class BuildError(ExporterError):
 
 
 class MissingPackage(BuildError):
-    """A package that this target needs is not installed."""
+    """A package that this target needs is not installed. `extra`: exporter's extra that brings it, "" for none."""
 
     def __init__(self, what: str, packages: Iterable[str], extra: str) -> None:
-        super().__init__(f"{what} needs {', '.join(packages)}; install with: pip install 'exporter[{extra}]'")
+        names = list(packages)
+        remedy = f"'exporter[{extra}]'" if extra else " ".join(names)
+        super().__init__(f"{what} needs {', '.join(names)}; install with: pip install {remedy}")
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import JobError, unknown
-from exporter.load import is_recipe, needs_remote_code, prepare, prepared, read_config
-from exporter.types import TASKS
+from exporter.load import check_config, is_recipe, prepare, prepared, read_config
+from exporter.types import FEATURES, TASKS
 
 _NO_LIMIT = 1 << 20  # tokenizers without a limit of their own say 10^30
 
@@ -17,26 +17,28 @@ def inspect(model: str, path: Path, task: str | None, trust: bool) -> dict[str, 
 
     A recipe's weights are dequantized into the cache first, where the package holds a GGUF.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoTokenizer
 
     recipe = is_recipe(model)
     if recipe is not None and recipe.gguf is not None:
         path = prepared(recipe) or prepare(recipe)
-    if needs_remote_code(read_config(path)) and not trust:
-        raise JobError(f"{model} brings Python code of its own; read it, then run again with --trust-remote-code")
+    check_config(model, read_config(path), trust)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        raise JobError(f"transformers cannot read the configuration of {model}: {_first_line(error)}") from error
+    except (StrictDataclassError, ValueError, KeyError, OSError, ImportError) as error:
+        raise JobError(f"transformers cannot read the configuration of {model}: {_one_line(error)}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
     except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
-        raise JobError(f"the tokenizer of {model} cannot be loaded: {_first_line(error)}") from error
+        raise JobError(f"the tokenizer of {model} cannot be loaded: {_one_line(error)}") from error
+    task = _task(config, task, model)
+    _refuse_partial(model, path, task, trust)
     limits = [getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
     known = [int(limit) for limit in limits if limit is not None and limit < _NO_LIMIT]
     return {
         "path": str(path),
-        "task": _task(config, task, model),
+        "task": task,
         "max_length": min(known) if known else None,
         "config": config.to_dict(),
     }
@@ -66,5 +68,33 @@ def _task(config: Any, asked: str | None, model: str) -> str:
     return str(task)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _refuse_partial(model: str, path: Path, task: str, trust: bool) -> None:
+    """transformers fills what a checkpoint lacks with random numbers: nothing of that may be exported. Raises JobError.
+
+    On the meta device no weight is read; names and shapes come from the files' headers.
+    """
+    from exporter.targets.torch import load_model
+
+    reading = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        _, found = load_model(path, task, "float32", trust, **reading)
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+        raise JobError(f"transformers cannot load {model} for {task}: {_one_line(error)}") from error
+    misfits = [f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in sorted(found["mismatched_keys"])]
+    # A pooler is computed from the hidden states, which are what is compared.
+    lacks = sorted(name for name in found["missing_keys"] if not (task == FEATURES and name.startswith("pooler.")))
+    if misfits:
+        raise JobError(f"the weights of {model} do not fit its config.json: {_few(misfits)}; download the model again")
+    if lacks:
+        raise JobError(
+            f"{model} has no weights for {_few(lacks)}, and random ones would take their place: its config.json does not "
+            f"fit its weights, or it was not trained for {task} (--task)"
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

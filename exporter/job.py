@@ -28,7 +28,7 @@ def usable_cores() -> int:
 class Job(BaseModel):
     """What to export, and how to prove it. Every key is also a flag: eval_tokens is --eval-tokens."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), title="exporter job")
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), title="exporter job")
 
     model: str = Field(min_length=1, description="A checkpoint: a folder, a recipe's name (see 'exporter targets') or a hub id.")
     adapter: tuple[Path, ...] = Field((), description="A PEFT adapter's folder to merge; several are merged in order.")
@@ -58,7 +58,7 @@ class Job(BaseModel):
     trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
     force: bool = Field(False, description="Replace another job's results in the output folder.")
 
-    @field_validator("adapter", "target", mode="before")
+    @field_validator("adapter", "target", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value
@@ -78,7 +78,7 @@ def load_job(flags: Mapping[str, Any], config: Path | None = None) -> Job:
     values: dict[str, Any] = {}
     if config is not None:
         try:
-            loaded = yaml.safe_load(config.read_text(encoding="utf-8"))
+            loaded = yaml.safe_load(config.expanduser().read_text(encoding="utf-8"))
         except OSError as error:
             raise JobError(f"cannot read the job file {config}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:

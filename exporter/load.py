@@ -101,8 +101,14 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     return _read_json(path)
 
 
-def needs_remote_code(config: dict[str, Any]) -> bool:
-    return bool(config.get("auto_map"))
+def check_config(model: str, config: dict[str, Any], trust: bool) -> None:
+    """Refuses what a configuration says that cannot be worked with, before transformers acts on it. Raises JobError."""
+    if config.get("auto_map") and not trust:
+        raise JobError(f"{model} brings Python code of its own; read it, then run again with --trust-remote-code")
+    quantized = config.get("quantization_config") or config.get("quantization")  # the second is MLX's
+    if quantized:
+        method = quantized.get("quant_method", "MLX") if isinstance(quantized, dict) else quantized
+        raise JobError(f"{model} is quantized already ({method}); give the float checkpoint that it was made from")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""The machine that numbers were measured on, and what is known to go wrong on it. Nothing here imports an engine."""
+"""The machine that numbers were measured on. Nothing here imports an engine."""
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
@@ -29,7 +28,9 @@ PACKAGES = (
     "numpy",
 )
 # CPU features that decide which kernels an engine can use, in Linux's and macOS's words.
-FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "i8mm", "bf16")
+FEATURES = (
+    "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "i8mm", "bf16",
+)  # fmt: skip
 
 
 def describe(threads: int) -> dict[str, Any]:
@@ -50,14 +51,17 @@ def describe(threads: int) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The installed ones of PACKAGES."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """The installed ones of PACKAGES, and the packages that bring third parties' targets."""
+    brought = {point.dist.name for point in metadata.entry_points(group="exporter.targets") if point.dist}
+    found = {package: version_of(package) for package in (*PACKAGES, *sorted(brought - set(PACKAGES)))}
+    return {package: version for package, version in found.items() if version is not None}
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_name() -> str:
@@ -79,37 +83,23 @@ def cpu_features() -> list[str]:
 
 
 def gpu_name() -> str | None:
-    """NVIDIA's name of the first GPU, asked of its driver's own tool; None without one."""
+    """The first GPU's name; None without one."""
+    found = gpus()
+    return str(found[0]["name"]) if found else None
+
+
+def gpus() -> list[dict[str, Any]]:
+    """NVIDIA's GPUs, asked of the driver's own tool: name, driver version and memory."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return None
+        return []
+    query = "--query-gpu=name,driver_version,memory.total"
     done = subprocess.run(
-        [tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=30, check=False
+        [tool, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30, check=False
     )
-    names = done.stdout.strip().splitlines()
-    return names[0] if done.returncode == 0 and names else None
-
-
-def troubles() -> list[str]:
-    """Pairs of packages and settings that are known to go wrong, each with the command that mends it."""
-    found = versions()
-    lines = []
-    if "onnxruntime" in found and "onnxruntime-gpu" in found:
-        lines.append(
-            "onnxruntime and onnxruntime-gpu share one folder and break each other: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime"
-        )
-    if _older(found, "onnxruntime-genai", (0, 14)):
-        lines.append(
-            f"onnxruntime-genai {found['onnxruntime-genai']} writes the wrong rope_theta for transformers 5: "
-            "pip install -U 'onnxruntime-genai>=0.18'"
-        )
-    if "optimum-onnx" in found:
-        lines.append("optimum-onnx pins transformers below 4.58, and exporter needs 5: pip uninstall optimum-onnx")
-    if os.environ.get("PYTORCH_JIT") == "0":
-        lines.append("PYTORCH_JIT=0 breaks tracing: unset PYTORCH_JIT")
-    return lines
-
-
-def _older(found: dict[str, str], package: str, version: tuple[int, int]) -> bool:
-    return package in found and tuple(int(part) for part in found[package].split(".")[:2]) < version
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    rows = [line.split(", ") for line in lines if line.count(", ") == 2]
+    return [
+        {"name": name, "driver": driver, "memory_bytes": int(mib) << 20 if mib.isdigit() else None}
+        for name, driver, mib in rows
+    ]

@@ -11,9 +11,9 @@ from typing import Any
 from exporter import targets
 from exporter.errors import BuildError, JobError
 from exporter.job import Job
-from exporter.load import check_adapter, is_recipe, locate, read_config
+from exporter.load import check_adapter, check_config, is_recipe, locate, read_config
 from exporter.process import Progress, Worker
-from exporter.store import MANIFEST, cache_folder, content_key, sha256_folder, sweep, writable
+from exporter.store import MANIFEST, cache_folder, content_key, existing, sha256_folder, sweep, writable
 from exporter.texts import evaluation_text
 from exporter.types import GENERATION, TASKS, Checkpoint, Variant
 from exporter.weights import check_weights
@@ -60,18 +60,18 @@ def make_plan(job: Job, log: Path, progress: Progress) -> Plan:
     recipe = is_recipe(job.model)
     text_name, text = evaluation_text(job.eval_text, recipe)
     hashes = []
-    for adapter in job.adapter:
+    for adapter in (path.expanduser() for path in job.adapter):
         check_adapter(adapter)
         check_weights(adapter, "adapter_model")
         hashes.append(sha256_folder(adapter))
-    path = locate(job.model, job.offline)
+    path, weights = locate(job.model, job.offline), None
     if recipe is None or recipe.gguf is None:
-        read_config(path)
-        check_weights(path)  # before transformers reads any of it
+        check_config(job.model, read_config(path), job.trust_remote_code)
+        weights = check_weights(path)  # before transformers reads any of it
     with Worker(log, job.threads, progress) as worker:
         known = worker("inspect", model=job.model, path=path, task=job.task, trust=job.trust_remote_code)
     path, task = Path(known["path"]), known["task"]
-    weights = check_weights(path)
+    weights = weights or check_weights(path)  # of a recipe's GGUF, which had to be dequantized first
     config = json.dumps(read_config(path), sort_keys=True)
     checkpoint = Checkpoint(
         path, task, job.model, content_key([weights.sha256, config]), weights.parameters,
@@ -117,7 +117,8 @@ def _refuse_other_results(output: Path, job: Job) -> None:
     """An output folder must be new, empty, or hold this job's earlier results; --force takes any of exporter's."""
     writable(output)
     sweep(output)
-    present = [path for path in output.iterdir() if not path.name.startswith(".")]
+    # logs/ alone is what a run leaves that was refused after its first checks.
+    present = [path for path in output.glob("*") if not path.name.startswith(".") and path.name != "logs"]
     if not present:
         return
     report = output / "report.json"
@@ -136,14 +137,14 @@ def _refuse_other_results(output: Path, job: Job) -> None:
 def _refuse_full_disk(output: Path, parameters: int, variants: int, merging: bool) -> None:
     """Refuses what surely will not fit: a float graph as scratch, and the artifacts; a merged checkpoint in the cache."""
     whole = 4 * parameters
-    cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
     # A float graph, and on average half its size for each artifact.
     needs = {output: int(_HEADROOM * whole * (1 + variants / 2))}
     if merging:
+        cache = cache_folder() / "checkpoints"
+        writable(cache, "set EXPORTER_CACHE to another folder")
         needs[cache] = int(_HEADROOM * whole)
     for folder, need in needs.items():
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(existing(folder)).free
         if free < need:
             raise BuildError(
                 f"the disk of {folder} is too full: this job needs about {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB "
@@ -152,7 +153,7 @@ def _refuse_full_disk(output: Path, parameters: int, variants: int, merging: boo
 
 
 def dry_plan(job: Job, progress: Progress) -> dict[str, Any]:
-    """The plan of a job in words, with nothing written to its output folder but for the check that it can be."""
+    """The plan of a job in words, with nothing written to its output folder."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as logs:

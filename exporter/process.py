@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,8 +70,7 @@ class Worker:
         try:
             self._process.wait(timeout=0 if kind else 20)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            self._kill()
 
     def __call__(self, op: str, **args: Any) -> Any:
         """What an op returns. Raises its ExporterError, or WorkerFailed when the worker crashed or met a bug."""
@@ -81,7 +80,7 @@ class Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._death(op) from None
-        for line in self._process.stdout:
+        for line in self._replies():
             reply = json.loads(line)
             if "progress" in reply:
                 self._progress(*reply["progress"])
@@ -92,6 +91,18 @@ class Worker:
             else:
                 return reply["result"]
         raise self._death(op)
+
+    def _replies(self) -> Iterator[str]:
+        assert self._process.stdout is not None
+        try:
+            yield from self._process.stdout
+        except KeyboardInterrupt:
+            self._kill()  # before the caller removes the folder that is being written to
+            raise
+
+    def _kill(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     def _death(self, op: str) -> WorkerFailed:
         status = self._process.wait()

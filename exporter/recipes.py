@@ -13,7 +13,7 @@ from exporter.errors import MissingPackage
 
 @dataclass(frozen=True)
 class Recipe:
-    """A name that stands for a checkpoint. `folder` finds it on this machine; `gguf` names the file that must be dequantized first."""
+    """A name that stands for a checkpoint: `folder` finds it here; `gguf` names the file that is dequantized first."""
 
     name: str
     summary: str

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from exporter import machine
 from exporter.errors import ExporterError
 from exporter.process import WorkerFailed
 from exporter.types import Variant
@@ -27,7 +29,8 @@ class Screen:
 
         self._verbose = verbose
         self._console = Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_WIDTH)
-        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        what = TextColumn("{task.description}", markup=False)
+        columns = (SpinnerColumn(), what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Progress(*columns, console=self._console, transient=True, disable=not sys.stderr.isatty())
         self._task = self._bars.add_task("checking", total=None)
 
@@ -80,60 +83,89 @@ def print_damage(broken: Mapping[str, Sequence[str]], form: str) -> None:
 
 
 def print_targets(form: str) -> None:
+    from exporter import targets
     from exporter.recipes import RECIPES
-    from exporter.targets import all_targets, unavailable
 
-    rows = []
-    for name, target in all_targets().items():
-        for precision, about in target.precisions.items():
-            limits = {gate: limit for gate, limit in vars(about.gates).items() if limit is not None}
-            rows.append(
-                {
-                    "target": name, "precision": precision, "default": precision == target.default,
-                    "summary": about.summary, "gates": limits, "unavailable": unavailable(Variant(name, precision)),
-                }
-            )
+    rows: list[dict[str, Any]] = [
+        {
+            "target": name, "precision": precision, "default": precision == target.default, "summary": about.summary,
+            "gates": {gate: limit for gate, limit in vars(about.gates).items() if limit is not None},
+            "unavailable": targets.unavailable(Variant(name, precision)),
+        }
+        for name, target in targets.all_targets().items()
+        for precision, about in target.precisions.items()
+    ]
     if form == "json":
         recipes = {name: recipe.summary for name, recipe in RECIPES.items()}
-        print(json.dumps({"targets": rows, "recipes": recipes}))
+        print(json.dumps({"targets": rows, "broken": dict(targets.broken()), "recipes": recipes}))
         return
     console = _stdout()
-    for name, target in all_targets().items():
-        meanings = "; ".join(f"{alias}: {' or '.join(sorted(set(of.values())))}" for alias, of in target.aliases.items())
-        default = f"default: {target.default}" + (f" ({meanings})" if meanings else "")
-        table = Table("precision", "what it is", "gates", "here", title=f"{name}: {target.summary}. {default}", title_justify="left")
+    for name, target in targets.all_targets().items():
+        default = f"default: {target.default}"
+        for alias, meanings in target.aliases.items():
+            default += f"; {alias} is {' or '.join(sorted(set(meanings.values())))}, by the task"
+        console.print(f"[bold]{escape(name)}[/]  {escape(target.summary)}\n{escape(default)}", highlight=False)
+        table = Table("precision", "what it is", "gates", "here", box=SIMPLE)
         for row in rows:
             if row["target"] == name:
-                gates = ", ".join(f"{gate} {limit:g}" for gate, limit in row["gates"].items())
-                table.add_row(row["precision"], row["summary"], gates, row["unavailable"] or "yes")
+                gates = "\n".join(f"{gate} {limit:g}" for gate, limit in row["gates"].items())
+                table.add_row(row["precision"], escape(row["summary"]), gates, escape(row["unavailable"] or "yes"))
         console.print(table)
-    table = Table("recipe", "what it is", title="Models that need no download: -m NAME", title_justify="left")
-    for name, recipe in RECIPES.items():
-        table.add_row(name, recipe.summary)
-    console.print(table)
+    _print_pairs(console, "Installed targets that cannot be used", targets.broken())
+    models = {name: recipe.summary for name, recipe in RECIPES.items()}
+    _print_pairs(console, "Models that need no download: -m NAME", models)
 
 
 def print_doctor(form: str) -> None:
-    from exporter.job import usable_cores
-    from exporter.store import cache_folder
+    from exporter import doctor, targets
 
-    facts = machine.describe(usable_cores()) | {
-        "cpu_features": machine.cpu_features(), "cache": str(cache_folder()), "troubles": machine.troubles(),
-    }
+    needed: set[str] = set()
+    for target in targets.all_targets().values():
+        needed.update(target.requires, *(precision.requires for precision in target.precisions.values()))
+    facts = doctor.examine(sorted(needed))
+    facts["troubles"] += [f"the target {name} cannot be used: {why}" for name, why in targets.broken().items()]
     if form == "json":
         print(json.dumps(facts))
         return
     console = _stdout()
-    table = Table(show_header=False)
-    for name, value in facts.items():
-        if name not in ("versions", "troubles"):
-            table.add_row(name, " ".join(map(str, value)) if isinstance(value, list) else str(value))
-    for package, version in facts["versions"].items():
-        table.add_row(package, version)
-    console.print(table)
-    for line in facts["troubles"] or ["no known trouble"]:
-        console.print(line, markup=False, highlight=False)
+    limit = "" if facts["cpu_quota"] is None else f", of which this container may use {facts['cpu_quota']:g}"
+    load = " ".join(f"{load:.2f}" for load in facts["load_average"])
+    gpus = [f"{gpu['name']}, {_gigabytes(gpu['memory_bytes'])}, driver {gpu['driver']}" for gpu in facts["gpus"]]
+    _print_pairs(console, "Machine", {
+        "processor": f"{facts['cpu']}, {facts['cores']} cores{limit}",
+        "features": " ".join(facts["cpu_features"]) or "not known",
+        "threads": f"{facts['threads']} by default (--threads)",
+        "load": f"{load} (1, 5, 15 minutes)",
+        "memory": f"{_gigabytes(facts['memory_bytes'])}, {_gigabytes(facts['memory_available_bytes'])} available",
+        "gpu": "\n".join(gpus) or "none (no nvidia-smi that answers)",
+        "system": facts["os"],
+        "python": facts["python"],
+        "cache": f"{facts['cache']}, {_gigabytes(facts['cache_free_bytes'])} free",
+    })  # fmt: skip
+    _print_pairs(console, "Environment", facts["environment"])
+    _print_pairs(console, "Packages", {name: version or "not installed" for name, version in facts["versions"].items()})
+    if not facts["troubles"]:
+        console.print("No known trouble.", markup=False, highlight=False)
+    for line in facts["troubles"]:
+        console.print(f"trouble: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_pairs(console: Console, title: str, pairs: Mapping[str, str]) -> None:
+    """A title and its lines of a name and what is said of it; nothing where there are none."""
+    if not pairs:
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, text in pairs.items():
+        table.add_row(f"  {escape(name)}", escape(text))
+    console.print(f"[bold]{title}[/]", highlight=False)
+    console.print(table, highlight=False)
+    console.print()
+
+
+def _gigabytes(count: int | None) -> str:
+    return "memory not known" if count is None else f"{count / 1e9:.1f} GB"
 
 
 def _stdout() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
+    own = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if own else _LOG_WIDTH)

@@ -80,12 +80,13 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what processes that no longer run left unfinished in a folder."""
+    """Removes what processes that no longer run left unfinished in a folder. This one must have nothing in work there."""
     import psutil
 
     for path in folder.glob(".*.tmp") if folder.is_dir() else ():
         match = _TEMPORARY.match(path.name)
-        if match and not psutil.pid_exists(int(match[1])):
+        # This process's own id is a dead one's too: in a container it is the same at every start.
+        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -146,14 +147,18 @@ def reusable(folder: Path, key: str) -> dict[str, Any] | None:
     return manifest
 
 
-def writable(folder: Path) -> None:
-    """Makes a folder and proves that files can be written there. Raises JobError."""
+def existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+
+
+def writable(folder: Path, mend: str = "choose another folder with -o") -> None:
+    """Proves that files can be written to a folder that may not be there yet; makes nothing. Raises JobError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=existing(folder)):
             pass
     except OSError as error:
-        raise JobError(f"cannot write to {folder}: {error.strerror}; choose another folder with -o") from error
+        raise JobError(f"cannot write to {folder}: {error.strerror}; {mend}") from error
 
 
 def _sync(folder: Path) -> None:

@@ -15,7 +15,7 @@ def evaluation_text(path: Path | None, recipe: Recipe | None) -> tuple[str, str]
     if path is None:
         return "pydoc_data.topics of the Python standard library", standard_library_topics()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise JobError(
             f"{path} is not UTF-8 (byte {error.start}); convert it: iconv -f latin1 -t utf-8 {path} > text.txt"

@@ -169,7 +169,7 @@ class Exported:
     """What a target says of the artifact that it wrote.
 
     `weights` are the files that inference needs besides tokenizer and configuration, relative to the folder; their sum
-    is the artifact's size. `notes` are for the report's reason, such as a second copy that the format's operators force.
+    is the artifact's size. `notes` go into the report's reason, such as a second copy that the operators force.
     """
 
     weights: tuple[str, ...]
@@ -180,7 +180,8 @@ class Exported:
 class Target:
     """One format: how it is written and how it is run, side by side. A frozen record, in targets' BUILTIN table.
 
-    `requires` are the import names of the packages that export and open need beyond exporter's own; `extra` is the pip extra that brings them.
+    `requires` are the import names of the packages that export and open need beyond exporter's own; `extra` is
+    exporter's pip extra that brings them ("": none; a third party's package brings its own).
     `default` is the precision of a bare target name; `aliases` maps a task to what the alias precision means there.
     `check` says in one line why this checkpoint cannot be exported, or returns None. It runs before any work and reads
     the config only.
@@ -201,7 +202,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Gate:
-    """A limit and what came out. `undecided`: within the limit, but for the two standard errors that more tokens shrink."""
+    """A limit and what came out; `detail` says why it failed, and whether more tokens could decide it."""
 
     name: str
     limit: float

@@ -17,7 +17,7 @@ import numpy as np
 
 from exporter.errors import JobError
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLES = ("*model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # training_args.bin is none
 # The bits of the exponent, all ones in a NaN or an infinity, read as an unsigned integer of the same width.
 _EXPONENTS: dict[str, tuple[Any, int]] = {
     "F64": (np.uint64, 0x7FF0000000000000),
@@ -26,6 +26,13 @@ _EXPONENTS: dict[str, tuple[Any, int]] = {
     "F16": (np.uint16, 0x7C00),
 }
 _CHUNK = 1 << 24
+_CONVERT = {
+    "model": "from transformers import AutoModelForCausalLM as M; M.from_pretrained('DIR').save_pretrained('NEW')",
+    "adapter_model": (
+        "import torch, safetensors.torch as s; "
+        "s.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,9 @@ def weight_files(folder: Path, stem: str = "model") -> list[Path]:
         return files
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles and not any(path.is_file() for path in files):
-        convert = (
-            "python -c \"from transformers import AutoModel as M; M.from_pretrained('DIR').save_pretrained('NEW')\""
-        )
         raise JobError(
             f"{folder} holds pickled weights ({pickles[0]}), which can run code when they are read; convert them where "
-            f"you trust them: {convert} (use the model's own class, such as AutoModelForCausalLM)"
+            f"you trust them: python -c \"{_CONVERT[stem]}\""
         )
     raise JobError(f"{folder} lacks {', '.join(missing)}; download the model again, or give another folder")
 
@@ -96,10 +100,19 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             header = json.loads(file.read(start - 8))
         except ValueError as error:
             raise JobError(f"{broken} (its header is not JSON)") from error
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    end = start + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    if end != size:
-        raise JobError(f"{broken} ({size} bytes, of {end})")
+    try:
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        spans = sorted((*entry["data_offsets"], entry["dtype"], math.prod(entry["shape"])) for entry in entries.values())
+        end = 0
+        for begin, stop, dtype, numbers in spans:
+            width = _EXPONENTS[dtype][0]().itemsize if dtype in _EXPONENTS else 0
+            if begin != end or stop < begin or (width and stop - begin != width * numbers):
+                raise JobError(f"{broken} (its header's offsets do not fit)")
+            end = stop
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise JobError(f"{broken} (its header is not that of a safetensors file)") from error
+    if start + end != size:
+        raise JobError(f"{broken} ({size} bytes, of {start + end})")
     return entries, start
 
 

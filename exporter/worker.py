@@ -119,7 +119,7 @@ def _answer(session: Session, request: dict[str, Any]) -> dict[str, Any]:
         return {"result": getattr(session, request["op"])(**request["args"])}
     except ExporterError as error:
         return {"error": str(error), "status": error.exit_status}
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # the parent is told: it shows the traceback
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         if full or "No space left on device" in str(error):
             return {"error": f"the disk is full ({error}); free some space and run again", "status": BuildError.exit_status}
@@ -136,6 +136,7 @@ def main() -> None:
 
     def listen() -> None:
         for line in sys.stdin:
+            busy.set()  # here, not where it is taken: the parent can be gone before that
             requests.put(line)
         if busy.is_set():  # the parent died or gave up in the middle of a request
             os.killpg(os.getpgrp(), signal.SIGKILL)
@@ -144,7 +145,6 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     session = Session(replies)
     while (line := requests.get()) is not None:
-        busy.set()
         answer = _answer(session, json.loads(line))
         busy.clear()
         session.reply(answer)

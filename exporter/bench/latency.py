@@ -1,4 +1,4 @@
-"""Speed of an artifact, in a process of its own: rounds of prefill and decode, interleaved by the caller between variants.
+"""Speed of an artifact, in a process of its own: rounds of prefill and decode, which the caller interleaves.
 
 Prefill is one forward over 128 and over 512 tokens; decode is 64 tokens, one at a time, after a prompt of 128. Encoders
 have prefill only, and the passage is one sequence.

@@ -1,9 +1,10 @@
 """Quality of an artifact against the reference, on the same token ids.
 
 Perplexity slides a window over the text: each token is scored once, with as much left context as the window allows.
-The ratio to the reference is exp(mean difference of the negative log-likelihoods), and its standard error is that of the paired
-differences: what both models find hard cancels out. KL is KL(reference || artifact) in nats over the reference's TOP_K
-most likely tokens plus one bucket for the rest; merging outcomes never raises a divergence, so it is a lower bound.
+The ratio to the reference is exp(mean difference of the negative log-likelihoods), and its standard error is that of
+the paired differences: what both models find hard cancels out. KL is KL(reference || artifact) in nats over the
+reference's TOP_K most likely tokens plus one bucket for the rest; merging outcomes never raises a divergence, so it is
+a lower bound.
 Encoders are compared by the cosine of mean-pooled last hidden states, classifiers by their class probabilities.
 """
 
@@ -69,6 +70,8 @@ class Answers:
 
 @dataclass(frozen=True)
 class Reference:
+    """Everything that a comparison needs, as one .npz file (a few megabytes for some thousand tokens)."""
+
     passages: Passages
     probe: Probe
     answers: Answers
@@ -117,7 +120,7 @@ def log_softmax(logits: Floats) -> Floats:
 
 
 def _scored(runner: Runner, passages: Passages, progress: Progress) -> Iterator[tuple[slice, Floats, Ids]]:
-    """For each window: the positions in the result arrays, the log-probabilities there [n, V], and the tokens that came."""
+    """For each window: its span in the result arrays, the log-probabilities there [n, V], and the tokens that came."""
     spans = list(windows(len(passages.ids), passages.window, passages.stride))
     for done, (begin, end, first) in enumerate(spans):
         logits = runner.logits(passages.ids[begin:end])
@@ -165,7 +168,7 @@ def _at(logp: Floats, tokens: Ids) -> Doubles:
 
 
 def _rest(logp: Floats, chosen: Floats) -> Floats:
-    """log of the probability that the chosen columns leave over; the same float32 terms are summed in float64 both times."""
+    """log of the probability that the chosen columns leave over; the same float32 terms go into both float64 sums."""
     whole = np.exp(logp).sum(axis=-1, dtype=np.float64)
     left = np.maximum(whole - np.exp(chosen).sum(axis=-1, dtype=np.float64), 1e-30)
     result: Floats = np.log(left).astype(np.float32)
@@ -235,7 +238,7 @@ def _mean(values: Doubles) -> tuple[float, float]:
 
 
 def compare_probe(runner: Runner, probe: Probe, task: str) -> Mapping[str, float]:
-    """logit_error (absolute, the largest) on padded sequences of other lengths, in one batch where the runner takes one; and cache_kl.
+    """logit_error (absolute, the largest) on padded sequences, alone and in a batch where there is one; and cache_kl.
 
     `cache_kl` is the mean KL(uncached || cached) of the artifact with itself, where it has a cache: a prefill of about
     half of a sequence, then the rest token by token. It needs no reference, so quantization does not hide in it.

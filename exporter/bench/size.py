@@ -1,4 +1,4 @@
-"""Bytes on disk of what a user must ship for inference: weights and graph; tokenizer and configuration counted apart."""
+"""Bytes of what a user must ship for inference: weights and graph; tokenizer and configuration are counted apart."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def builder_takes(architecture: str) -> bool:
 
 
 def build_float(checkpoint: Path, folder: Path) -> Path:
-    """Writes model.onnx, its data and genai_config.json into a new folder; returns the model's path. Raises BuildError."""
+    """Writes model.onnx, its data and genai_config.json into a folder; returns the model's path. Raises BuildError."""
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "fp32", "-e", "cpu"]
     command += ["-i", str(checkpoint), "-o", str(folder), "-c", str(folder / "cache")]
     log = folder.with_name(folder.name + ".log")

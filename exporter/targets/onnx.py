@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.targets import onnx_shell
 from exporter.targets.genai_graph import build_float, builder_takes
-from exporter.targets.onnx_file import SMALL, save_graph
+from exporter.targets.onnx_file import save_graph
 from exporter.targets.onnx_half import half
 from exporter.targets.onnx_quantize import dynamic_int8, weight_only
 from exporter.targets.onnx_session import open_onnx
@@ -43,7 +43,7 @@ def export(request: ExportRequest) -> Exported:
     float_graph = _float_graph(request)
     model = ir.load(float_graph)
     _load_small_tensors(model)
-    notes = []
+    notes = [f"traced by {line}" for line in (model.metadata_props.get("exporter"),) if line and "not " in line]
     genai = float_graph.parent / "genai_config.json"
     if genai.is_file():
         _number_head_size(model, json.loads(genai.read_text(encoding="utf-8")))
@@ -87,7 +87,7 @@ def _load_small_tensors(model: ir.Model) -> None:
 
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL:
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= onnx_shell.LARGE:
             value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
 
 

@@ -1,7 +1,7 @@
 """float16 by onnxruntime's own converter, which is shown the graph without its weights.
 
-The converter wants a whole ModelProto in memory. The large weights are taken out and declared as inputs first, and put back as
-float16 afterwards, one by one while they are written, so that neither copy is ever whole in memory.
+The converter wants a whole ModelProto in memory. The large weights are taken out and declared as inputs first, and put
+back as float16 afterwards, one by one while they are written, so that neither copy is ever whole in memory.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Bytes = NDArray[np.uint8]
 BLOCK = 32  # input channels that share a scale; onnxruntime's fast kernels take 32
-TABLE_BLOCK = 128  # for tables that are only looked up: their rows are short and their scales would weigh more
+TABLE_BLOCK = 128  # for tables that are only looked up: scales of smaller blocks would weigh more than they help
 _SHRINK = np.linspace(1.0, 0.7, 7, dtype=np.float32)  # 4-bit ranges that are tried for each block
 
 
@@ -39,7 +39,7 @@ def weight_only(model: ir.Model, bits: int) -> list[str]:
 
 
 def dynamic_int8(model: ir.Model, decoder: bool) -> list[str]:
-    """Quantizes products to int8 with activations quantized at run time, and tables to 8 bits. Returns what stayed in float.
+    """Quantizes products to int8 with activations quantized at run time, tables to 8 bits. Returns what stayed in float.
 
     In a decoder, what a per-tensor activation range ruins (the matrices that narrow, such as a feed-forward's second
     one, whose inputs have outliers, and the head) gets 8-bit weights in blocks instead.

@@ -14,7 +14,7 @@ _RUNTIME_ONLY = ("SimplifiedLayerNormalization",)
 
 
 def shell(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
-    """The graph with its large weights declared as further inputs, and those weights by name. The model stays as it was."""
+    """The graph with its large weights declared as further inputs, and those weights by name; the model stays the same."""
     import onnx_ir as ir
 
     graph = model.graph

@@ -1,0 +1,155 @@
+"""A target from another package, by the entry point group exporter.targets: a good one, and those that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIGHT = ("--eval-tokens", 256, "--threads", 1, "--repeats", 1)
+
+
+def install(package, site):
+    """Builds a package's wheel with the backend that is installed here, and unpacks it into a folder: no network."""
+    offline = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet")
+    subprocess.run([sys.executable, "-m", "pip", "install", *offline, "--target", site, package], check=True)
+
+
+def fake_install(site, name, module, *points):
+    """What pip leaves of a package `name`: its metadata with entry points, and a module of this text."""
+    (site / f"{name}.py").write_text(module)
+    info = site / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("\n".join(["[exporter.targets]", *points, ""]))
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    """The environment of a machine where exporter-npz is installed."""
+    site = tmp_path_factory.mktemp("site")
+    install(ROOT / "tests" / "packages" / "exporter-npz", site)
+    return {"PYTHONPATH": str(site)}
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """The environment of a machine with four packages whose targets cannot be used."""
+    site = tmp_path_factory.mktemp("broken")
+    fake_install(site, "raises", "raise RuntimeError('no driver')", "rotten = raises:TARGET")
+    fake_install(site, "imports", "import a_module_that_is_not_there", "lacking = imports:TARGET")
+    fake_install(site, "other", "TARGET = 'a string'", "wordy = other:TARGET")
+    fake_install(site, "clash", "from exporter.targets.onnx import ONNX as TARGET", "onnx = clash:TARGET")
+    return {"PYTHONPATH": str(site)}
+
+
+@pytest.fixture(scope="module")
+def out(run_cli, npz, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    done = run_cli("run", "-m", "models/tiny", "--target", "npz", *LIGHT, "--no-speed", "-o", folder, env=npz)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def row_of(report, target):
+    return next(row for row in report["results"] if row["target"] == target)
+
+
+def test_a_run_proves_it(out):
+    report = json.loads((out / "report.json").read_text())
+    row = row_of(report, "npz")
+    assert (row["precision"], row["status"], report["passed"]) == ("fp16", "ok", True)
+    assert row["ppl_ratio"] == pytest.approx(1, abs=1e-3)
+    assert 0 < row["kl"] < 1e-5
+    assert row["top1"] > 0.99
+    assert 0 <= row["cache_kl"] < 1e-6
+    assert {gate["name"] for gate in row["gates"]} == {"max_ppl_ratio", "max_cache_kl"}
+    assert row["bytes"] == (out / "npz-fp16" / "model.npz").stat().st_size
+    assert row["size_ratio"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_its_version_is_recorded_so_that_an_upgrade_exports_again(out):
+    manifest = json.loads((out / "npz-fp16" / "manifest.json").read_text())
+    assert manifest["versions"]["exporter-npz"] == "0.1.0"
+
+
+def test_its_artifact_is_benched_again_and_skipped_where_it_is_not_installed(run_cli, npz, out, tmp_path):
+    with_it = run_cli("bench", out, "--format", "json", env=npz)
+    row = row_of(json.loads(with_it.stdout.splitlines()[-1]), "npz")
+    assert row["status"] == "ok"
+    assert row["decode_tokens_per_s"] > 0
+    without = run_cli("bench", out, "--format", "json")
+    row = row_of(json.loads(without.stdout.splitlines()[-1]), "npz")
+    assert row["status"] == "skipped"
+    assert "unknown target 'npz'" in row["reason"]
+    assert without.returncode == 0
+
+
+def test_it_is_listed(run_cli, npz):
+    listed = json.loads(run_cli("targets", "--format", "json", env=npz).stdout)
+    mine = [row for row in listed["targets"] if row["target"] == "npz"]
+    assert [(row["precision"], row["default"], row["unavailable"]) for row in mine] == [("fp16", True, None)]
+    assert listed["broken"] == {}
+    assert "an example of a third party's target" in run_cli("targets", env=npz).stdout
+
+
+def test_its_misspelling_gets_the_nearest_names(run_cli, npz, tmp_path):
+    done = run_cli("run", "-m", "tiny", "--target", "nzp", "-o", tmp_path / "out", env=npz)
+    assert done.returncode == 2
+    assert "unknown target 'nzp'; did you mean npz?" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_its_own_refusal_is_told_before_any_work(run_cli, npz, tmp_path):
+    done = run_cli("run", "-m", "tiny", "--target", "npz:int8", "-o", tmp_path / "out", env=npz)
+    assert done.returncode == 2
+    assert "unknown precision of npz 'int8'" in done.stderr
+
+
+def test_broken_ones_are_listed_with_their_reasons(run_cli, broken):
+    listed = json.loads(run_cli("targets", "--format", "json", env=broken).stdout)["broken"]
+    assert set(listed) == {"rotten", "lacking", "wordy", "onnx"}
+    assert "RuntimeError: no driver" in listed["rotten"]
+    assert "a_module_that_is_not_there" in listed["lacking"]
+    assert "other:TARGET is not an exporter.types.Target named 'wordy'" in listed["wordy"]
+    assert "built-in name" in listed["onnx"]
+    assert all("pip uninstall" in reason for reason in listed.values())
+    human = run_cli("targets", env=broken).stdout
+    assert "cannot be used" in human
+    assert "no driver" in human
+    troubles = json.loads(run_cli("doctor", "--format", "json", env=broken).stdout)["troubles"]
+    assert sum("cannot be used" in line for line in troubles) == 4
+
+
+def test_a_broken_one_that_was_named_stops_the_run(run_cli, broken, tmp_path):
+    done = run_cli("run", "-m", "tiny", "--target", "rotten", "-o", tmp_path / "out", env=broken)
+    assert done.returncode == 4
+    assert "the target rotten cannot be used" in done.stderr
+    assert "no driver" in done.stderr
+
+
+def test_broken_ones_do_not_trouble_the_others(run_cli, broken, tmp_path):
+    done = run_cli(
+        "run", "-m", "tiny", "--target", "all", "--dry-run", "--format", "json", "-o", tmp_path / "out", env=broken
+    )
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout.splitlines()[-1])
+    assert any(target.startswith("onnx:") for target in planned["job"]["target"])
+    skipped = [step for step in planned["steps"] if step.startswith("skip ")]
+    assert {step.split(":")[0].removeprefix("skip ") for step in skipped} >= {"rotten", "lacking", "wordy"}
+
+
+def test_two_packages_with_one_name_are_both_refused(run_cli, tmp_path):
+    for name in ("first", "second"):
+        fake_install(tmp_path, name, "TARGET = None", f"twice = {name}:TARGET")
+    listed = json.loads(run_cli("targets", "--format", "json", env={"PYTHONPATH": str(tmp_path)}).stdout)
+    assert "uninstall all but one" in listed["broken"]["twice"]
+
+
+def test_the_package_is_small_enough_to_be_an_example():
+    lines = Path(ROOT / "tests/packages/exporter-npz/exporter_npz.py").read_text().splitlines()
+    assert len(lines) < 110
