@@ -79,9 +79,10 @@ def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: A
     """
     from exporter.job import load_job
     from exporter.show import Screen, print_plan, print_result
+    from exporter.store import cache_folder, swept
 
     job = load_job({name: value for name, value in flags.items() if value is not None and value != ()}, config)
-    with Screen(verbose) as screen:
+    with Screen(verbose) as screen, swept(job.output.expanduser(), cache_folder() / "checkpoints"):
         if dry_run:
             from exporter.plan import dry_plan
 
@@ -207,11 +208,11 @@ def _status(call: Callable[[], Any]) -> int:
     try:
         result = call()
     except OSError as error:
-        import errno
-
-        if error.errno != errno.ENOSPC:
-            raise
         from exporter.errors import BuildError
+        from exporter.store import disk_full
+
+        if not disk_full(error):
+            raise
 
         raise BuildError(f"the disk is full ({error.filename or error}); free some space and run again") from error
     return result if isinstance(result, int) else 0

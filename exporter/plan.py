@@ -117,8 +117,9 @@ def _refuse_other_results(output: Path, job: Job) -> None:
     """An output folder must be new, empty, or hold this job's earlier results; --force takes any of exporter's."""
     writable(output)
     sweep(output)
-    # logs/ alone is what a run leaves that was refused after its first checks.
-    present = [path for path in output.glob("*") if not path.name.startswith(".") and path.name != "logs"]
+    # logs/ and job.json alone are what a run leaves that was stopped before its first result.
+    nothing = {"logs", "job.json"}
+    present = [path for path in output.glob("*") if not path.name.startswith(".") and path.name not in nothing]
     if not present:
         return
     report = output / "report.json"

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,13 +74,20 @@ class Worker:
 
     def __call__(self, op: str, **args: Any) -> Any:
         """What an op returns. Raises its ExporterError, or WorkerFailed when the worker crashed or met a bug."""
+        try:
+            return self._ask(op, args)
+        except KeyboardInterrupt:
+            self._kill()  # before the caller removes the folder that is being written to
+            raise
+
+    def _ask(self, op: str, args: dict[str, Any]) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps({"op": op, "args": args}, default=str) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._death(op) from None
-        for line in self._replies():
+        for line in self._process.stdout:
             reply = json.loads(line)
             if "progress" in reply:
                 self._progress(*reply["progress"])
@@ -92,17 +99,10 @@ class Worker:
                 return reply["result"]
         raise self._death(op)
 
-    def _replies(self) -> Iterator[str]:
-        assert self._process.stdout is not None
-        try:
-            yield from self._process.stdout
-        except KeyboardInterrupt:
-            self._kill()  # before the caller removes the folder that is being written to
-            raise
-
     def _kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
     def _death(self, op: str) -> WorkerFailed:
         status = self._process.wait()

@@ -44,7 +44,7 @@ def measure_reference(
             reference = Reference(
                 passages, Probe(ids, mask, runner.batch(ids, mask)), answer(runner, passages, progress)
             )
-            facts = {"parameters": runner.parameters(), "engine": runner.engine}
+            facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
         perplexity = reference_perplexity(reference.answers)
         scored = len(reference.answers.nll) or len(reference.answers.vectors)
         if not all(np.isfinite(array).all() for array in (reference.answers.nll, reference.answers.vectors)):

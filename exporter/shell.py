@@ -22,9 +22,10 @@ function export {{
 
 # In zsh `export` is a reserved word that no function overrides. With the word disabled, assignments become ordinary
 # words: `export PATH=~/bin` keeps its tilde, `export A=$(date)` is split. So at the prompt the word stays, and a typed
-# line that begins with one of our commands is rewritten; only in scripts (and zsh -c) does a function take over.
+# line that begins with one of our commands is rewritten. Only in scripts does a function take over; and in `zsh -c`
+# nothing can, because all of its text is parsed before the first command runs.
 _ZSH = """\
-if [[ -o zle && -z ${{ZSH_EXECUTION_STRING-}} ]]; then
+if [[ -o zle ]]; then
   function _exporter_line {{
     local -a words=(${{(z)BUFFER}})
     [[ ${{CONTEXT-}} == start && ${{words[1]-}} == export ]] || return 0

@@ -88,7 +88,10 @@ def print_targets(form: str) -> None:
 
     rows: list[dict[str, Any]] = [
         {
-            "target": name, "precision": precision, "default": precision == target.default, "summary": about.summary,
+            "target": name,
+            "precision": precision,
+            "default": precision == target.default,
+            "summary": about.summary,
             "gates": {gate: limit for gate, limit in vars(about.gates).items() if limit is not None},
             "unavailable": targets.unavailable(Variant(name, precision)),
         }

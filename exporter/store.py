@@ -6,6 +6,7 @@ carries its process id in the name and is swept away by the next run.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -88,6 +89,23 @@ def sweep(folder: Path) -> None:
         # This process's own id is a dead one's too: in a container it is the same at every start.
         if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
             shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def swept(*folders: Path) -> Iterator[None]:
+    """Sweeps folders when the block ends, however it ends: of what its workers left there when they were killed."""
+    try:
+        yield
+    finally:
+        for folder in folders:
+            sweep(folder)
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error of this process or of a library, some of which keep the words only, says that no byte more fits."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
 
 
 def write_text(path: Path, text: str) -> None:

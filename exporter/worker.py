@@ -6,7 +6,6 @@ so is this process and whatever it started.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import queue
@@ -120,9 +119,9 @@ def _answer(session: Session, request: dict[str, Any]) -> dict[str, Any]:
     except ExporterError as error:
         return {"error": str(error), "status": error.exit_status}
     except Exception as error:  # noqa: BLE001  # the parent is told: it shows the traceback
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        if full or "No space left on device" in str(error):
-            return {"error": f"the disk is full ({error}); free some space and run again", "status": BuildError.exit_status}
+        if store.disk_full(error):
+            message = f"the disk is full ({error}); free some space and run again"
+            return {"error": message, "status": BuildError.exit_status}
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         return {"bug": f"{type(error).__name__}: {first}", "trace": traceback.format_exc()}
 

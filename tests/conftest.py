@@ -1,40 +1,99 @@
-"""What the tests share: the program as users start it, and a cache of their own."""
+"""What several test files use: the command in a process of its own, the shipped model, a cache that is nobody's."""
 
-from __future__ import annotations
-
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent  # where pip put `exporter` and `export`
-
-Cli = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ("--no-speed", "--eval-tokens", 256, "--threads", 1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """EXPORTER_CACHE of the whole test session, so that no test reads or fills the user's."""
-    before = os.environ.get("EXPORTER_CACHE")
+def cache(tmp_path_factory):
+    """The tests' own $EXPORTER_CACHE: the user's is not touched."""
     folder = tmp_path_factory.mktemp("cache")
-    os.environ["EXPORTER_CACHE"] = str(folder)
-    yield folder
-    if before is None:
-        del os.environ["EXPORTER_CACHE"]
-    else:
-        os.environ["EXPORTER_CACHE"] = before
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("EXPORTER_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
-def run_cli(cache: Path) -> Cli:
-    """`exporter ARGS` in a process of its own, from the repository's root; `env` adds to the environment."""
+def run_cli(cache):
+    """`run_cli(*args, env=…, cwd=…)`: `exporter ARGS…` as a user runs it; the completed process with its text."""
 
-    def run(*args: object, env: Mapping[str, str] | None = None, program: str = "exporter") -> subprocess.CompletedProcess[str]:
-        command = [str(BIN / program), *map(str, args)]
-        return subprocess.run(command, env={**os.environ, **(env or {})}, cwd=ROOT, capture_output=True, text=True, check=False)
+    def run(*args, env=None, cwd=ROOT):
+        command = [sys.executable, "-m", "exporter", *map(str, args)]
+        return subprocess.run(
+            command, env=os.environ | (env or {}), cwd=cwd, capture_output=True, text=True, timeout=900, check=False
+        )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The trained model that exporter ships; its LoRA adapter is the folder `adapter` in it."""
+    return ROOT / "models" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def demo(run_cli, tmp_path_factory):
+    """The output folder of the main job on the shipped model with its adapter, to every precision there is."""
+    output = tmp_path_factory.mktemp("demo") / "out"
+    done = run_cli(
+        "run", "-m", "tiny", "--adapter", "models/tiny/adapter", "--eval-text", "models/tiny/adapter/eval.txt",
+        "--eval-tokens", "4096", "--repeats", "1", "-t", "torch:all", "-t", "onnx:all", "-o", output,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "report.html" in done.stdout
+    return output
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def refused(run_cli, out):
+    """Runs a job that cannot work, and returns the one line that says why."""
+
+    def run(*args, status=2, output=out, **settings):
+        done = run_cli("run", *SMALL, "-o", output, *args, **settings)
+        assert (done.returncode, done.stdout) == (status, ""), done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.stderr.startswith("error: ")
+        left = [path.name for path in out.rglob("*") if path.is_file() and path.suffix != ".log"]
+        assert left == []
+        assert [path.name for path in out.glob("*")] in ([], ["logs"])
+        return done.stderr
+
+    return run
+
+
+@pytest.fixture
+def model(tiny, tmp_path):
+    """A folder of links to the tiny model's files, as the hub's cache has them; `config` changes keys, None drops one."""
+
+    def make(name="model", without=(), **config):
+        folder = tmp_path / name
+        folder.mkdir()
+        for path in tiny.iterdir():
+            if path.is_file() and path.name not in without:
+                (folder / path.name).symlink_to(path)
+        if config:
+            changed = json.loads((tiny / "config.json").read_text()) | config
+            rewrite(folder / "config.json", json.dumps({key: value for key, value in changed.items() if value is not None}))
+        return folder
+
+    return make
+
+
+def rewrite(path, content):
+    """Puts a file of its own in the place of a link."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())

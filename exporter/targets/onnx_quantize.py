@@ -141,7 +141,7 @@ def _dynamic(model: ir.Model, matrix: Matrix) -> None:
         before = node.inputs[2] if len(node.inputs) > 2 else None
         product = _insert(node, "MatMulInteger", [quantized[0], packed, quantized[2]])
         floats = _insert(node, "Cast", [product[0]], {"to": 1})
-        both = _insert(node, "Mul", [quantized[1], scale])
+        both = _insert(node, "Mul", [quantized[1], scale], label="scales")
         if before is None:
             _replace(node, "Mul", [floats[0], both[0]], {})
         else:
@@ -179,12 +179,13 @@ def _reshaped(model: ir.Model, value: ir.Value, shape: tuple[int, int]) -> ir.Va
 
 
 def _insert(
-    before: ir.Node, op: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None, outputs: int = 1
+    before: ir.Node, op: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None, outputs: int = 1, label: str = ""
 ) -> tuple[ir.Value, ...]:
     """A new node of ONNX's own operators in front of another one; returns its outputs."""
     import onnx_ir as ir
 
-    node = ir.node(op, inputs, attributes or {}, num_outputs=outputs, name=f"{before.name}/{op}")
+    name = f"{before.outputs[0].name}/{label or op}"  # values have unique names, nodes need not have any
+    node = ir.node(op, inputs, attributes or {}, num_outputs=outputs, name=name)
     assert before.graph is not None
     before.graph.insert_before(before, node)
     return tuple(node.outputs)

@@ -1,0 +1,111 @@
+"""An adapter that cannot be merged into this model: one clear line before anything is built."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import rewrite
+from safetensors.numpy import load_file, save_file
+
+
+@pytest.fixture
+def adapter(tiny, tmp_path):
+    """The tiny model's adapter with other tensors, or with other keys in its configuration."""
+
+    def make(change=lambda tensors: tensors, **config):
+        folder = tmp_path / "adapter"
+        folder.mkdir()
+        save_file(change(load_file(tiny / "adapter" / "adapter_model.safetensors")), folder / "adapter_model.safetensors")
+        settings = json.loads((tiny / "adapter" / "adapter_config.json").read_text()) | config
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        return folder
+
+    return make
+
+
+def cut(tensors):
+    """Of a model of another width."""
+    return {name: np.ascontiguousarray(value[:, :100] if "lora_A" in name else value) for name, value in tensors.items()}
+
+
+def fewer(tensors):
+    return {name: value for name, value in tensors.items() if "layers.2." not in name}
+
+
+def more(tensors):
+    return tensors | {name.replace("layers.2.", "layers.3."): value for name, value in tensors.items() if "layers.2." in name}
+
+
+def renamed(tensors):
+    return {name.replace("q_proj", "query"): value for name, value in tensors.items()}
+
+
+def diverged(tensors):
+    name = sorted(tensors)[0]
+    return tensors | {name: np.full_like(tensors[name], np.inf)}
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "says"),
+    [
+        (cut, {}, "does not fit this model|size mismatch"),
+        (fewer, {}, "is for another model: it has no tensor for|layers.2."),
+        (more, {}, "is for another model: it holds tensors that this model lacks|layers.3."),
+        (renamed, {}, "is for another model"),
+        (renamed, {"target_modules": ["query", "key"]}, "does not fit this model|query"),
+        (dict, {"peft_type": "NEWER"}, "does not fit this model|NEWER"),
+        (dict, {"peft_type": None}, "does not fit this model"),
+        (dict, {"r": "eight"}, "does not fit this model"),
+    ],
+    ids=["other shapes", "fewer layers", "more layers", "renamed tensors", "renamed modules", "new kind", "no kind", "bad rank"],
+)
+def test_an_adapter_for_another_model(refused, adapter, cache, change, config, says):
+    line = refused("-m", "tiny", "--adapter", adapter(change, **config))
+    for part in says.split("|"):
+        assert part in line
+    assert not list(cache.rglob(".*.tmp"))
+
+
+def test_an_adapter_that_has_no_weights_to_merge(refused, tiny, tmp_path):
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=4))
+    model.save_pretrained(tmp_path / "prompt")
+    assert "of PEFT's kind PROMPT_TUNING, which has no weights to merge" in refused("-m", "tiny", "--adapter", tmp_path / "prompt")
+
+
+def test_an_adapter_that_diverged(refused, adapter):
+    assert "holds NaN or Inf" in refused("-m", "tiny", "--adapter", adapter(diverged))
+
+
+def test_an_adapter_with_pickled_weights(refused, adapter):
+    folder = adapter()
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    line = refused("-m", "tiny", "--adapter", folder)
+    assert "pickled weights (adapter_model.bin)" in line
+    assert "s.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')" in line
+
+
+def test_a_truncated_adapter(refused, adapter):
+    path = adapter() / "adapter_model.safetensors"
+    rewrite(path, path.read_bytes()[:-100])
+    assert "is not a whole safetensors file" in refused("-m", "tiny", "--adapter", path.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("~/nowhere/lora", "no such adapter folder: "),
+        ("models/tiny", "has no adapter_config.json: it is not a PEFT adapter's folder"),
+        ("models/tiny/adapter/adapter_config.json", "no such adapter folder"),
+    ],
+)
+def test_an_adapter_that_is_not_there(refused, name, says):
+    assert says in refused("-m", "tiny", "--adapter", name)
+
+
+def test_a_broken_adapter_config(refused, adapter):
+    folder = adapter()
+    rewrite(folder / "adapter_config.json", "{")
+    assert "adapter_config.json is not valid JSON" in refused("-m", "tiny", "--adapter", folder)
