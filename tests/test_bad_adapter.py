@@ -1,11 +1,22 @@
 """An adapter that cannot be merged into this model: one clear line before anything is built."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from conftest import rewrite
 from safetensors.numpy import load_file, save_file
+
+from exporter.errors import JobError
+from exporter.stages.merge import merge
+
+pytestmark = [
+    # transformers' own, when PEFT wraps any model.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    # PEFT only warns where merge refuses.
+    pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning"),
+]
 
 
 @pytest.fixture
@@ -59,20 +70,35 @@ def diverged(tensors):
     ],
     ids=["other shapes", "fewer layers", "more layers", "renamed tensors", "renamed modules", "new kind", "no kind", "bad rank"],
 )
-def test_an_adapter_for_another_model(refused, adapter, cache, change, config, says):
-    line = refused("-m", "tiny", "--adapter", adapter(change, **config))
+def test_an_adapter_for_another_model(adapter, tiny, tmp_path, change, config, says):
+    with pytest.raises(JobError) as refusal:
+        merge(load(tiny), tiny, [adapter(change, **config)], tmp_path)
+    line = str(refusal.value)
+    assert len(line.splitlines()) == 1
+    assert str(tmp_path / "adapter") in line
     for part in says.split("|"):
         assert part in line
-    assert not list(cache.rglob(".*.tmp"))
+    assert os.listdir(tmp_path) == ["adapter"]
 
 
-def test_an_adapter_that_has_no_weights_to_merge(refused, tiny, tmp_path):
-    from peft import PromptTuningConfig, get_peft_model
+def load(folder):
     from transformers import AutoModelForCausalLM
 
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=4))
-    model.save_pretrained(tmp_path / "prompt")
-    assert "of PEFT's kind PROMPT_TUNING, which has no weights to merge" in refused("-m", "tiny", "--adapter", tmp_path / "prompt")
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_an_adapter_for_another_model_leaves_no_merged_one(refused, adapter, cache):
+    line = refused("-m", "tiny", "--adapter", adapter(fewer))
+    assert "is for another model: it has no tensor for" in line
+    assert not list(cache.rglob("*merged*"))
+
+
+def test_an_adapter_that_has_no_weights_to_merge(tiny, tmp_path):
+    from peft import PromptTuningConfig, get_peft_model
+
+    get_peft_model(load(tiny), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=4)).save_pretrained(tmp_path / "prompt")
+    with pytest.raises(JobError, match="of PEFT's kind PROMPT_TUNING, which has no weights to merge"):
+        merge(load(tiny), tiny, [tmp_path / "prompt"], tmp_path / "merged")
 
 
 def test_an_adapter_that_diverged(refused, adapter):

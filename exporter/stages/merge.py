@@ -29,6 +29,9 @@ def merge(model: Any, base: Path, adapters: list[Path], folder: Path) -> list[st
     for path in adapters:
         try:
             attached = PeftModel.from_pretrained(model, path)
+            if not hasattr(attached, "merge_and_unload"):  # prompt and prefix tuning change no weight
+                kind = attached.active_peft_config.peft_type.value
+                raise JobError(f"the adapter {path} is of PEFT's kind {kind}, which has no weights to merge")
             fit = attached.load_adapter(path, attached.active_adapter, is_trainable=False)
         except _MISFIT as error:
             raise JobError(f"the adapter {path} does not fit this model: {_first_line(error)}") from error
@@ -39,9 +42,6 @@ def merge(model: Any, base: Path, adapters: list[Path], folder: Path) -> list[st
                     f"the adapter {path} is for another model: it {kind} {', '.join(named[:3])}"
                     f"{f' and {len(named) - 3} more' if len(named) > 3 else ''}"
                 )
-        if not hasattr(attached, "merge_and_unload"):  # prompt and prefix tuning change no weight
-            kind = attached.active_peft_config.peft_type.value
-            raise JobError(f"the adapter {path} is of PEFT's kind {kind}, which has no weights to merge into the model's")
         try:
             model = attached.merge_and_unload(safe_merge=True)
         except ValueError as error:

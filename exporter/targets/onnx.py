@@ -35,6 +35,8 @@ from exporter.types import (
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_ROTARY = ("cos_cache", "sin_cache")  # the builder's names
+
 
 def export(request: ExportRequest) -> Exported:
     """Writes the artifact's folder. The float graph is made once for all the precisions of a run."""
@@ -52,6 +54,10 @@ def export(request: ExportRequest) -> Exported:
     model, left = _PASSES[request.precision](model, request.checkpoint.task)
     if left:
         notes.append(f"kept in float: {', '.join(left)} (no multiple of the block size)")
+    tables = [v.const_value for name, v in model.graph.initializers.items() if name in _ROTARY and v.const_value]
+    if tables:
+        size = sum(table.nbytes for table in tables) / 1e6
+        notes.append(f"{size:.1f} MB of the size are rotary tables, which the fused attention's operator takes")
     onnx_shell.check(model)
     save_graph(model, request.folder / "model.onnx")
     for name in ("config.json", "generation_config.json", *TOKENIZER_FILES):

@@ -1,0 +1,181 @@
+"""make bench: measures the README's table on real models, and writes it between the README's markers.
+
+    python tests/readme_table.py --text wiki.test.raw        both models, and what the pipeline adds to its parts
+    python tests/readme_table.py --text FILE --keep-readme   print only
+
+The text is WikiText-2's test split, raw (CC BY-SA 4.0); it is not shipped. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from exporter import Job, run
+from exporter.bench import latency, quality
+from exporter.machine import cpu_name
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "out" / "bench"
+TOKENS, THREADS = 8192, 2
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+DECODER = "smollm2-135m"
+ENCODER = "all-minilm-l6-v2"
+JOBS = {
+    DECODER: ("torch:bf16", "onnx:fp32", "onnx:fp16", "onnx:int8-weight", "onnx:int8-dynamic", "onnx:int4-weight"),
+    ENCODER: ("torch:bf16", "torch:int8-dynamic", "onnx:fp32", "onnx:fp16", "onnx:int8-dynamic", "onnx:int4-weight"),
+}
+
+
+def measure(model: str, text: Path, targets: tuple[str, ...], name: str) -> dict[str, Any]:
+    """The report of one whole job on a new folder."""
+    shutil.rmtree(OUT / name, ignore_errors=True)
+    print(f"{name}: {', '.join(targets)}", file=sys.stderr)
+    return run(
+        Job(model=model, target=targets, eval_text=text, eval_tokens=TOKENS, threads=THREADS, output=OUT / name),
+        lambda what, done, total: print(f"\r  {what} {done}/{total}".ljust(70), end="", file=sys.stderr, flush=True),
+        lambda variant, error: print(f"\n  {variant}: {error}", file=sys.stderr),
+    )
+
+
+def number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    decoder = report["evaluation"]["reference_ppl"] is not None
+    names = ["target", "size, MB", "× fp32", *(["ppl ratio ± se", "KL", "top-1"] if decoder else ["cosine ± se"])]
+    names += ["prefill, tok/s", *(["decode, tok/s"] if decoder else ["ms at 128", "ms at 512"]), "peak RSS, MB", "gates"]
+    lines = ["| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 2) + "|---|"]
+    for row in report["results"]:
+        cells = [f"{row['target']}:{row['precision']}", number(row["bytes"] / 1e6, ",.1f"), number(row["size_ratio"], ".3f")]
+        if decoder:
+            cells.append(f"{row['ppl_ratio']:.4f} ± {row['ppl_ratio_se']:.4f}")
+            cells += [number(row["kl"], ".5f"), number(row["top1"], ".4f")]
+        else:
+            cells.append(f"{row['cosine']:.5f} ± {row['cosine_se'] or 0:.5f}")
+        cells.append(number(row["prefill_tokens_per_s"], ",.0f"))
+        if decoder:
+            cells.append(number(row["decode_tokens_per_s"], ".1f"))
+        else:
+            cells += [number(row["latency_ms"][name]["p50"], ".1f") for name in ("prefill_128", "prefill")]
+        gates = "the reference" if not row["gates"] else "passed" if all(g["passed"] for g in row["gates"]) else "failed"
+        lines.append("| " + " | ".join([*cells, number(row["peak_rss_bytes"] / 1e6, ",.0f"), gates]) + " |")
+    return lines
+
+
+PARTS = {
+    "builder": "{python} -m onnxruntime_genai.models.builder -p fp32 -e cpu -i {model} -o {work}/float -c {work}/cache",
+    "quantizer": "{python} {me} --part quantize --work {work}",
+    "reference": "{python} {me} --part reference --work {work} --model {model}",
+    "onnx:fp32": "{python} {me} --part float --work {work}",
+    "onnx:int8-weight": "{python} {me} --part int8 --work {work}",
+}
+
+
+def parts_alone(folder: Path, model: Path) -> dict[str, float]:
+    """Seconds of each step as a person would do it by hand: one process after another, and nothing between them."""
+    work = OUT / "parts"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    shutil.copyfile(folder / "reference" / "reference.npz", work / "reference.npz")
+    seconds = {}
+    for name, line in PARTS.items():
+        command = line.format(python=sys.executable, me=Path(__file__), work=work, model=model).split()
+        start = perf_counter()
+        with (work / "log").open("a") as log:
+            subprocess.run(command, check=True, stdout=log, stderr=log)
+        seconds[name] = perf_counter() - start
+    return seconds
+
+
+def part(what: str, work: Path, model: Path | None) -> None:
+    """One of PARTS, in this process: the library calls that it is, without exporter's pipeline around them."""
+    if what == "quantize":
+        import onnx_ir as ir
+
+        from exporter.targets.onnx_file import save_graph
+        from exporter.targets.onnx_quantize import weight_only
+
+        graph = ir.load(work / "float" / "model.onnx")
+        weight_only(graph, 8)
+        save_graph(graph, work / "int8.onnx")
+        return
+    reference = quality.Reference.load(work / "reference.npz")
+    if what == "reference":
+        from exporter.targets.torch import open_checkpoint
+
+        assert model is not None
+        runner: Any = open_checkpoint(model, reference.passages.task, THREADS)
+        quality.answer(runner, reference.passages, lambda done, total: None)
+    else:
+        from exporter.targets.onnx_session import OnnxDecoder
+
+        runner = OnnxDecoder(work / ("float/model.onnx" if what == "float" else "int8.onnx"), THREADS)
+        quality.compare(runner, reference, lambda done, total: None)
+    latency.warm_up(runner, reference.passages.ids, 8192)
+    for _ in range(Job.model_fields["repeats"].default):
+        latency.measure_round(runner, reference.passages.ids, 8192)
+
+
+def overhead(text: Path) -> list[str]:
+    """What the pipeline adds to its parts, and what an export takes in memory."""
+    start = perf_counter()
+    report = measure(DECODER, text, ("onnx:fp32", "onnx:int8-weight"), "overhead")
+    whole = perf_counter() - start
+    manifest = json.loads((OUT / "overhead" / "reference" / "manifest.json").read_text())
+    seconds = parts_alone(OUT / "overhead", Path(manifest["checkpoint"]))
+    shutil.rmtree(OUT / "parts")
+    rows = {f"{row['target']}:{row['precision']}": row for row in report["results"]}
+    memory = ", ".join(
+        f"{name} {row['export_peak_rss_bytes'] / 1e6:,.0f} MB ({row['export_peak_rss_bytes'] / rows['torch:fp32']['bytes']:.2f}× the fp32 checkpoint)"
+        for name, row in rows.items()
+        if row["export_peak_rss_bytes"]
+    )
+    alone = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    return [
+        f"- A whole run to onnx:fp32 and onnx:int8-weight took {whole:.1f} s; its parts, run by hand one after the other, "
+        f"{sum(seconds.values()):.1f} s ({alone}): {whole / sum(seconds.values()):.2f}×.",
+        f"- Peak memory of an export: {memory}.",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--keep-readme", action="store_true")
+    parser.add_argument("--part")
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--model", type=Path)
+    arguments = parser.parse_args()
+    if arguments.part:
+        part(arguments.part, arguments.work, arguments.model)
+        return
+    if arguments.text is None or not arguments.text.is_file():
+        sys.exit(f"error: no text at {arguments.text}; give WikiText-2's wiki.test.raw: make bench BENCH_TEXT=FILE")
+    lines = []
+    for model, targets in JOBS.items():
+        report = measure(model, arguments.text, targets, model)
+        load = report["machine"]["load_average"][0]
+        lines += [f"**{model}**, {report['evaluation']['tokens_scored']:,} {'tokens' if report['evaluation']['reference_ppl'] else 'passages'}"
+                  f" of {report['evaluation']['text']}, {THREADS} threads, load average {load:.1f}:", "", *table(report), ""]
+    versions = report["machine"]["versions"]
+    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "onnxruntime", "onnxruntime-genai"))
+    lines += overhead(arguments.text)
+    lines += [f"- Machine: {cpu_name()}, {THREADS} cores; {named}."]
+    text = "\n".join(lines)
+    print(text)
+    if not arguments.keep_readme:
+        readme = ROOT / "README.md"
+        before, rest = readme.read_text().split(BEGIN)
+        readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()
