@@ -80,15 +80,16 @@ def _refuse_partial(model: str, path: Path, task: str, trust: bool) -> None:
         _, found = load_model(path, task, "float32", trust, **reading)
     except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
         raise JobError(f"transformers cannot load {model} for {task}: {_one_line(error)}") from error
-    misfits = [f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in sorted(found["mismatched_keys"])]
+    unlike = sorted(found["mismatched_keys"])
+    misfits = [f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in unlike]
     # A pooler is computed from the hidden states, which are what is compared.
     lacks = sorted(name for name in found["missing_keys"] if not (task == FEATURES and name.startswith("pooler.")))
     if misfits:
         raise JobError(f"the weights of {model} do not fit its config.json: {_few(misfits)}; download the model again")
     if lacks:
         raise JobError(
-            f"{model} has no weights for {_few(lacks)}, and random ones would take their place: its config.json does not "
-            f"fit its weights, or it was not trained for {task} (--task)"
+            f"{model} has no weights for {_few(lacks)}, and random ones would take their place: its config.json does "
+            f"not fit its weights, or it was not trained for {task} (--task)"
         )
 
 

@@ -30,6 +30,7 @@ def nobody(variant: Variant, error: ExporterError) -> None:
 def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[str, Any]:
     """Does a job and returns its report, which is in the output folder too. Raises ExporterError before any work."""
     output = job.output.expanduser().resolve()
+    here = machine.describe(job.threads)  # first of all: the load average must be that of others
     # One process for all that needs torch before the exports: importing it takes as long as a small export.
     with Worker(output / "logs" / "prepare.log", job.threads, progress) as worker:
         plan = make_plan(job, worker)
@@ -48,7 +49,7 @@ def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[
     bench.quality(rows)
     if job.speed:
         bench.speed(rows, job.repeats)
-    return _finish(job, _describe(plan, checkpoint, reference), rows, output)
+    return _finish(job, _describe(plan, checkpoint, reference) | {"machine": here}, rows, output)
 
 
 def bench_again(
@@ -61,6 +62,7 @@ def bench_again(
     output = output.resolve()
     report = read_report(output)
     job = Job.model_validate(report["job"] | {"output": str(output)} | ({"threads": threads} if threads else {}))
+    here = machine.describe(job.threads)
     reference = store.read_manifest(output / "reference")
     if reference is None:
         raise JobError(f"{output}/reference is not there: run the job again to have a reference")
@@ -95,7 +97,8 @@ def bench_again(
     bench = Bench(output, checkpoint, report["evaluation"]["max_length"], job.threads, progress, failed)
     bench.quality(rows)
     bench.speed(rows, job.repeats)
-    return _finish(job, {key: report[key] for key in ("name", "model", "evaluation")}, rows, output)
+    described = {key: report[key] for key in ("name", "model", "evaluation")}
+    return _finish(job, described | {"machine": here}, rows, output)
 
 
 def read_report(output: Path) -> dict[str, Any]:
@@ -256,7 +259,6 @@ def _finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output:
         "exporter_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **described,
-        "machine": machine.describe(job.threads),
         "job": job.model_dump(mode="json"),
         "results": [row.to_json() for row in rows],
         "passed": status == EXIT_OK,

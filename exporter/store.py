@@ -81,7 +81,7 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what processes that no longer run left unfinished in a folder. This one must have nothing in work there."""
+    """Removes what processes that no longer run left unfinished in a folder; this one must have no work there."""
     import psutil
 
     for path in folder.glob(".*.tmp") if folder.is_dir() else ():
@@ -102,7 +102,7 @@ def swept(*folders: Path) -> Iterator[None]:
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether an error of this process or of a library, some of which keep the words only, says that no byte more fits."""
+    """Whether an error says that no byte more fits; some libraries keep the words only."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)

@@ -75,7 +75,7 @@ def refused(run_cli, out):
 
 @pytest.fixture
 def model(tiny, tmp_path):
-    """A folder of links to the tiny model's files, as the hub's cache has them; `config` changes keys, None drops one."""
+    """A folder of links to the tiny model's files, as in the hub's cache; `config` changes keys, None drops one."""
 
     def make(name="model", without=(), **config):
         folder = tmp_path / name
@@ -85,7 +85,8 @@ def model(tiny, tmp_path):
                 (folder / path.name).symlink_to(path)
         if config:
             changed = json.loads((tiny / "config.json").read_text()) | config
-            rewrite(folder / "config.json", json.dumps({key: value for key, value in changed.items() if value is not None}))
+            kept = {key: value for key, value in changed.items() if value is not None}
+            rewrite(folder / "config.json", json.dumps(kept))
         return folder
 
     return make
@@ -107,7 +108,8 @@ def mounted(tmp_path):
         folder.mkdir()
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
         if done.returncode != 0:
-            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"cannot mount a tmpfs: {done.stderr.strip()}")
+            give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+            give_up(f"cannot mount a tmpfs: {done.stderr.strip()}")
         folders.append(folder)
         return folder
 

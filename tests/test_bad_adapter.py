@@ -1,7 +1,6 @@
 """An adapter that cannot be merged into this model: one clear line before anything is built."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -26,7 +25,9 @@ def adapter(tiny, tmp_path):
     def make(change=lambda tensors: tensors, **config):
         folder = tmp_path / "adapter"
         folder.mkdir()
-        save_file(change(load_file(tiny / "adapter" / "adapter_model.safetensors")), folder / "adapter_model.safetensors")
+        save_file(
+            change(load_file(tiny / "adapter" / "adapter_model.safetensors")), folder / "adapter_model.safetensors"
+        )
         settings = json.loads((tiny / "adapter" / "adapter_config.json").read_text()) | config
         (folder / "adapter_config.json").write_text(json.dumps(settings))
         return folder
@@ -36,7 +37,9 @@ def adapter(tiny, tmp_path):
 
 def cut(tensors):
     """Of a model of another width."""
-    return {name: np.ascontiguousarray(value[:, :100] if "lora_A" in name else value) for name, value in tensors.items()}
+    return {
+        name: np.ascontiguousarray(value[:, :100] if "lora_A" in name else value) for name, value in tensors.items()
+    }
 
 
 def fewer(tensors):
@@ -44,7 +47,9 @@ def fewer(tensors):
 
 
 def more(tensors):
-    return tensors | {name.replace("layers.2.", "layers.3."): value for name, value in tensors.items() if "layers.2." in name}
+    return tensors | {
+        name.replace("layers.2.", "layers.3."): value for name, value in tensors.items() if "layers.2." in name
+    }
 
 
 def renamed(tensors):
@@ -68,7 +73,16 @@ def diverged(tensors):
         (dict, {"peft_type": None}, "does not fit this model"),
         (dict, {"r": "eight"}, "does not fit this model"),
     ],
-    ids=["other shapes", "fewer layers", "more layers", "renamed tensors", "renamed modules", "new kind", "no kind", "bad rank"],
+    ids=[
+        "other shapes",
+        "fewer layers",
+        "more layers",
+        "renamed tensors",
+        "renamed modules",
+        "new kind",
+        "no kind",
+        "bad rank",
+    ],
 )
 def test_an_adapter_for_another_model(adapter, tiny, tmp_path, change, config, says):
     with pytest.raises(JobError) as refusal:
@@ -78,7 +92,7 @@ def test_an_adapter_for_another_model(adapter, tiny, tmp_path, change, config, s
     assert str(tmp_path / "adapter") in line
     for part in says.split("|"):
         assert part in line
-    assert os.listdir(tmp_path) == ["adapter"]
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
 def load(folder):
@@ -96,7 +110,9 @@ def test_an_adapter_for_another_model_leaves_no_merged_one(refused, adapter, cac
 def test_an_adapter_that_has_no_weights_to_merge(tiny, tmp_path):
     from peft import PromptTuningConfig, get_peft_model
 
-    get_peft_model(load(tiny), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=4)).save_pretrained(tmp_path / "prompt")
+    get_peft_model(load(tiny), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=4)).save_pretrained(
+        tmp_path / "prompt"
+    )
     with pytest.raises(JobError, match="of PEFT's kind PROMPT_TUNING, which has no weights to merge"):
         merge(load(tiny), tiny, [tmp_path / "prompt"], tmp_path / "merged")
 

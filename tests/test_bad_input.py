@@ -39,7 +39,12 @@ def test_a_hub_id_without_the_hub(refused, forbid):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("{", "is not valid JSON"), ("", "is not valid JSON"), (b"\xff\xfe", "is not valid JSON"), ("[]", "does not hold a JSON object")],
+    [
+        ("{", "is not valid JSON"),
+        ("", "is not valid JSON"),
+        (b"\xff\xfe", "is not valid JSON"),
+        ("[]", "does not hold a JSON object"),
+    ],
 )
 def test_a_broken_config(refused, model, content, says):
     folder = model()
@@ -51,7 +56,10 @@ def test_a_broken_config(refused, model, content, says):
     ("config", "says"),
     [
         ({"auto_map": {"AutoModelForCausalLM": "code.Model"}}, "run again with --trust-remote-code"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized already (gptq); give the float checkpoint"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "quantized already (gptq); give the float checkpoint",
+        ),
         ({"quantization": {"group_size": 64, "bits": 4}}, "quantized already (MLX)"),
         ({"architectures": None}, "give --task with one of text-generation"),
         ({"architectures": ["T5ForConditionalGeneration"]}, "T5ForConditionalGeneration is for text2text-generation"),
@@ -138,7 +146,11 @@ def test_any_value_that_is_not_finite_is_found(tmp_path, dtype, value):
 
 @pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0])
 def test_bfloat16_that_is_not_finite_is_found(tmp_path, bits):
-    write_raw(tmp_path, {"bad": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}, np.array([0x3F80, bits], "<u2").tobytes())
+    write_raw(
+        tmp_path,
+        {"bad": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}},
+        np.array([0x3F80, bits], "<u2").tobytes(),
+    )
     with pytest.raises(JobError, match="the tensor bad holds NaN or Inf"):
         check_weights(tmp_path)
 
@@ -151,7 +163,14 @@ def write_raw(folder, header, data):
 @pytest.mark.parametrize(
     "header",
     [
-        b"", b"{", b"\xff\xff", [], 1, {"a": 1}, {"a": {}}, {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}},
+        b"",
+        b"{",
+        b"\xff\xff",
+        [],
+        1,
+        {"a": 1},
+        {"a": {}},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}},
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 9]}},
         {"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}},
         {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},

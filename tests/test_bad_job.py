@@ -1,7 +1,6 @@
 """A job that is wrong in itself: flags, job files, targets, packages and output folders."""
 
 import json
-import os
 
 import pytest
 from conftest import SMALL
@@ -88,7 +87,10 @@ def without(tmp_path):
 )
 def test_a_missing_package(refused, without, target, package):
     line = refused("-m", "tiny", "--target", target, status=4, env=without(package))
-    assert f"{target} needs {package.replace('_', '-')}; install with: pip install 'exporter[{target.split(':')[0]}]'" in line
+    assert (
+        f"{target} needs {package.replace('_', '-')}; install with: pip install 'exporter[{target.split(':')[0]}]'"
+        in line
+    )
 
 
 def test_a_missing_package_under_all_is_a_skipped_row(run_cli, without, out):
@@ -140,11 +142,11 @@ def test_foreign_files_in_the_output_are_never_touched(run_cli, out, flags):
 
 def test_the_model_folder_as_output(run_cli, model):
     folder = model()
-    before = sorted(os.listdir(folder))
+    before = sorted(folder.iterdir())
     done = run_cli("run", *SMALL, "-m", folder, "-o", folder)
     assert done.returncode == 2
     assert "holds other files" in done.stderr
-    assert sorted(os.listdir(folder)) == before
+    assert sorted(folder.iterdir()) == before
 
 
 def test_another_jobs_results_need_force(run_cli, out):

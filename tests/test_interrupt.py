@@ -41,15 +41,18 @@ def start(tiny, cache):
         command = [sys.executable, "-m", "exporter", "run", *SMALL, "-m", tiny, "-t", "onnx:fp32", "--force", "-o", out]
         run = psutil.Popen(
             [str(word) for word in (*command, *flags)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"EXPORTER_CACHE": str(cache)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"EXPORTER_CACHE": str(cache)},
         )
         runs.append(run)
         folder, sign = signs[phase]
         wait_for(lambda: list(folder.glob(sign)) and run.children(), run)
         (worker,) = run.children()
         worker.suspend()
-        # Now the run comes to where it waits for the worker. Python swallows an interrupt that hits a weakref's callback,
-        # such as each import has; where it waits there is none.
+        # Now the run comes to where it waits for the worker. Python swallows an interrupt that hits a weakref's
+        # callback, such as each import has; where it waits there is none.
         time.sleep(0.5)
         return run, worker
 
@@ -128,7 +131,9 @@ def test_after_kill_9_the_workers_end_and_the_next_run_sweeps_and_succeeds(start
 def test_kill_9_before_the_worker_listens(tiny, tmp_path):
     """The request is in the pipe already when the parent dies."""
     run = psutil.Popen(
-        [sys.executable, "-m", "exporter", "run", "-m", str(tiny), "-o", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "exporter", "run", "-m", str(tiny), "-o", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for(lambda: run.children(), run)
     (worker,) = run.children()
@@ -185,7 +190,15 @@ def test_a_disk_that_is_too_small_is_refused_up_front(run_cli, mounted, tiny):
 def test_a_cache_disk_that_is_too_small_is_refused_up_front(run_cli, mounted, tiny, tmp_path):
     disk = mounted("size=5m")
     done = run_cli(
-        "run", *SMALL, "-m", tiny, "--adapter", tiny / "adapter", "-o", tmp_path / "out", env={"EXPORTER_CACHE": str(disk)}
+        "run",
+        *SMALL,
+        "-m",
+        tiny,
+        "--adapter",
+        tiny / "adapter",
+        "-o",
+        tmp_path / "out",
+        env={"EXPORTER_CACHE": str(disk)},
     )
     assert done.returncode == 4
     assert len(done.stderr.splitlines()) == 1
