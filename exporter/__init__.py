@@ -1,7 +1,7 @@
 """exporter: a trained model, delivered to every machine that must run it, with the proof of what that costs.
 
-    from exporter import Job, run
-    report = run(Job(model="tiny", target=("onnx:int8-weight",), output="out"))
+from exporter import Job, run
+report = run(Job(model="tiny", target=("onnx:int8-weight",), output="out"))
 """
 
 from __future__ import annotations

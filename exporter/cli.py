@@ -16,7 +16,11 @@ from exporter.shell import SHELLS
 from exporter.shell import shell_init as shell_text
 
 FORMAT = click.option(
-    "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True,
+    "--format",
+    "form",
+    type=click.Choice(["human", "json"]),
+    default="human",
+    show_default=True,
     help="json: the last line of stdout is the result.",
 )
 VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show the log's path and tracebacks of what failed.")
@@ -38,9 +42,9 @@ def job_options() -> list[click.Parameter]:
         flag = "--" + name.replace("_", "-")
         text = str(field.annotation)
         help_text = field.description or ""
-        if field.default not in (None, ()) and not field.is_required() and not isinstance(field.default, bool):
-            if field.default_factory is None:
-                help_text += f"  [default: {', '.join(field.default) if isinstance(field.default, tuple) else field.default}]"
+        default = None if field.is_required() or field.default_factory else field.default
+        if default and not isinstance(default, bool):
+            help_text += f"  [default: {', '.join(default) if isinstance(default, tuple) else default}]"
         flags = {"model": ["-m", flag], "output": ["-o", flag], "target": ["-t", flag]}.get(name, [flag])
         if field.annotation is bool:
             flags = [f"{flag}/--no-{name}"] if field.default else [flag]
@@ -67,7 +71,9 @@ def cli() -> None:
 
 @cli.command(cls=JobCommand)
 @click.option("--config", type=click.Path(path_type=Path), help="A YAML file with the same keys; flags win over it.")
-@click.option("--dry-run", is_flag=True, help="Check everything, print the resolved job and what it would do, and stop.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything, print the resolved job and what it would do, and stop."
+)
 @FORMAT
 @VERBOSE
 def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: Any) -> None:

@@ -64,7 +64,8 @@ def _task(config: Any, asked: str | None, model: str) -> str:
     except ValueError:
         task = "an unknown task"
     if task not in TASKS:
-        raise JobError(f"{names[0]} is for {task}, which exporter does not measure; give --task with one of {', '.join(TASKS)}")
+        choices = ", ".join(TASKS)
+        raise JobError(f"{names[0]} is for {task}, which exporter does not measure; give --task with one of {choices}")
     return str(task)
 
 

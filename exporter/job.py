@@ -28,12 +28,18 @@ def usable_cores() -> int:
 class Job(BaseModel):
     """What to export, and how to prove it. Every key is also a flag: eval_tokens is --eval-tokens."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), title="exporter job")
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), title="exporter job"
+    )
 
-    model: str = Field(min_length=1, description="A checkpoint: a folder, a recipe's name (see 'exporter targets') or a hub id.")
+    model: str = Field(
+        min_length=1, description="A checkpoint: a folder, a recipe's name (see 'exporter targets') or a hub id."
+    )
     adapter: tuple[Path, ...] = Field((), description="A PEFT adapter's folder to merge; several are merged in order.")
     target: tuple[str, ...] = Field(
-        ("onnx",), min_length=1, description="TARGET or TARGET:PRECISION, such as onnx:int8-weight; 'all' for every one."
+        ("onnx",),
+        min_length=1,
+        description="TARGET or TARGET:PRECISION, such as onnx:int8-weight; 'all' for every one.",
     )
     output: Path = Field(description="The folder that receives the artifacts and the report.")
     task: str | None = Field(None, description="The task, where the checkpoint's architecture leaves it open.")

@@ -67,7 +67,9 @@ def _recipe_key(recipe: Recipe) -> str:
 
 def _download(model: str, offline: bool) -> Path:
     if offline or os.environ.get("HF_HUB_OFFLINE") == "1":
-        raise JobError(f"{model} is not a folder here, and --offline forbids the hub; download it first, or drop --offline")
+        raise JobError(
+            f"{model} is not a folder here, and --offline forbids the hub; download it first, or drop --offline"
+        )
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -78,7 +80,9 @@ def _download(model: str, offline: bool) -> Path:
         raise JobError(f"no model {model} on the hub, or it is private: log in with 'hf auth login'") from error
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise JobError(f"cannot download {model} from the hub ({reason}); check the network, or give a folder") from error
+        raise JobError(
+            f"cannot download {model} from the hub ({reason}); check the network, or give a folder"
+        ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

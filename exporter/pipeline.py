@@ -141,9 +141,7 @@ def _merge(plan: Plan, worker: Worker, progress: Progress) -> Checkpoint:
     return replace(base, path=folder, sha256=key, history=(*base.history, *history))
 
 
-def _reference(
-    plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, progress: Progress
-) -> dict[str, Any]:
+def _reference(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, progress: Progress) -> dict[str, Any]:
     """The manifest of the reference's stored answers."""
     progress("reference", 0, 0)
     job = plan.job

@@ -73,14 +73,28 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     weights = weights or check_weights(path)  # of a recipe's GGUF, which had to be dequantized first
     config = json.dumps(read_config(path), sort_keys=True)
     checkpoint = Checkpoint(
-        path, task, job.model, content_key([weights.sha256, config]), weights.parameters,
-        tuple(f"loaded {job.model} ({', '.join(weights.dtypes)})" for _ in (0,)), job.trust_remote_code,
+        path,
+        task,
+        job.model,
+        content_key([weights.sha256, config]),
+        weights.parameters,
+        tuple(f"loaded {job.model} ({', '.join(weights.dtypes)})" for _ in (0,)),
+        job.trust_remote_code,
     )
     variants, skipped = _variants(job, task, known["config"])
     window, stride = _window(job, task, known["max_length"])
     _refuse_full_disk(output, weights.parameters, len(variants), merging=bool(job.adapter))
     return Plan(
-        job, checkpoint, tuple(hashes), variants, skipped, text_name, text, window, stride, known["max_length"],
+        job,
+        checkpoint,
+        tuple(hashes),
+        variants,
+        skipped,
+        text_name,
+        text,
+        window,
+        stride,
+        known["max_length"],
         recipe.notes if recipe else (),
     )
 
@@ -108,7 +122,9 @@ def _window(job: Job, task: str, max_length: int | None) -> tuple[int, int]:
         raise JobError(f"--window {window} is longer than this model's {max_length} positions")
     stride = job.stride or max(window // 2, 1)
     if task == GENERATION and stride >= window:
-        raise JobError(f"--stride {stride} must be below the window, {window}: else a token would be scored without context")
+        raise JobError(
+            f"--stride {stride} must be below the window, {window}: else a token would be scored without context"
+        )
     return window, stride
 
 
@@ -131,11 +147,13 @@ def _refuse_other_results(output: Path, job: Job) -> None:
     except (OSError, ValueError):
         same = False
     if not same and not job.force:
-        raise JobError(f"{output} holds another job's results; choose another folder with -o, or replace them with --force")
+        raise JobError(
+            f"{output} holds another job's results; choose another folder with -o, or replace them with --force"
+        )
 
 
 def _refuse_full_disk(output: Path, parameters: int, variants: int, merging: bool) -> None:
-    """Refuses what surely will not fit: a float graph as scratch, and the artifacts; a merged checkpoint in the cache."""
+    """Refuses what surely will not fit: a float graph and the artifacts, and a merged checkpoint in the cache."""
     whole = 4 * parameters
     # A float graph, and on average half its size for each artifact.
     needs = {output: int(_HEADROOM * whole * (1 + variants / 2))}
@@ -147,8 +165,8 @@ def _refuse_full_disk(output: Path, parameters: int, variants: int, merging: boo
         free = shutil.disk_usage(existing(folder)).free
         if free < need:
             raise BuildError(
-                f"the disk of {folder} is too full: this job needs about {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB "
-                "are free; free some space, or choose another disk with -o (or EXPORTER_CACHE for the cache)"
+                f"the disk of {folder} is too full: this job needs about {need / 1e6:,.0f} MB, of which "
+                f"{free / 1e6:,.0f} MB are free; free some space, or choose another disk with -o (or EXPORTER_CACHE for the cache)"
             )
 
 
@@ -156,6 +174,5 @@ def dry_plan(job: Job, progress: Progress) -> dict[str, Any]:
     """The plan of a job in words, with nothing written to its output folder."""
     import tempfile
 
-    with tempfile.TemporaryDirectory() as logs:
-        with Worker(Path(logs) / "prepare.log", job.threads, progress) as worker:
-            return make_plan(job, worker).describe()
+    with tempfile.TemporaryDirectory() as logs, Worker(Path(logs) / "prepare.log", job.threads, progress) as worker:
+        return make_plan(job, worker).describe()

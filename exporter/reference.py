@@ -77,7 +77,8 @@ def tokenize(tokenizer: Any, text: str, task: str, tokens: int, window: int, str
         ids = np.concatenate(pieces)
     if len(ids) < MIN_TOKENS:
         raise JobError(
-            f"the text has {len(ids)} tokens; at least {MIN_TOKENS} are needed to measure anything: give a longer --eval-text"
+            f"the text has {len(ids)} tokens, and at least {MIN_TOKENS} are needed to measure anything: "
+            "give a longer --eval-text"
         )
     offsets = np.cumsum([0, *(len(piece) for piece in pieces)]).astype(np.int64)
     return Passages(task, ids, offsets, window, stride)
@@ -86,9 +87,14 @@ def tokenize(tokenizer: Any, text: str, task: str, tokens: int, window: int, str
 def _probe_ids(passages: Passages, pad: int) -> tuple[Ids, Ids]:
     """[3, 17] ids and mask: short sequences from different places of the text, padded on the right."""
     longest = max(_PROBE_LENGTHS)
-    ids, mask = np.full((len(_PROBE_LENGTHS), longest), pad, np.int64), np.zeros((len(_PROBE_LENGTHS), longest), np.int64)
+    ids, mask = (
+        np.full((len(_PROBE_LENGTHS), longest), pad, np.int64),
+        np.zeros((len(_PROBE_LENGTHS), longest), np.int64),
+    )
     for row, length in enumerate(_PROBE_LENGTHS):
-        start = int(passages.offsets[row % (len(passages.offsets) - 1)]) + (row * longest if len(passages.offsets) == 2 else 0)
+        start = int(passages.offsets[row % (len(passages.offsets) - 1)]) + (
+            row * longest if len(passages.offsets) == 2 else 0
+        )
         ids[row, :length] = passages.ids[start : start + length]
         mask[row, :length] = 1
     return ids, mask

@@ -55,7 +55,7 @@ def file_names(folder: Path) -> list[str]:
 
 @contextmanager
 def publish(destination: Path) -> Iterator[Path]:
-    """Yields an empty folder that becomes `destination`, whole, when the block ends well, and vanishes when it does not."""
+    """Yields an empty folder that becomes `destination`, whole, when the block ends well, and vanishes otherwise."""
     with temporary_folder(destination.parent, destination.name) as building:
         yield building
         _sync(building)
@@ -124,7 +124,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_manifest(folder: Path, key: str, weights: Iterable[str], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes and returns manifest.json: the key, every file's sha256 and size, which of them are weights, and what else is known."""
+    """Writes and returns manifest.json: the key, every file's sha256 and size, which are weights, and `facts`."""
     files = {
         name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
         for name in file_names(folder)

@@ -63,7 +63,7 @@ def weight_files(folder: Path, stem: str = "model") -> list[Path]:
     if pickles and not any(path.is_file() for path in files):
         raise JobError(
             f"{folder} holds pickled weights ({pickles[0]}), which can run code when they are read; convert them where "
-            f"you trust them: python -c \"{_CONVERT[stem]}\""
+            f'you trust them: python -c "{_CONVERT[stem]}"'
         )
     raise JobError(f"{folder} lacks {', '.join(missing)}; download the model again, or give another folder")
 
@@ -102,7 +102,9 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             raise JobError(f"{broken} (its header is not JSON)") from error
     try:
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        spans = sorted((*entry["data_offsets"], entry["dtype"], math.prod(entry["shape"])) for entry in entries.values())
+        spans = sorted(
+            (*entry["data_offsets"], entry["dtype"], math.prod(entry["shape"])) for entry in entries.values()
+        )
         end = 0
         for begin, stop, dtype, numbers in spans:
             width = _EXPONENTS[dtype][0]().itemsize if dtype in _EXPONENTS else 0

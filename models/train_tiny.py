@@ -184,7 +184,7 @@ def train(model: torch.nn.Module, ids: torch.Tensor, valid: torch.Tensor, steps:
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": scales, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.98))
     reached: list[float] = []
-    for step, (inputs, targets) in enumerate(batches(ids, random.Random(SEED)), start=1):  # noqa: S311  # no secret
+    for step, (inputs, targets) in enumerate(batches(ids, random.Random(SEED)), start=1):  # no secret
         model.train()
         rate = PEAK * min(step / 100, 0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
         for group in optimizer.param_groups:
@@ -244,7 +244,7 @@ def main() -> None:
     """Texts, tokenizer, model, adapter, measurements."""
     torch.manual_seed(SEED)
     torch.set_num_threads(2)
-    rng = random.Random(SEED)  # noqa: S311  # it deals out texts, no secrets
+    rng = random.Random(SEED)  # it deals out texts, no secrets
 
     # Texts. Topics are dealt by size, so that the shares hold whatever Python's version.
     size = sum(map(len, topics.values()))

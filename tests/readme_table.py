@@ -51,10 +51,19 @@ def number(value: float | None, form: str) -> str:
 def table(report: dict[str, Any]) -> list[str]:
     decoder = report["evaluation"]["reference_ppl"] is not None
     names = ["target", "size, MB", "× fp32", *(["ppl ratio ± se", "KL", "top-1"] if decoder else ["cosine ± se"])]
-    names += ["prefill, tok/s", *(["decode, tok/s"] if decoder else ["ms at 128", "ms at 512"]), "peak RSS, MB", "gates"]
+    names += [
+        "prefill, tok/s",
+        *(["decode, tok/s"] if decoder else ["ms at 128", "ms at 512"]),
+        "peak RSS, MB",
+        "gates",
+    ]
     lines = ["| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 2) + "|---|"]
     for row in report["results"]:
-        cells = [f"{row['target']}:{row['precision']}", number(row["bytes"] / 1e6, ",.1f"), number(row["size_ratio"], ".3f")]
+        cells = [
+            f"{row['target']}:{row['precision']}",
+            number(row["bytes"] / 1e6, ",.1f"),
+            number(row["size_ratio"], ".3f"),
+        ]
         if decoder:
             cells.append(f"{row['ppl_ratio']:.4f} ± {row['ppl_ratio_se']:.4f}")
             cells += [number(row["kl"], ".5f"), number(row["top1"], ".4f")]
@@ -65,7 +74,9 @@ def table(report: dict[str, Any]) -> list[str]:
             cells.append(number(row["decode_tokens_per_s"], ".1f"))
         else:
             cells += [number(row["latency_ms"][name]["p50"], ".1f") for name in ("prefill_128", "prefill")]
-        gates = "the reference" if not row["gates"] else "passed" if all(g["passed"] for g in row["gates"]) else "failed"
+        gates = (
+            "the reference" if not row["gates"] else "passed" if all(g["passed"] for g in row["gates"]) else "failed"
+        )
         lines.append("| " + " | ".join([*cells, number(row["peak_rss_bytes"] / 1e6, ",.0f"), gates]) + " |")
     return lines
 
@@ -133,17 +144,16 @@ def overhead(text: Path) -> list[str]:
     seconds = parts_alone(OUT / "overhead", Path(manifest["checkpoint"]))
     shutil.rmtree(OUT / "parts")
     rows = {f"{row['target']}:{row['precision']}": row for row in report["results"]}
-    memory = ", ".join(
-        f"{name} {row['export_peak_rss_bytes'] / 1e6:,.0f} MB ({row['export_peak_rss_bytes'] / rows['torch:fp32']['bytes']:.2f}× the fp32 checkpoint)"
-        for name, row in rows.items()
-        if row["export_peak_rss_bytes"]
-    )
+    peaks = {name: row["export_peak_rss_bytes"] for name, row in rows.items() if row["export_peak_rss_bytes"]}
+    float_bytes = rows["torch:fp32"]["bytes"]
+    memory = ", ".join(f"{name} {peak / 1e6:,.0f} MB ({peak / float_bytes:.2f}×)" for name, peak in peaks.items())
     alone = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-    return [
-        f"- A whole run to onnx:fp32 and onnx:int8-weight took {whole:.1f} s; its parts, run by hand one after the other, "
-        f"{sum(seconds.values()):.1f} s ({alone}): {whole / sum(seconds.values()):.2f}×.",
-        f"- Peak memory of an export: {memory}.",
-    ]
+    total = sum(seconds.values())
+    whole_run = (
+        f"- A whole run of {DECODER} to onnx:fp32 and onnx:int8-weight took {whole:.1f} s; its parts by hand, one process "
+        f"after the other, {total:.1f} s ({alone}): {whole / total:.2f}×."
+    )
+    return [whole_run, f"- Peak memory of its exports, and over the fp32 checkpoint's size: {memory}."]
 
 
 def main() -> None:
@@ -162,11 +172,19 @@ def main() -> None:
     lines = []
     for model, targets in JOBS.items():
         report = measure(model, arguments.text, targets, model)
-        load = report["machine"]["load_average"][0]
-        lines += [f"**{model}**, {report['evaluation']['tokens_scored']:,} {'tokens' if report['evaluation']['reference_ppl'] else 'passages'}"
-                  f" of {report['evaluation']['text']}, {THREADS} threads, load average {load:.1f}:", "", *table(report), ""]
+        about, load = report["evaluation"], report["machine"]["load_average"][0]
+        unit = "tokens" if about["reference_ppl"] else f"passages of {about['window']} tokens"
+        title = f"**{model}**, {about['tokens_scored']:,} {unit} of {about['text']}, {THREADS} threads"
+        lines += [
+            f"{title}, load average before it {load:.1f}:",
+            "",
+            *table(report),
+            "",
+        ]
     versions = report["machine"]["versions"]
-    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "onnxruntime", "onnxruntime-genai"))
+    named = ", ".join(
+        f"{name} {versions[name]}" for name in ("torch", "transformers", "onnxruntime", "onnxruntime-genai")
+    )
     lines += overhead(arguments.text)
     lines += [f"- Machine: {cpu_name()}, {THREADS} cores; {named}."]
     text = "\n".join(lines)

@@ -19,13 +19,21 @@ def tokenizer(folder: Path, length: int) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{i}" for i in range(180))]
     plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    plain.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", model_max_length=length
-    ).save_pretrained(folder)  # fmt: skip
+    plain.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, model_max_length=length, **named)
+    fast.save_pretrained(folder)
 
 
-SIZES = {"vocab_size": 184, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+SIZES = {
+    "vocab_size": 184,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+}
 FAMILIES = {
     "BertModel": transformers.BertConfig(**SIZES),
     "RobertaModel": transformers.RobertaConfig(**SIZES, pad_token_id=0),
@@ -38,6 +46,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_family(architecture, tmp_path):
+    more = ("onnx:all", "torch:all") if architecture == "BertModel" else ()
     torch.manual_seed(0)
     config = FAMILIES[architecture]
     model = getattr(transformers, architecture)(config).eval()
@@ -50,9 +59,15 @@ def test_family(architecture, tmp_path):
     (tmp_path / "text").write_text(TEXT)
     report = run(
         Job(
-            model=str(tmp_path / "model"), target=("onnx:all", "torch:bf16"), output=tmp_path / "out",
-            eval_text=tmp_path / "text", eval_tokens=1024, window=64, speed=False, min_cosine=0.5,
-        )  # fmt: skip
+            model=str(tmp_path / "model"),
+            target=("onnx:fp32", "onnx:int8-weight", "onnx:int8-dynamic", *more),
+            output=tmp_path / "out",
+            eval_text=tmp_path / "text",
+            eval_tokens=1024,
+            window=64,
+            speed=False,
+            min_cosine=0.5,
+        )
     )
     rows = {f"{row['target']}:{row['precision']}": row for row in report["results"]}
     assert {row["status"] for row in rows.values()} == {"ok"}, report

@@ -48,8 +48,16 @@ def test_the_folder_is_what_clients_open(demo, precision):
         "input_ids": ["batch_size", "sequence_length"],
         "attention_mask": ["batch_size", "total_sequence_length"],
         "logits": ["batch_size", "sequence_length", 2048],
-        **{f"past_key_values.{i}.{kv}": ["batch_size", 2, "past_sequence_length", 64] for i in layers for kv in ("key", "value")},
-        **{f"present.{i}.{kv}": ["batch_size", 2, "total_sequence_length", 64] for i in layers for kv in ("key", "value")},
+        **{
+            f"past_key_values.{i}.{kv}": ["batch_size", 2, "past_sequence_length", 64]
+            for i in layers
+            for kv in ("key", "value")
+        },
+        **{
+            f"present.{i}.{kv}": ["batch_size", 2, "total_sequence_length", 64]
+            for i in layers
+            for kv in ("key", "value")
+        },
     }
     assert {value.type.tensor_type.elem_type for value in graph.output} == {onnx.TensorProto.FLOAT}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -32,7 +31,9 @@ def row_of(report, variant):
 def test_the_report_has_every_key_of_the_contract(report):
     assert {"schema_version", "model", "evaluation", "machine", "results", "passed"} <= set(report)
     assert {"source", "sha256", "task", "parameters", "history"} <= set(report["model"])
-    assert {"text", "tokens_scored", "window", "stride", "reference_ppl", "reference_ppl_se"} <= set(report["evaluation"])
+    assert {"text", "tokens_scored", "window", "stride", "reference_ppl", "reference_ppl_se"} <= set(
+        report["evaluation"]
+    )
     assert {"cpu", "cores", "threads", "memory_bytes", "load_average", "gpu", "versions"} <= set(report["machine"])
     assert all(set(row) >= ROW_KEYS for row in report["results"])
     assert report["schema_version"] == 1
@@ -66,7 +67,8 @@ def test_float32_is_the_same_model(report):
 
 
 @pytest.mark.parametrize(
-    ("variant", "kl"), [("onnx:fp16", 1e-4), ("onnx:int8-weight", 1e-3), ("onnx:int8-dynamic", 5e-3), ("onnx:int4-weight", 0.03)]
+    ("variant", "kl"),
+    [("onnx:fp16", 1e-4), ("onnx:int8-weight", 1e-3), ("onnx:int8-dynamic", 5e-3), ("onnx:int4-weight", 0.03)],
 )
 def test_fewer_bits_cost_more_and_no_more_than_they_must(report, variant, kl):
     row = row_of(report, variant)
@@ -77,7 +79,8 @@ def test_the_adapter_is_in_the_model(report, demo, run_cli, tmp_path):
     """The merged model is better at what the adapter was trained on than the base is."""
     assert "merged LORA adapter" in " ".join(report["model"]["history"])
     done = run_cli(
-        "run", "-m", "tiny", "--eval-text", "models/tiny/adapter/eval.txt", "--no-speed", "-t", "onnx:fp32", "-o", tmp_path / "o"
+        "run", "-m", "tiny", "--eval-text", "models/tiny/adapter/eval.txt",
+        "--no-speed", "-t", "onnx:fp32", "-o", tmp_path / "o",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     base = json.loads((tmp_path / "o" / "report.json").read_text())
@@ -149,9 +152,11 @@ def test_nothing_is_written_but_into_the_output_and_the_cache(tmp_path, run_cli,
     env = {"HOME": str(home), "TMPDIR": str(work), "XDG_CACHE_HOME": str(home / "cache")}
     root = Path(__file__).resolve().parent.parent
     before = files_of(root)
-    done = run_cli("run", "-m", root / "models" / "tiny", "--eval-tokens", "256", "--no-speed", "-o", tmp_path / "out", env=env)
+    done = run_cli(
+        "run", "-m", root / "models" / "tiny", "--eval-tokens", "256", "--no-speed", "-o", tmp_path / "out", env=env
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # quiet where stderr is no terminal
     assert files_of(root) == before
-    assert os.listdir(work) == []
+    assert list(work.iterdir()) == []
     assert [path for path in home.rglob("*") if path.is_file()] == []

@@ -147,7 +147,10 @@ def test_encoders_are_compared_by_the_cosine_of_their_passages():
     ids = np.arange(300) % VOCABULARY
     passages = Passages(FEATURES, ids, np.array([0, 100, 200, 300]), 100, 50)
     reference = Reference(passages, NO_PROBE, answer(Bigram(), passages, quiet))
-    assert compare(Bigram(), reference, quiet) == {"cosine": pytest.approx(1.0, abs=1e-6), "cosine_se": pytest.approx(0, abs=1e-6)}
+    assert compare(Bigram(), reference, quiet) == {
+        "cosine": pytest.approx(1.0, abs=1e-6),
+        "cosine_se": pytest.approx(0, abs=1e-6),
+    }
     expected = []
     for passage in passages:
         a, b = Bigram().table[passage].mean(0), Bigram(1.0).table[passage].mean(0)

@@ -59,7 +59,9 @@ def test_the_tree_is_the_tree():
             named.add("".join(stack) + name)
         if words[0].endswith("/"):
             stack.append(words[0])
-    there = {str(path.relative_to(ROOT)) for path in (ROOT / "exporter").rglob("*.py") if not path.name.startswith("__")}
+    there = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "exporter").rglob("*.py") if not path.name.startswith("__")
+    }
     assert there == {name for name in named if name.endswith(".py")}
 
 

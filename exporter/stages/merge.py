@@ -35,7 +35,10 @@ def merge(model: Any, base: Path, adapters: list[Path], folder: Path) -> list[st
             fit = attached.load_adapter(path, attached.active_adapter, is_trainable=False)
         except _MISFIT as error:
             raise JobError(f"the adapter {path} does not fit this model: {_first_line(error)}") from error
-        for kind, keys in (("has no tensor for", fit.missing_keys), ("holds tensors that this model lacks:", fit.unexpected_keys)):
+        for kind, keys in (
+            ("has no tensor for", fit.missing_keys),
+            ("holds tensors that this model lacks:", fit.unexpected_keys),
+        ):
             named = [key for key in keys if kind.startswith("holds") or "lora_" in key or "modules_to_save" in key]
             if named:
                 raise JobError(

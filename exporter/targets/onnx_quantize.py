@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 Bytes = NDArray[np.uint8]
 BLOCK = 32  # input channels that share a scale; onnxruntime's fast kernels take 32
-TABLE_BLOCK = 128  # for tables that are only looked up: scales of smaller blocks would weigh more than they help
+TABLE_BLOCK = 128  # for tables that are only looked up: smaller blocks would cost more than they help
 _SHRINK = np.linspace(1.0, 0.7, 7, dtype=np.float32)  # 4-bit ranges that are tried for each block
 
 
 def weight_only(model: ir.Model, bits: int) -> list[str]:
-    """Quantizes every matrix to 8 bits, or 4 with the embedding and the head kept at 8. Returns what stayed in float."""
+    """Every matrix in 8 bits, or in 4 with the embedding and the head kept at 8. Returns what stayed in float."""
     left = []
     for matrix in find_matrices(model):
         keep_at_8 = bool(matrix.lookups) or matrix.is_last(model.graph)
@@ -39,7 +39,7 @@ def weight_only(model: ir.Model, bits: int) -> list[str]:
 
 
 def dynamic_int8(model: ir.Model, decoder: bool) -> list[str]:
-    """Quantizes products to int8 with activations quantized at run time, tables to 8 bits. Returns what stayed in float.
+    """Products in int8 with activations quantized at run time, tables in 8 bits. Returns what stayed in float.
 
     In a decoder, what a per-tensor activation range ruins (the matrices that narrow, such as a feed-forward's second
     one, whose inputs have outliers, and the head) gets 8-bit weights in blocks instead.
@@ -179,7 +179,12 @@ def _reshaped(model: ir.Model, value: ir.Value, shape: tuple[int, int]) -> ir.Va
 
 
 def _insert(
-    before: ir.Node, op: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None, outputs: int = 1, label: str = ""
+    before: ir.Node,
+    op: str,
+    inputs: list[ir.Value],
+    attributes: dict[str, int] | None = None,
+    outputs: int = 1,
+    label: str = "",
 ) -> tuple[ir.Value, ...]:
     """A new node of ONNX's own operators in front of another one; returns its outputs."""
     import onnx_ir as ir

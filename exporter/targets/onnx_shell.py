@@ -14,7 +14,7 @@ _RUNTIME_ONLY = ("SimplifiedLayerNormalization",)
 
 
 def shell(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
-    """The graph with its large weights declared as further inputs, and those weights by name; the model stays the same."""
+    """The graph with its large weights declared as further inputs, and those weights by name; `model` is unchanged."""
     import onnx_ir as ir
 
     graph = model.graph

@@ -119,7 +119,7 @@ def _traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shape
         try:
             graph = export(wrapper, sample, inputs, outputs)
             break
-        except Exception as error:  # noqa: BLE001  # whatever the model's code or the exporter's runs into
+        except Exception as error:  # whatever the model's code or the exporter's runs into
             failed.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0])
             if len(failed) == len(ways):
                 raise BuildError(f"{type(model).__name__} cannot be traced to ONNX: {'; '.join(failed)}") from error
