@@ -165,8 +165,8 @@ def _refuse_full_disk(output: Path, parameters: int, variants: int, merging: boo
         free = shutil.disk_usage(existing(folder)).free
         if free < need:
             raise BuildError(
-                f"the disk of {folder} is too full: this job needs about {need / 1e6:,.0f} MB, of which "
-                f"{free / 1e6:,.0f} MB are free; free some space, or choose another disk with -o (or EXPORTER_CACHE for the cache)"
+                f"the disk of {folder} is too full: this job needs about {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} "
+                "MB are free; free some space, or choose another disk with -o (EXPORTER_CACHE for the cache)"
             )
 
 

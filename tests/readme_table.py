@@ -150,8 +150,8 @@ def overhead(text: Path) -> list[str]:
     alone = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     total = sum(seconds.values())
     whole_run = (
-        f"- A whole run of {DECODER} to onnx:fp32 and onnx:int8-weight took {whole:.1f} s; its parts by hand, one process "
-        f"after the other, {total:.1f} s ({alone}): {whole / total:.2f}×."
+        f"- A whole run of {DECODER} to onnx:fp32 and onnx:int8-weight took {whole:.1f} s; its parts by hand, one "
+        f"process after the other, {total:.1f} s ({alone}): {whole / total:.2f}×."
     )
     return [whole_run, f"- Peak memory of its exports, and over the fp32 checkpoint's size: {memory}."]
 
