@@ -13,7 +13,7 @@ _NO_LIMIT = 1 << 20  # tokenizers without a limit of their own say 10^30
 
 
 def inspect(model: str, path: Path, task: str | None, trust: bool) -> dict[str, Any]:
-    """path, task, max_length (tokens, None: no limit known) and config of a located model. Raises JobError.
+    """path, task, max_length (tokens, None: no limit known), unused tensors and config of a model. Raises JobError.
 
     A recipe's weights are dequantized into the cache first, where the package holds a GGUF.
     """
@@ -33,13 +33,14 @@ def inspect(model: str, path: Path, task: str | None, trust: bool) -> dict[str, 
     except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
         raise JobError(f"the tokenizer of {model} cannot be loaded: {_one_line(error)}") from error
     task = _task(config, task, model)
-    _refuse_partial(model, path, task, trust)
+    unused = _unused(model, path, task, trust)
     limits = [getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
     known = [int(limit) for limit in limits if limit is not None and limit < _NO_LIMIT]
     return {
         "path": str(path),
         "task": task,
         "max_length": min(known) if known else None,
+        "unused": unused,
         "config": config.to_dict(),
     }
 
@@ -69,10 +70,11 @@ def _task(config: Any, asked: str | None, model: str) -> str:
     return str(task)
 
 
-def _refuse_partial(model: str, path: Path, task: str, trust: bool) -> None:
-    """transformers fills what a checkpoint lacks with random numbers: nothing of that may be exported. Raises JobError.
+def _unused(model: str, path: Path, task: str, trust: bool) -> str:
+    """The tensors that the model has no place for, in words ("": none), after a check that it lacks none.
 
-    On the meta device no weight is read; names and shapes come from the files' headers.
+    transformers fills what a checkpoint lacks with random numbers: nothing of that may be exported. Raises JobError. On
+    the meta device no weight is read; names and shapes come from the files' headers.
     """
     from exporter.targets.torch import load_model
 
@@ -92,6 +94,7 @@ def _refuse_partial(model: str, path: Path, task: str, trust: bool) -> None:
             f"{model} has no weights for {_few(lacks)}, and random ones would take their place: its config.json does "
             f"not fit its weights, or it was not trained for {task} (--task)"
         )
+    return _few(sorted(found["unexpected_keys"]))
 
 
 def _few(names: list[str]) -> str:

@@ -81,7 +81,7 @@ def _download(model: str, offline: bool) -> Path:
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise JobError(
-            f"cannot download {model} from the hub ({reason}); check the network, or give a folder"
+            f"no folder {model} here, and no download from the hub ({reason}); check the path or the network"
         ) from error
 
 

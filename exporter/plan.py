@@ -84,6 +84,9 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     variants, skipped = _variants(job, task, known["config"])
     window, stride = _window(job, task, known["max_length"])
     _refuse_full_disk(output, weights.parameters, len(variants), merging=bool(job.adapter))
+    unused = (
+        [f"The model has no place for these tensors of the checkpoint: {known['unused']}."] if known["unused"] else []
+    )
     return Plan(
         job,
         checkpoint,
@@ -95,7 +98,7 @@ def make_plan(job: Job, worker: Worker) -> Plan:
         window,
         stride,
         known["max_length"],
-        recipe.notes if recipe else (),
+        (*(recipe.notes if recipe else ()), *unused),
     )
 
 

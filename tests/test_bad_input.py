@@ -22,7 +22,7 @@ from exporter.weights import check_weights
         ("pyproject.toml", "is a file; give the checkpoint's folder"),
         ("tests", "has no config.json"),
         ("models/tiny/adapter", "is an adapter, not a model; give its base with -m and this with --adapter"),
-        ("org/name", "cannot download org/name from the hub"),
+        ("org/name", "no folder org/name here, and no download from the hub"),
     ],
 )
 def test_a_model_that_is_not_there(refused, name, says):

@@ -160,3 +160,15 @@ def test_nothing_is_written_but_into_the_output_and_the_cache(tmp_path, run_cli,
     assert files_of(root) == before
     assert list(work.iterdir()) == []
     assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
+def test_tensors_that_the_model_has_no_place_for_are_named_in_the_report(tmp_path):
+    """transformers drops them with a line in its log: a third layer, where the configuration says two."""
+    tiny = Path(__file__).resolve().parent.parent / "models" / "tiny"
+    shutil.copytree(tiny, tmp_path / "model")
+    config = json.loads((tiny / "config.json").read_text()) | {"num_hidden_layers": 2}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    job = Job(model=str(tmp_path / "model"), target="onnx:fp32", output=tmp_path / "out", eval_tokens=256, speed=False)
+    [note] = run(job)["model"]["notes"]
+    assert "model.layers.2.input_layernorm.weight" in note
+    assert "6 more" in note
