@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import JobError, unknown
-from exporter.load import check_config, is_recipe, prepare, prepared, read_config
+from exporter.load import check_config, is_recipe, prepare, read_config
 from exporter.types import FEATURES, TASKS
 
 _NO_LIMIT = 1 << 20  # tokenizers without a limit of their own say 10^30
@@ -21,8 +21,8 @@ def inspect(model: str, path: Path, task: str | None, trust: bool) -> dict[str, 
     from transformers import AutoConfig, AutoTokenizer
 
     recipe = is_recipe(model)
-    if recipe is not None and recipe.gguf is not None:
-        path = prepared(recipe) or prepare(recipe)
+    if recipe is not None and recipe.gguf is not None and path == recipe.folder():  # not in the cache yet
+        path = prepare(recipe)
     check_config(model, read_config(path), trust)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust)

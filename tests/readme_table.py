@@ -84,21 +84,20 @@ def table(report: dict[str, Any]) -> list[str]:
 PARTS = {
     "builder": "{python} -m onnxruntime_genai.models.builder -p fp32 -e cpu -i {model} -o {work}/float -c {work}/cache",
     "quantizer": "{python} {me} --part quantize --work {work}",
-    "reference": "{python} {me} --part reference --work {work} --model {model}",
-    "onnx:fp32": "{python} {me} --part float --work {work}",
-    "onnx:int8-weight": "{python} {me} --part int8 --work {work}",
+    "reference": "{python} {me} --part reference --run {run} --model {model}",
+    "onnx:fp32": "{python} {me} --part onnx-fp32 --run {run}",
+    "onnx:int8-weight": "{python} {me} --part onnx-int8-weight --run {run}",
 }
 
 
-def parts_alone(folder: Path, model: Path) -> dict[str, float]:
+def parts_alone(done: Path, model: Path) -> dict[str, float]:
     """Seconds of each step as a person would do it by hand: one process after another, and nothing between them."""
     work = OUT / "parts"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    shutil.copyfile(folder / "reference" / "reference.npz", work / "reference.npz")
     seconds = {}
     for name, line in PARTS.items():
-        command = line.format(python=sys.executable, me=Path(__file__), work=work, model=model).split()
+        command = line.format(python=sys.executable, me=Path(__file__), work=work, run=done, model=model).split()
         start = perf_counter()
         with (work / "log").open("a") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log)
@@ -106,7 +105,7 @@ def parts_alone(folder: Path, model: Path) -> dict[str, float]:
     return seconds
 
 
-def part(what: str, work: Path, model: Path | None) -> None:
+def part(what: str, work: Path | None, done: Path | None, model: Path | None) -> None:
     """One of PARTS, in this process: the library calls that it is, without exporter's pipeline around them."""
     if what == "quantize":
         import onnx_ir as ir
@@ -114,11 +113,13 @@ def part(what: str, work: Path, model: Path | None) -> None:
         from exporter.targets.onnx_file import save_graph
         from exporter.targets.onnx_quantize import weight_only
 
+        assert work is not None
         graph = ir.load(work / "float" / "model.onnx")
         weight_only(graph, 8)
         save_graph(graph, work / "int8.onnx")
         return
-    reference = quality.Reference.load(work / "reference.npz")
+    assert done is not None
+    reference = quality.Reference.load(done / "reference" / "reference.npz")
     if what == "reference":
         from exporter.targets.torch import open_checkpoint
 
@@ -128,7 +129,7 @@ def part(what: str, work: Path, model: Path | None) -> None:
     else:
         from exporter.targets.onnx_session import OnnxDecoder
 
-        runner = OnnxDecoder(work / ("float/model.onnx" if what == "float" else "int8.onnx"), THREADS)
+        runner = OnnxDecoder(done / what / "model.onnx", THREADS)
         quality.compare(runner, reference, lambda done, total: None)
     latency.warm_up(runner, reference.passages.ids, 8192)
     for _ in range(Job.model_fields["repeats"].default):
@@ -162,10 +163,11 @@ def main() -> None:
     parser.add_argument("--keep-readme", action="store_true")
     parser.add_argument("--part")
     parser.add_argument("--work", type=Path)
+    parser.add_argument("--run", type=Path)
     parser.add_argument("--model", type=Path)
     arguments = parser.parse_args()
     if arguments.part:
-        part(arguments.part, arguments.work, arguments.model)
+        part(arguments.part, arguments.work, arguments.run, arguments.model)
         return
     if arguments.text is None or not arguments.text.is_file():
         sys.exit(f"error: no text at {arguments.text}; give WikiText-2's wiki.test.raw: make bench BENCH_TEXT=FILE")

@@ -1,0 +1,57 @@
+"""Decoders that onnxruntime-genai's builder does not take, through the whole program and every ONNX precision."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+import transformers
+
+from exporter import Job, run
+from exporter.types import TOKENIZER_FILES
+
+# Sizes that the blocks of 32 divide, so that every matrix is quantized; the vocabulary is the shipped tokenizer's.
+FAMILIES = {
+    "GPT2LMHeadModel": transformers.GPT2Config(vocab_size=2048, n_embd=64, n_layer=2, n_head=4, n_positions=512),
+    "BloomForCausalLM": transformers.BloomConfig(vocab_size=2048, hidden_size=64, n_layer=2, n_head=4),
+    "OPTForCausalLM": transformers.OPTConfig(
+        vocab_size=2048, hidden_size=64, word_embed_proj_dim=64, ffn_dim=128, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=512,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_family(architecture, tiny, tmp_path):
+    torch.manual_seed(0)
+    model = getattr(transformers, architecture)(FAMILIES[architecture])
+    with torch.no_grad():  # the usual initialization of so few layers answers alike to everything
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.1)
+    model.save_pretrained(tmp_path / "model")
+    for name in TOKENIZER_FILES:
+        if (tiny / name).is_file():
+            shutil.copy(tiny / name, tmp_path / "model")
+    job = Job(
+        model=str(tmp_path / "model"),
+        target=("onnx:fp32", "onnx:fp16", "onnx:int8-weight", "onnx:int8-dynamic", "onnx:int4-weight"),
+        output=tmp_path / "out",
+        eval_tokens=512,
+        window=128,
+        speed=False,
+    )
+    rows = {row["precision"]: row for row in run(job)["results"] if row["target"] == "onnx"}
+    assert {row["status"] for row in rows.values()} == {"ok"}, rows
+    assert rows["fp32"]["ppl_ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert rows["fp32"]["logit_error"] < 1e-4
+    assert rows["fp32"]["cache_kl"] < 1e-7
+    # Random weights have no outliers: int8 costs little, and the order of the precisions shows.
+    assert rows["fp16"]["kl"] < rows["int8-weight"]["kl"] < rows["int4-weight"]["kl"]
+    assert rows["int8-weight"]["kl"] < 1e-3
+    assert rows["int8-dynamic"]["kl"] < 1e-2
+    graph = 120_000  # bytes; the weights of a model so small do not hide it
+    parameters = rows["fp32"]["bytes"] / rows["fp32"]["size_ratio"] / 4
+    assert rows["fp32"]["bytes"] < 4 * parameters * 1.03 + graph
+    assert rows["int8-weight"]["bytes"] < 1.125 * parameters * 1.03 + graph
