@@ -197,7 +197,7 @@ def test_a_file_that_is_no_safetensors(tmp_path, content):
         (b"", "is empty; give another"),
         (b" \n\t\n", "is empty; give another"),
         ("caf\xe9".encode("latin1"), "is not UTF-8 (byte 3); convert it: iconv"),
-        (b"A few words.", "tokens; at least 64 are needed"),
+        (b"A few words.", "tokens, and at least 64 are needed"),
     ],
 )
 def test_a_text_that_cannot_be_measured_on(run_cli, out, tmp_path, content, says):
