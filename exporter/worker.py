@@ -96,7 +96,15 @@ OPS = ("inspect", "merge", "reference", "export", "quality", "speed_open", "spee
 def peak_rss() -> int:
     """Peak resident bytes of this process, or of the largest one that it started."""
     unit = 1 if sys.platform == "darwin" else 1024
-    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own, started = (
+        resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Linux hands ru_maxrss on through fork and exec: a large parent's memory would be taken for this process's.
+        [line] = [line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")]
+        own = int(line.split()[1]) * 1024
+    return max(own, started)
 
 
 def _open(variant: Variant, checkpoint: dict[str, Any], folder: str, threads: int) -> Runner:
