@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from exporter.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_JOB, ExporterError
+from exporter.errors import EXIT_INTERRUPTED, EXIT_JOB, ExporterError
 from exporter.shell import SHELLS
 from exporter.shell import shell_init as shell_text
 
@@ -23,7 +23,7 @@ FORMAT = click.option(
     show_default=True,
     help="json: the last line of stdout is the result.",
 )
-VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show the log's path and tracebacks of what failed.")
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Name each step on stderr, in a file or a pipe too.")
 
 
 class JobCommand(click.Command):
@@ -226,6 +226,3 @@ def _status(call: Callable[[], Any]) -> int:
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
-
-
-__all__ = ["EXIT_BUG", "cli", "main"]

@@ -27,7 +27,7 @@ class Screen:
     def __init__(self, verbose: bool) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        self._verbose = verbose
+        self._verbose, self._step = verbose, ""
         self._console = Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_WIDTH)
         what = TextColumn("{task.description}", markup=False)
         columns = (SpinnerColumn(), what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -42,6 +42,9 @@ class Screen:
         self._bars.stop()
 
     def progress(self, what: str, done: int, total: int) -> None:
+        if self._verbose and what != self._step:
+            self._console.print(what, markup=False, highlight=False)
+        self._step = what
         self._bars.update(self._task, description=what, completed=done, total=total or None)
 
     def failed(self, variant: Variant, error: ExporterError) -> None:
