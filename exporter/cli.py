@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 import click
 
 from exporter.errors import EXIT_INTERRUPTED, EXIT_JOB, ExporterError
 from exporter.shell import SHELLS
 from exporter.shell import shell_init as shell_text
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 FORMAT = click.option(
     "--format",
@@ -27,18 +30,18 @@ VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Name each step on 
 
 
 class JobCommand(click.Command):
-    """`run`, whose flags are Job's fields: a default and its description are written there only."""
+    """`run` and `merge`, whose flags are the fields of Job and of MergeJob: a default is written there only."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return [*job_options(), *super().get_params(ctx)]
+        from exporter.job import Job, MergeJob
+
+        return [*job_options(MergeJob if self.name == "merge" else Job), *super().get_params(ctx)]
 
 
-def job_options() -> list[click.Parameter]:
-    """A click option for each field of Job. Unset flags stay out of the job, so that the file's values hold."""
-    from exporter.job import Job
-
+def job_options(kind: type[BaseModel]) -> list[click.Parameter]:
+    """A click option for each field of a job. Unset flags stay out of it, so that the file's values hold."""
     options: list[click.Parameter] = []
-    for name, field in Job.model_fields.items():
+    for name, field in kind.model_fields.items():
         flag = "--" + name.replace("_", "-")
         text = str(field.annotation)
         help_text = field.description or ""
@@ -49,10 +52,17 @@ def job_options() -> list[click.Parameter]:
         if field.annotation is bool:
             flags = [f"{flag}/--no-{name}"] if field.default else [flag]
             options.append(click.Option(flags, is_flag=True, default=None, help=help_text))
-        else:
-            kind = int if "int" in text else float if "float" in text else str
-            options.append(click.Option(flags, type=kind, multiple="tuple" in text, default=None, help=help_text))
+            continue
+        choices = [choice for part in (field.annotation, *get_args(field.annotation)) for choice in literals(part)]
+        number = int if "int" in text else float if "float" in text else str
+        value = click.Choice(choices) if choices else number
+        options.append(click.Option(flags, type=value, multiple="tuple" in text, default=None, help=help_text))
     return options
+
+
+def literals(annotation: Any) -> tuple[str, ...]:
+    """The values of a Literal; of any other annotation none."""
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -83,11 +93,11 @@ def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: A
     exporter run -m all-minilm-l6-v2 --target onnx:all -o out/minilm
     exporter run -m ./llama --adapter ./lora --target onnx:int8-weight --max-ppl-ratio 1.01 -o out/llama
     """
-    from exporter.job import load_job
+    from exporter.job import Job, load_job
     from exporter.show import Screen, print_plan, print_result
     from exporter.store import cache_folder, swept
 
-    job = load_job({name: value for name, value in flags.items() if value is not None and value != ()}, config)
+    job = load_job(Job, given(flags), config)
     with Screen(verbose) as screen, swept(job.output.expanduser(), cache_folder() / "checkpoints"):
         if dry_run:
             from exporter.plan import dry_plan
@@ -102,6 +112,32 @@ def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: A
         return
     print_result(report, job.output, form)
     sys.exit(report["exit_status"])
+
+
+def given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None and value != ()}
+
+
+@cli.command(cls=JobCommand)
+@click.option("--config", type=click.Path(path_type=Path), help="A YAML file with the same keys; flags win over it.")
+@FORMAT
+@VERBOSE
+def merge(config: Path | None, form: str, verbose: bool, **flags: Any) -> None:
+    """Merge adapters into a checkpoint and prove it: OUT is an ordinary Hugging Face folder. No export.
+
+    \b
+    exporter merge -m ./llama --adapter ./lora -o merged
+    exporter merge -m ./llama-70b --adapter ./lora --merge streaming -o merged        larger than memory
+    exporter merge -m ./llama --adapter ./a=0.7 --adapter ./b=0.3 -o merged           their exact weighted sum
+    """
+    from exporter.job import MergeJob, load_job
+    from exporter.merging import merge_only
+    from exporter.show import Screen, print_merge
+
+    job = load_job(MergeJob, given(flags), config)
+    with Screen(verbose) as screen:
+        record = merge_only(job, screen.progress)
+    print_merge(record, job.output, form)
 
 
 @cli.command()
@@ -141,12 +177,13 @@ def verify(folder: Path, form: str) -> None:
     from exporter.show import print_damage
     from exporter.store import MANIFEST, damage, read_manifest
 
-    found = {path.parent.name: read_manifest(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
+    manifests = [*folder.glob(MANIFEST), *sorted(folder.glob(f"*/{MANIFEST}"))]
+    found = {path.parent: read_manifest(path.parent) for path in manifests}
     if not found:
         raise click.UsageError(f"{folder} holds no artifacts")
     broken = {
-        name: ["its manifest cannot be read"] if manifest is None else damage(folder / name, manifest)
-        for name, manifest in found.items()
+        place.name: ["its manifest cannot be read"] if manifest is None else damage(place, manifest)
+        for place, manifest in found.items()
     }
     print_damage(broken, form)
     sys.exit(EXIT_JOB if any(broken.values()) else 0)

@@ -6,23 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import JobError, unknown
-from exporter.load import check_config, is_recipe, prepare, read_config
+from exporter.load import check_config, read_config
 from exporter.types import FEATURES, TASKS
 
 _NO_LIMIT = 1 << 20  # tokenizers without a limit of their own say 10^30
 
 
-def inspect(model: str, path: Path, task: str | None, trust: bool) -> dict[str, Any]:
-    """path, task, max_length (tokens, None: no limit known), unused tensors and config of a model. Raises JobError.
+def inspect(
+    model: str,
+    path: Path,
+    task: str | None,
+    trust: bool,
+    provided: list[str],
+    labels: int | None,
+    measured: bool,
+) -> dict[str, Any]:
+    """task, max_length (tokens, None: no limit), unused tensors and config of a model. Raises JobError.
 
-    A recipe's weights are dequantized into the cache first, where the package holds a GGUF.
+    `provided` are the parameters that adapters bring (a head with `labels` classes among them), which the checkpoint
+    may lack. `measured`: only the tasks that can be measured are taken.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoTokenizer
 
-    recipe = is_recipe(model)
-    if recipe is not None and recipe.gguf is not None and path == recipe.folder():  # not in the cache yet
-        path = prepare(recipe)
     check_config(model, read_config(path), trust)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
@@ -32,12 +38,11 @@ def inspect(model: str, path: Path, task: str | None, trust: bool) -> dict[str, 
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
     except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
         raise JobError(f"the tokenizer of {model} cannot be loaded: {_one_line(error)}") from error
-    task = _task(config, task, model)
-    unused = _unused(model, path, task, trust)
+    task = _task(config, task, model, measured)
+    unused = _unused(model, path, task, trust, set(provided), labels)
     limits = [getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
     known = [int(limit) for limit in limits if limit is not None and limit < _NO_LIMIT]
     return {
-        "path": str(path),
         "task": task,
         "max_length": min(known) if known else None,
         "unused": unused,
@@ -45,7 +50,7 @@ def inspect(model: str, path: Path, task: str | None, trust: bool) -> dict[str, 
     }
 
 
-def _task(config: Any, asked: str | None, model: str) -> str:
+def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
     """The task that was asked for, or the one of the checkpoint's architecture, in the words of optimum."""
     import transformers
     from optimum.exporters.tasks import TasksManager
@@ -63,14 +68,14 @@ def _task(config: Any, asked: str | None, model: str) -> str:
     try:
         task = TasksManager.infer_task_from_model(getattr(transformers, names[0]))
     except ValueError:
-        task = "an unknown task"
-    if task not in TASKS:
+        task, measured = "an unknown task", True
+    if measured and task not in TASKS:
         choices = ", ".join(TASKS)
         raise JobError(f"{names[0]} is for {task}, which exporter does not measure; give --task with one of {choices}")
     return str(task)
 
 
-def _unused(model: str, path: Path, task: str, trust: bool) -> str:
+def _unused(model: str, path: Path, task: str, trust: bool, provided: set[str], labels: int | None) -> str:
     """The tensors that the model has no place for, in words ("": none), after a check that it lacks none.
 
     transformers fills what a checkpoint lacks with random numbers: nothing of that may be exported. Raises JobError. On
@@ -78,15 +83,18 @@ def _unused(model: str, path: Path, task: str, trust: bool) -> str:
     """
     from exporter.targets.torch import load_model
 
-    reading = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    reading: dict[str, Any] = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if labels is not None:
+        reading["num_labels"] = labels
     try:
         _, found = load_model(path, task, "float32", trust, **reading)
     except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
         raise JobError(f"transformers cannot load {model} for {task}: {_one_line(error)}") from error
-    unlike = sorted(found["mismatched_keys"])
+    unlike = sorted(key for key in found["mismatched_keys"] if key[0] not in provided)
     misfits = [f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in unlike]
     # A pooler is computed from the hidden states, which are what is compared.
-    lacks = sorted(name for name in found["missing_keys"] if not (task == FEATURES and name.startswith("pooler.")))
+    lacks = sorted({*found["missing_keys"]} - provided)
+    lacks = [name for name in lacks if not (task == FEATURES and name.startswith("pooler."))]
     if misfits:
         raise JobError(f"the weights of {model} do not fit its config.json: {_few(misfits)}; download the model again")
     if lacks:

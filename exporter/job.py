@@ -1,7 +1,7 @@
 """Job: the validated form of the command line's flags and of the YAML file. Each default is written here, once.
 
 The CLI builds its flags from these fields, `exporter schema` prints their JSON Schema. A job only holds values: it
-infers nothing, downloads nothing and looks at no file. The plan (exporter.pipeline) does, before any work.
+infers nothing, downloads nothing and looks at no file: exporter.source and exporter.plan do, before any work.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -25,8 +25,8 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Job(BaseModel):
-    """What to export, and how to prove it. Every key is also a flag: eval_tokens is --eval-tokens."""
+class MergeJob(BaseModel):
+    """Which checkpoint, with which adapters merged into it, and how that is proven: what `exporter merge` takes."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), title="exporter job"
@@ -35,13 +35,36 @@ class Job(BaseModel):
     model: str = Field(
         min_length=1, description="A checkpoint: a folder, a recipe's name (see 'exporter targets') or a hub id."
     )
-    adapter: tuple[Path, ...] = Field((), description="A PEFT adapter's folder to merge; several are merged in order.")
-    target: tuple[str, ...] = Field(
-        ("onnx",),
-        min_length=1,
-        description="TARGET or TARGET:PRECISION, such as onnx:int8-weight; 'all' for every one.",
+    output: Path = Field(description="The folder that receives the results.")
+    adapter: tuple[str, ...] = Field(
+        (), description="A PEFT adapter's folder to merge, DIR or DIR=WEIGHT; several are merged in order, or combined."
     )
-    output: Path = Field(description="The folder that receives the artifacts and the report.")
+    combine: Literal["cat", "linear", "svd", "ties", "dare_linear", "dare_ties"] | None = Field(
+        None,
+        description="Make one adapter of several by PEFT's method: cat, linear, svd, ties, dare_linear, dare_ties. "
+        "Default: one after another; with weights: cat, their exact weighted sum.",
+    )
+    density: float | None = Field(None, gt=0, le=1, description="Share of values that ties and dare keep.")
+    merge: Literal["memory", "streaming"] | None = Field(
+        None, description="memory, or streaming: file by file. Default: streaming when the model would not fit."
+    )
+    merge_dtype: Literal["keep", "float32", "bfloat16", "float16"] = Field(
+        "keep", description="What the merged weights are rounded to; keep: each tensor's own dtype."
+    )
+    merge_base: Literal["dequantized", "original"] | None = Field(
+        None,
+        description="What an adapter that was trained on a quantized base is merged into. Default: dequantized, the "
+        "weights that it was trained with.",
+    )
+    base_quant: Literal["nf4", "fp4", "int8"] | None = Field(
+        None, description="How bitsandbytes had quantized the float base in training (QLoRA): nf4, fp4 or int8."
+    )
+    probe: Path | None = Field(
+        None, description="Safetensors with input_ids and logits from the training: the merged model must answer so."
+    )
+    expect_perplexity: float | None = Field(
+        None, gt=0, description="The merged model's perplexity must be this, within 1%, on the evaluation's tokens."
+    )
     task: str | None = Field(None, description="The task, where the checkpoint's architecture leaves it open.")
     eval_text: Path | None = Field(
         None, description="UTF-8 text to measure on. Default: the recipe's own, or the standard library's topics."
@@ -49,6 +72,28 @@ class Job(BaseModel):
     eval_tokens: int = Field(4096, ge=MIN_TOKENS, description="How many tokens of the text to measure on.")
     window: int | None = Field(None, ge=8, description="Tokens that a model sees at once. Default: 512; encoders 128.")
     stride: int | None = Field(None, ge=1, description="Tokens that windows move by. Default: half a window.")
+    threads: int = Field(
+        default_factory=usable_cores, ge=1, description="Threads of every engine. Default: the usable cores."
+    )
+    offline: bool = Field(False, description="Forbid the network: a hub id is then refused.")
+    trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
+    force: bool = Field(False, description="Replace other results of exporter in the output folder.")
+
+    @field_validator("adapter", mode="before", json_schema_input_type=str | tuple[str, ...])
+    @classmethod
+    def _one_adapter_is_a_list_of_one(cls, value: Any) -> Any:
+        values = (value,) if isinstance(value, str | Path) else value
+        return tuple(str(one) for one in values) if isinstance(values, list | tuple) else values
+
+
+class Job(MergeJob):
+    """What to export, and how to prove it. Every key is also a flag: eval_tokens is --eval-tokens."""
+
+    target: tuple[str, ...] = Field(
+        ("onnx",),
+        min_length=1,
+        description="TARGET or TARGET:PRECISION, such as onnx:int8-weight; 'all' for every one.",
+    )
     max_ppl_ratio: float | None = Field(None, gt=0, description="Gate: perplexity over the reference's.")
     max_kl: float | None = Field(None, ge=0, description="Gate: mean KL divergence from the reference, in nats.")
     min_top1: float | None = Field(None, ge=0, le=1, description="Gate: share of tokens whose most likely next agrees.")
@@ -57,14 +102,8 @@ class Job(BaseModel):
     max_logit_error: float | None = Field(None, ge=0, description="Gate: largest error of a logit on the probe.")
     speed: bool = Field(True, description="Measure latency and memory; --no-speed leaves them out.")
     repeats: int = Field(5, ge=1, description="Rounds of the speed measurement, interleaved between the variants.")
-    threads: int = Field(
-        default_factory=usable_cores, ge=1, description="Threads of every engine. Default: the usable cores."
-    )
-    offline: bool = Field(False, description="Forbid the network: a hub id is then refused.")
-    trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
-    force: bool = Field(False, description="Replace another job's results in the output folder.")
 
-    @field_validator("adapter", "target", mode="before", json_schema_input_type=str | tuple[str, ...])
+    @field_validator("target", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value
@@ -79,7 +118,10 @@ class Job(BaseModel):
         return self.model_dump(mode="json", exclude={"output", "force", "offline", "repeats", "speed", "threads"})
 
 
-def load_job(flags: Mapping[str, Any], config: Path | None = None) -> Job:
+AnyJob = TypeVar("AnyJob", bound=MergeJob)
+
+
+def load_job(kind: type[AnyJob], flags: Mapping[str, Any], config: Path | None = None) -> AnyJob:
     """The job of a YAML file and flags; flags win. Raises JobError with one line for each thing that is wrong."""
     values: dict[str, Any] = {}
     if config is not None:
@@ -94,7 +136,7 @@ def load_job(flags: Mapping[str, Any], config: Path | None = None) -> Job:
         values.update(loaded)
     values.update(flags)
     try:
-        return Job.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise JobError("; ".join(_line(detail) for detail in error.errors())) from error
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from exporter.errors import JobError, unknown
 from exporter.recipes import RECIPES, Recipe
+from exporter.stages.dequantize import scheme_of
 from exporter.store import cache_folder, content_key, publish, reusable, sweep, write_manifest
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
@@ -95,24 +96,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _read_json(path)
 
 
-def check_adapter(folder: Path) -> dict[str, Any]:
-    """adapter_config.json of a PEFT adapter's folder. Raises JobError."""
-    path = folder / "adapter_config.json"
-    if not folder.is_dir():
-        raise JobError(f"no such adapter folder: {folder}")
-    if not path.is_file():
-        raise JobError(f"{folder} has no adapter_config.json: it is not a PEFT adapter's folder")
-    return _read_json(path)
+def check_config(model: str, config: dict[str, Any], trust: bool, quantized: bool = False) -> None:
+    """Refuses what a configuration says that cannot be worked with, before transformers acts on it. Raises JobError.
 
-
-def check_config(model: str, config: dict[str, Any], trust: bool) -> None:
-    """Refuses what a configuration says that cannot be worked with, before transformers acts on it. Raises JobError."""
+    `quantized`: it will be dequantized.
+    """
     if config.get("auto_map") and not trust:
         raise JobError(f"{model} brings Python code of its own; read it, then run again with --trust-remote-code")
-    quantized = config.get("quantization_config") or config.get("quantization")  # the second is MLX's
-    if quantized:
-        method = quantized.get("quant_method", "MLX") if isinstance(quantized, dict) else quantized
-        raise JobError(f"{model} is quantized already ({method}); give the float checkpoint that it was made from")
+    method = scheme_of(config)
+    if method is not None and not quantized:
+        raise JobError(
+            f"{model} is quantized already ({method}); give the float checkpoint that it was made from, or the adapter "
+            "that was trained on it with --adapter"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,53 @@ def describe(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions(),
     }
+
+
+def available_memory() -> int:
+    """Bytes that this process could still take: the machine's, its container's (cgroup 1 and 2) or its own limit's."""
+    import resource
+
+    import psutil
+
+    free = [psutil.virtual_memory().available]
+    for limit, kind, statistics in _cgroups():
+        allowed, used = _number(limit), _statistic(statistics, kind)
+        if allowed is not None and used is not None:
+            free.append(max(0, allowed - used))
+    for what in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        soft, _ = resource.getrlimit(what)
+        if soft != resource.RLIM_INFINITY:
+            free.append(max(0, soft - psutil.Process().memory_info().rss))
+    return min(free)
+
+
+def _cgroups() -> Iterator[tuple[Path, str, Path]]:
+    """This process's memory cgroup: its limit's file, what memory.stat calls its processes' own, memory.stat."""
+    listing = Path("/proc/self/cgroup")
+    for line in listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            folder = Path("/sys/fs/cgroup") / path.lstrip("/")
+            yield folder / "memory.max", "anon", folder / "memory.stat"
+        elif controllers == "memory":
+            folder = Path("/sys/fs/cgroup/memory") / path.lstrip("/")
+            yield folder / "memory.limit_in_bytes", "total_rss", folder / "memory.stat"
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file of the kernel's; None where there is no file, or no limit."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _statistic(path: Path, name: str) -> int | None:
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(value) for key, value in (line.split() for line in lines) if key == name), None)
 
 
 def versions() -> dict[str, str]:

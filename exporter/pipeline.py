@@ -18,8 +18,9 @@ from exporter.bench.size import sizes
 from exporter.errors import EXIT_BUILD, EXIT_GATE, EXIT_OK, ExporterError, JobError
 from exporter.job import Job
 from exporter.measure import Bench, Failed
+from exporter.merging import check_perplexity, merge_stage
 from exporter.plan import Plan, make_plan
-from exporter.process import Progress, Worker, silent
+from exporter.process import HUGE_PAGES, Progress, Worker, silent
 from exporter.types import Checkpoint, Gates, Result, Variant
 
 
@@ -32,13 +33,15 @@ def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[
     output = job.output.expanduser().resolve()
     here = machine.describe(job.threads)  # first of all: the load average must be that of others
     # One process for all that needs torch before the exports: importing it takes as long as a small export.
-    with Worker(output / "logs" / "prepare.log", job.threads, progress) as worker:
+    with Worker(output / "logs" / "prepare.log", job.threads, progress, HUGE_PAGES) as worker:
         plan = make_plan(job, worker)
         _take_over(output, plan)
-        checkpoint = _merge(plan, worker, progress)
+        checkpoint, merged = merge_stage(job, plan.source, plan.text, worker, progress)
         reference = _reference(plan, checkpoint, output, worker, progress)
+        if merged is not None and job.expect_perplexity is not None:
+            merged["perplexity"] = check_perplexity(job, reference["ppl"], plan.text_name)
     checkpoint = replace(checkpoint, parameters=reference["parameters"])
-    bench = Bench(output, checkpoint, plan.max_length, job.threads, progress, failed)
+    bench = Bench(output, checkpoint, plan.source.max_length, job.threads, progress, failed)
     rows = [_reference_row(reference)]
     with store.temporary_folder(output, "scratch") as scratch:
         for variant in plan.variants:
@@ -49,7 +52,7 @@ def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[
     bench.quality(rows)
     if job.speed:
         bench.speed(rows, job.repeats)
-    return _finish(job, _describe(plan, checkpoint, reference) | {"machine": here}, rows, output)
+    return _finish(job, _describe(plan, checkpoint, reference, merged) | {"machine": here}, rows, output)
 
 
 def bench_again(
@@ -125,22 +128,6 @@ def _take_over(output: Path, plan: Plan) -> None:
     store.write_text(output / "job.json", json.dumps(plan.job.identity(), indent=2) + "\n")
 
 
-def _merge(plan: Plan, worker: Worker, progress: Progress) -> Checkpoint:
-    """The checkpoint with the job's adapters merged into it, in the cache."""
-    base = plan.checkpoint
-    if not plan.job.adapter:
-        return base
-    progress("merging", 0, 0)
-    tools = {
-        name: version for name, version in machine.versions().items() if name in ("exporter", "peft", "transformers")
-    }
-    key = store.content_key(["merge", base.sha256, plan.adapter_hashes, tools])
-    folder = store.cache_folder() / "checkpoints" / f"merged-{key[:16]}"
-    adapters = [path.expanduser().resolve() for path in plan.job.adapter]
-    history = worker("merge", checkpoint=asdict(base), adapters=adapters, folder=folder, key=key)
-    return replace(base, path=folder, sha256=key, history=(*base.history, *history))
-
-
 def _reference(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, progress: Progress) -> dict[str, Any]:
     """The manifest of the reference's stored answers."""
     progress("reference", 0, 0)
@@ -210,7 +197,7 @@ def _export(row: Result, plan: Plan, checkpoint: Checkpoint, output: Path, scrat
     row.reason = "; ".join(manifest["notes"]) or None
 
 
-def _describe(plan: Plan, checkpoint: Checkpoint, reference: dict[str, Any]) -> dict[str, Any]:
+def _describe(plan: Plan, checkpoint: Checkpoint, reference: dict[str, Any], merged: Any) -> dict[str, Any]:
     """What the report says of the model and of the evaluation."""
     return {
         "name": plan.job.model,
@@ -220,7 +207,8 @@ def _describe(plan: Plan, checkpoint: Checkpoint, reference: dict[str, Any]) -> 
             "task": checkpoint.task,
             "parameters": checkpoint.parameters,
             "history": list(checkpoint.history),
-            "notes": list(plan.notes),
+            "notes": list(plan.source.notes),
+            "merge": merged,
         },
         "evaluation": {
             "text": plan.text_name,
@@ -231,7 +219,7 @@ def _describe(plan: Plan, checkpoint: Checkpoint, reference: dict[str, Any]) -> 
             "reference_ppl_se": reference["ppl_se"],
             "reference": str(targets.REFERENCE),
             "kl": "over the reference's 256 most likely tokens and one bucket for the rest: a lower bound",
-            "max_length": plan.max_length,
+            "max_length": plan.source.max_length,
         },
     }
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from exporter import targets
 from exporter.errors import BuildError, JobError
-from exporter.job import Job
-from exporter.load import check_adapter, check_config, is_recipe, locate, read_config
+from exporter.job import Job, MergeJob
+from exporter.load import is_recipe
 from exporter.process import Progress, Worker
-from exporter.store import MANIFEST, cache_folder, content_key, existing, sha256_folder, sweep, writable
+from exporter.source import Source, look
+from exporter.store import MANIFEST, cache_folder, existing, sweep, writable
 from exporter.texts import evaluation_text
-from exporter.types import GENERATION, TASKS, Checkpoint, Variant
-from exporter.weights import check_weights
+from exporter.types import GENERATION, TASKS, Variant
 
 WINDOWS = dict.fromkeys(TASKS, 128) | {GENERATION: 512}
 _HEADROOM = 1.1
@@ -27,26 +27,23 @@ class Plan:
     """A job whose every part has been looked at."""
 
     job: Job
-    checkpoint: Checkpoint  # before the stages
-    adapter_hashes: tuple[str, ...]
+    source: Source
     variants: tuple[Variant, ...]
     skipped: dict[Variant, str]
     text_name: str
     text: str = field(repr=False)
     window: int
     stride: int
-    max_length: int | None
-    notes: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
         """What --dry-run prints: the resolved job, and what it would do."""
         reference = f"measure {self.job.eval_tokens} tokens of {self.text_name} with {targets.REFERENCE}"
-        steps = [f"merge the adapter {path}" for path in self.job.adapter]
+        steps = [f"merge the adapter {adapter.path} ({self.source.way})" for adapter in self.source.adapters]
         steps += [reference, *(f"export, check and measure {variant}" for variant in self.variants)]
         steps += [f"skip {variant}: {reason}" for variant, reason in self.skipped.items()]
-        resolved = {"task": self.checkpoint.task, "window": self.window, "stride": self.stride}
+        resolved = {"task": self.source.checkpoint.task, "window": self.window, "stride": self.stride}
         resolved["target"] = [str(variant) for variant in self.variants]
-        checkpoint = asdict(self.checkpoint)
+        checkpoint = asdict(self.source.checkpoint)
         return {"job": self.job.model_dump(mode="json") | resolved, "checkpoint": checkpoint, "steps": steps}
 
 
@@ -57,49 +54,19 @@ def make_plan(job: Job, worker: Worker) -> Plan:
             targets.parse(text, task)
     output = job.output.expanduser()
     _refuse_other_results(output, job)
-    recipe = is_recipe(job.model)
-    text_name, text = evaluation_text(job.eval_text, recipe)
-    hashes = []
-    for adapter in (path.expanduser() for path in job.adapter):
-        check_adapter(adapter)
-        check_weights(adapter, "adapter_model")
-        hashes.append(sha256_folder(adapter))
-    path, weights = locate(job.model, job.offline), None
-    if recipe is None or recipe.gguf is None:
-        check_config(job.model, read_config(path), job.trust_remote_code)
-        weights = check_weights(path)  # before transformers reads any of it
-    known = worker("inspect", model=job.model, path=path, task=job.task, trust=job.trust_remote_code)
-    path, task = Path(known["path"]), known["task"]
-    weights = weights or check_weights(path)  # of a recipe's GGUF, which had to be dequantized first
-    config = json.dumps(read_config(path), sort_keys=True)
-    checkpoint = Checkpoint(
-        path,
-        task,
-        job.model,
-        content_key([weights.sha256, config]),
-        weights.parameters,
-        tuple(f"loaded {job.model} ({', '.join(weights.dtypes)})" for _ in (0,)),
-        job.trust_remote_code,
-    )
-    variants, skipped = _variants(job, task, known["config"])
-    window, stride = _window(job, task, known["max_length"])
-    _refuse_full_disk(output, weights.parameters, len(variants), merging=bool(job.adapter))
-    unused = (
-        [f"The model has no place for these tensors of the checkpoint: {known['unused']}."] if known["unused"] else []
-    )
-    return Plan(
-        job,
-        checkpoint,
-        tuple(hashes),
-        variants,
-        skipped,
-        text_name,
-        text,
-        window,
-        stride,
-        known["max_length"],
-        (*(recipe.notes if recipe else ()), *unused),
-    )
+    text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
+    source = look(job, worker)
+    variants, skipped = _variants(job, source.checkpoint.task, source.config)
+    window, stride = window_of(job, source.checkpoint.task, source.max_length)
+    # A float graph, and on average half its size for each artifact; and a merged checkpoint in the cache.
+    whole = 4 * source.checkpoint.parameters
+    needs = {output: int(whole * (1 + len(variants) / 2))}
+    if source.adapters:
+        cache = cache_folder() / "checkpoints"
+        writable(cache, "set EXPORTER_CACHE to another folder")
+        needs[cache] = whole
+    refuse_full_disk(needs)
+    return Plan(job, source, variants, skipped, text_name, text, window, stride)
 
 
 def _variants(job: Job, task: str, config: dict[str, Any]) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
@@ -119,7 +86,8 @@ def _variants(job: Job, task: str, config: dict[str, Any]) -> tuple[tuple[Varian
     return tuple(wanted), skipped
 
 
-def _window(job: Job, task: str, max_length: int | None) -> tuple[int, int]:
+def window_of(job: MergeJob, task: str, max_length: int | None) -> tuple[int, int]:
+    """Window and stride of the evaluation, in tokens. Raises JobError."""
     window = job.window or min(WINDOWS[task], max_length or WINDOWS[task])
     if max_length is not None and window > max_length:
         raise JobError(f"--window {window} is longer than this model's {max_length} positions")
@@ -155,17 +123,10 @@ def _refuse_other_results(output: Path, job: Job) -> None:
         )
 
 
-def _refuse_full_disk(output: Path, parameters: int, variants: int, merging: bool) -> None:
-    """Refuses what surely will not fit: a float graph and the artifacts, and a merged checkpoint in the cache."""
-    whole = 4 * parameters
-    # A float graph, and on average half its size for each artifact.
-    needs = {output: int(_HEADROOM * whole * (1 + variants / 2))}
-    if merging:
-        cache = cache_folder() / "checkpoints"
-        writable(cache, "set EXPORTER_CACHE to another folder")
-        needs[cache] = int(_HEADROOM * whole)
-    for folder, need in needs.items():
-        free = shutil.disk_usage(existing(folder)).free
+def refuse_full_disk(needs: dict[Path, int]) -> None:
+    """Refuses what surely will not fit: the bytes that each folder is to receive. Raises BuildError."""
+    for folder, bytes_needed in needs.items():
+        need, free = int(_HEADROOM * bytes_needed), shutil.disk_usage(existing(folder)).free
         if free < need:
             raise BuildError(
                 f"the disk of {folder} is too full: this job needs about {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} "

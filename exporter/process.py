@@ -11,12 +11,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from exporter.errors import EXIT_BUILD, EXIT_JOB, BuildError, JobError
 
+# For a worker that computes on whole weight matrices: torch then asks for huge pages, and a new tensor costs a quarter.
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 Progress = Callable[[str, int, int], None]  # (what is being done, done, total); total 0: not known
 
 
@@ -38,8 +40,11 @@ class Worker:
     The process starts with the first op.
     """
 
-    def __init__(self, log: Path, threads: int, progress: Progress = silent) -> None:
+    def __init__(
+        self, log: Path, threads: int, progress: Progress = silent, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._log, self._threads, self._progress = log, threads, progress
+        self._environment = dict(environment or {})
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -61,7 +66,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=os.environ | quiet,
+                env=os.environ | quiet | self._environment,
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the whole group
                 text=True,
             )

@@ -77,6 +77,19 @@ def print_plan(described: Mapping[str, Any], form: str) -> None:
         print(f"# {step}")
 
 
+def print_merge(record: Mapping[str, Any], folder: Path, form: str) -> None:
+    """What was merged and how it was proven; or the record as one line of JSON."""
+    if form == "json":
+        print(json.dumps(record, allow_nan=False))
+        return
+    from exporter.bench.merged import merge_lines
+
+    console = _stdout()
+    for line in (*record["history"], *merge_lines(record)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"merged model: {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
 def print_damage(broken: Mapping[str, Sequence[str]], form: str) -> None:
     if form == "json":
         print(json.dumps(broken))

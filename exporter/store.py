@@ -21,7 +21,7 @@ from typing import Any
 from exporter.errors import JobError
 
 MANIFEST = "manifest.json"
-_TEMPORARY = re.compile(r"^\..+\.(\d+)\.tmp$")
+_TEMPORARY = re.compile(r"^\..+\.(\d+)(-old)?\.tmp$")
 
 
 def cache_folder() -> Path:
@@ -59,12 +59,17 @@ def publish(destination: Path) -> Iterator[Path]:
     with temporary_folder(destination.parent, destination.name) as building:
         yield building
         _sync(building)
-        old = destination.with_name(f".{destination.name}-old.{os.getpid()}.tmp")
-        if destination.exists():
-            destination.rename(old)
-        building.rename(destination)
-        _sync_folder(destination.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        put(building, destination)
+
+
+def put(folder: Path, destination: Path) -> None:
+    """Renames a whole folder on the same disk to `destination`, in the place of what is there."""
+    old = destination.with_name(f".{destination.name}.{os.getpid()}-old.tmp")
+    if destination.exists():
+        destination.rename(old)
+    folder.rename(destination)
+    _sync_folder(destination.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -80,11 +85,14 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Removes what processes that no longer run left unfinished in a folder; this one must have no work there."""
+def sweep(folder: Path, name: str = "*") -> None:
+    """Removes what processes that no longer run left unfinished in a folder; this one must have no work there.
+
+    `name`: of one destination only, where the folder is not exporter's own.
+    """
     import psutil
 
-    for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+    for path in folder.glob(f".{name}.*.tmp") if folder.is_dir() else ():
         match = _TEMPORARY.match(path.name)
         # This process's own id is a dead one's too: in a container it is the same at every start.
         if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
@@ -99,6 +107,16 @@ def swept(*folders: Path) -> Iterator[None]:
     finally:
         for folder in folders:
             sweep(folder)
+
+
+@contextmanager
+def swept_beside(destination: Path) -> Iterator[None]:
+    """Sweeps, before and after, what was left unfinished beside a folder that lies among others' files."""
+    sweep(destination.parent, destination.name)
+    try:
+        yield
+    finally:
+        sweep(destination.parent, destination.name)
 
 
 def disk_full(error: BaseException) -> bool:
@@ -123,10 +141,19 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def write_manifest(folder: Path, key: str, weights: Iterable[str], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes and returns manifest.json: the key, every file's sha256 and size, which are weights, and `facts`."""
+def write_manifest(
+    folder: Path,
+    key: str,
+    weights: Iterable[str],
+    facts: Mapping[str, Any],
+    known: Mapping[str, dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Writes and returns manifest.json: the key, every file's sha256 and size, which are weights, and `facts`.
+
+    `known`: sha256 and bytes of files that were hashed while they were written.
+    """
     files = {
-        name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
+        name: (known or {}).get(name) or {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
         for name in file_names(folder)
     }
     manifest = {"schema_version": 1, "key": key, "weights": sorted(weights), **facts, "files": files}
@@ -182,6 +209,7 @@ def writable(folder: Path, mend: str = "choose another folder with -o") -> None:
 def _sync(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
+            path.chmod(0o644)  # safetensors' 0600 would keep others from reading the results
             with path.open("rb") as file:
                 os.fsync(file.fileno())
 

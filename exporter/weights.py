@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.errors import JobError
 
@@ -25,6 +26,7 @@ _EXPONENTS: dict[str, tuple[Any, int]] = {
     "BF16": (np.uint16, 0x7F80),
     "F16": (np.uint16, 0x7C00),
 }
+FLOAT_BYTES = {name: kind().itemsize for name, (kind, _) in _EXPONENTS.items()}
 _CHUNK = 1 << 24
 _CONVERT = {
     "model": "from transformers import AutoModelForCausalLM as M; M.from_pretrained('DIR').save_pretrained('NEW')",
@@ -33,6 +35,38 @@ _CONVERT = {
         "s.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')"
     ),
 }
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one tensor lies: `begin` and `end` are offsets in its file. `dtype` is safetensors' name, such as BF16."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def numbers(self) -> int:
+        return math.prod(self.shape)
+
+    def read(self, into: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """The tensor's bytes, read and not mapped: mapped pages would count as this process's memory.
+
+        `into`: an array to fill, that is at least as long. Raises JobError for a file that ends early.
+        """
+        size = self.end - self.begin
+        data = np.empty(size, np.uint8) if into is None else into[:size]  # NumPy asks for huge pages
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.begin)
+            view, done = memoryview(data), 0
+            while done < len(data):
+                got = file.readinto(view[done:])
+                if not got:
+                    raise JobError(f"{self.path} ended early: it was changed while it was read; download it again")
+                done += got
+        return data
 
 
 @dataclass(frozen=True)
@@ -68,12 +102,23 @@ def weight_files(folder: Path, stem: str = "model") -> list[Path]:
     raise JobError(f"{folder} lacks {', '.join(missing)}; download the model again, or give another folder")
 
 
+def stored_tensors(folder: Path, stem: str = "model") -> dict[str, Stored]:
+    """Every tensor of a folder's safetensors files, in the files' order, by name; no data is read. Raises JobError."""
+    tensors = {}
+    for path in weight_files(folder, stem):
+        header, start = read_header(path)
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, end = entry["data_offsets"]
+            tensors[name] = Stored(path, entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
+    return tensors
+
+
 def check_weights(folder: Path, stem: str = "model") -> Weights:
     """Reads every byte once: whole files, finite numbers, and their hash. Raises JobError naming the file or tensor."""
     digest, parameters, size = hashlib.sha256(), 0, 0
     dtypes: set[str] = set()
     for path in weight_files(folder, stem):
-        header, start = _header(path)
+        header, start = read_header(path)
         with path.open("rb") as file:
             digest.update(file.read(start))
             for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -83,12 +128,12 @@ def check_weights(folder: Path, stem: str = "model") -> Weights:
                 for offset in range(begin, end, _CHUNK):
                     block = file.read(min(_CHUNK, end - offset))
                     digest.update(block)
-                    _refuse_not_finite(block, entry["dtype"], name, path)
+                    refuse_not_finite(block, entry["dtype"], name, path)
         size += path.stat().st_size
     return Weights(digest.hexdigest(), parameters, tuple(sorted(dtypes)), size)
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The tensors' entries and the offset where the data starts, after a check that the file is whole."""
     size = path.stat().st_size
     broken = f"{path} is not a whole safetensors file; download it again"
@@ -118,7 +163,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return entries, start
 
 
-def _refuse_not_finite(block: bytes, dtype: str, name: str, path: Path) -> None:
+def refuse_not_finite(block: bytes | memoryview, dtype: str, name: str, path: Path) -> None:
+    """Raises JobError when a part of a tensor holds a NaN or an infinity."""
     if dtype not in _EXPONENTS:
         return
     kind, exponent = _EXPONENTS[dtype]

@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TextIO
@@ -40,25 +41,67 @@ class Session:
     def progress(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.reply({"progress": [what, done, total]})
 
-    def inspect(self, model: str, path: str, task: str | None, trust: bool) -> dict[str, Any]:
+    def prepare(self, recipe: str) -> str:
+        from exporter.load import prepare
+        from exporter.recipes import RECIPES
+
+        return str(prepare(RECIPES[recipe]))
+
+    def inspect(self, model: str, path: str, **asked: Any) -> dict[str, Any]:
         from exporter.inspection import inspect
 
-        return inspect(model, Path(path), task, trust)
+        return inspect(model, Path(path), **asked)
 
-    def merge(self, checkpoint: dict[str, Any], adapters: list[str], folder: str, key: str) -> Any:
-        from exporter.stages.merge import merge
+    def dequantize(self, source: str, folder: str, key: str, simulated: str | None, dtype: str) -> list[str]:
+        from exporter.stages.dequantize import dequantize, simulate
+
+        destination, progress = Path(folder), self.progress("dequantizing, bytes")
+        manifest = store.reusable(destination, key)
+        if manifest is None:
+            store.sweep(destination.parent)
+            with store.publish(destination) as building:
+                if simulated is None:
+                    history = dequantize(Path(source), building, dtype, progress)
+                else:
+                    history = simulate(Path(source), building, simulated, progress, dtype=dtype)
+                weights = [path.name for path in building.glob("*.safetensors")]
+                manifest = store.write_manifest(building, key, weights, {"history": history})
+        lines: list[str] = manifest["history"]
+        return lines
+
+    def merge(
+        self,
+        checkpoint: dict[str, Any],
+        adapters: list[tuple[str, float | None]],
+        folder: str,
+        key: str,
+        way: str,
+        labels: int | None,
+        **how: Any,
+    ) -> dict[str, Any]:
+        from exporter.stages.adapter import read_adapter
+        from exporter.stages.merge import How, merge
+        from exporter.stages.streaming import merge_streaming
         from exporter.targets.torch import load_model
 
         source, destination = _checkpoint(checkpoint), Path(folder)
         manifest = store.reusable(destination, key)
         if manifest is None:
             store.sweep(destination.parent)
+            options = {} if labels is None else {"num_labels": labels}
+            load = partial(load_model, task=source.task, dtype="float32", trust_remote_code=source.trust_remote_code)
+            told = [read_adapter(Path(path), weight) for path, weight in adapters]
+            asked = How(**how | {name: how[name] and Path(how[name]) for name in ("probe", "other")})
             with store.publish(destination) as building:
-                model = load_model(source.path, source.task, "float32", source.trust_remote_code)
-                history = merge(model, source.path, [Path(path) for path in adapters], building)
+                if way == "streaming":
+                    progress = self.progress("merging, bytes")
+                    made = merge_streaming(partial(load, **options), source.path, told, building, asked, progress)
+                else:
+                    made = merge(partial(load, **options), source.path, told, building, asked, source.task)
+                known = made.pop("hashes", {})
                 weights = [path.name for path in building.glob("*.safetensors")]
-                manifest = store.write_manifest(building, key, weights, {"history": history})
-        return manifest["history"]
+                manifest = store.write_manifest(building, key, weights, made | {"peak_rss_bytes": peak_rss()}, known)
+        return {name: manifest.get(name) for name in ("history", "proof", "source_sha256", "peak_rss_bytes")}
 
     def reference(self, checkpoint: dict[str, Any], folder: str, key: str, threads: int, **how: Any) -> dict[str, Any]:
         from exporter.reference import measure_reference
@@ -90,7 +133,7 @@ class Session:
         return {"times": latency.measure_round(self._runner, self._ids, self._max_length), "peak": peak_rss()}
 
 
-OPS = ("inspect", "merge", "reference", "export", "quality", "speed_open", "speed_round")
+OPS = ("prepare", "inspect", "dequantize", "merge", "reference", "export", "quality", "speed_open", "speed_round")
 
 
 def peak_rss() -> int:

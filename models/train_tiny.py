@@ -14,6 +14,7 @@ The texts are those of the Python that runs it; another version gives another mo
 from __future__ import annotations
 
 import ast
+import hashlib
 import itertools
 import json
 import math
@@ -292,6 +293,8 @@ def main() -> None:
     # peft wrote this machine's path to the base, and the projections in the order of a set.
     amend(OUT / "adapter" / "adapter_config.json", base_model_name_or_path="models/tiny", target_modules=PROJECTIONS)
     (OUT / "adapter" / "eval.txt").write_text(code_eval, encoding="utf-8")
+    base_hash = hashlib.sha256((OUT / "model.safetensors").read_bytes()).hexdigest()
+    (OUT / "adapter" / "base_model.sha256").write_text(base_hash + "\n", encoding="utf-8")  # what a merge compares
 
     print(json.dumps({**reload_and_measure(), "seconds": seconds, "adapter_seconds": adapter_seconds}, indent=2))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.bench import charts, table
+from exporter.bench.merged import merge_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +57,7 @@ def render_html(report: Report) -> str:
         generates=table.generates(report),
         summary=table.summary(report),
         name=table.name,
+        merge=[] if report["model"]["merge"] is None else list(merge_lines(report["model"]["merge"])),
         clip=table.clip,
         failure=table.failure,
         gate_limit=table.gate_limit,
@@ -132,6 +134,8 @@ def render_markdown(report: Report) -> str:
     ]
     if failed:
         lines += ["", "**Failed gates**", "", *failed]
+    if report["model"]["merge"] is not None:
+        lines += ["", "**Merge**", "", *(f"- {_text(line)}" for line in merge_lines(report["model"]["merge"]))]
     for status, title in (("failed", "Failed"), ("skipped", "Skipped"), ("ok", "Notes")):
         rows = [row for row in report["results"] if row["status"] == status and row["reason"]]
         if rows:
@@ -143,7 +147,7 @@ def render_markdown(report: Report) -> str:
 def _markdown_details(report: Report) -> list[str]:
     machine = report["machine"]
     plain = {
-        **{f"model {key}": value for key, value in report["model"].items() if not isinstance(value, list)},
+        **{f"model {key}": value for key, value in report["model"].items() if not isinstance(value, list | dict)},
         **{f"evaluation {key}": value for key, value in report["evaluation"].items()},
         **{key: value for key, value in machine.items() if not isinstance(value, dict | list)},
         "load average": ", ".join(str(load) for load in machine["load_average"] or ()) or None,

@@ -1,0 +1,175 @@
+"""A merge larger than memory, measured: a synthetic checkpoint, merged under a memory limit, against cp of the same folder.
+
+`make bench` runs it and writes the line between the README's markers `<!-- large merge: begin/end -->`. It needs three
+times the checkpoint's size on the disk of --folder, and removes all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from exporter.machine import cpu_name
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+HIDDEN, INNER, VOCABULARY, RANK = 4096, 11008, 32000, 16
+PROJECTIONS = {
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (HIDDEN, HIDDEN),
+    "self_attn.v_proj": (HIDDEN, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (INNER, HIDDEN),
+    "mlp.up_proj": (INNER, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INNER),
+}
+LAYER_BYTES = 2 * sum(rows * columns for rows, columns in PROJECTIONS.values())
+LIMIT = 3 * 10**9
+_NOISE = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
+
+
+def write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str) -> None:
+    """A file of random tensors, written without holding one whole: the same noise, from another place in each."""
+    noise = (_NOISE.view(np.uint32) >> 16).astype(np.uint16) if dtype == "BF16" else _NOISE
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in tensors.items():
+        size = int(np.prod(shape)) * noise.itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for number, shape in enumerate(tensors.values()):
+            left = int(np.prod(shape))
+            rolled = np.roll(noise, 12345 * number)
+            while left:
+                file.write(rolled[:left].tobytes())
+                left -= min(left, len(rolled))
+
+
+def make_base(folder: Path, layers: int) -> None:
+    """A Llama of `layers` layers in bfloat16, about 2 GB a file."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    tiny = README.parent / "models" / "tiny"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny / name, folder / name)
+    groups = [{"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}]
+    for layer in range(layers):
+        if layer and layer % 5 == 0:
+            groups.append({})
+        prefix = f"model.layers.{layer}"
+        groups[-1] |= {f"{prefix}.{name}.weight": shape for name, shape in PROJECTIONS.items()}
+        groups[-1] |= {f"{prefix}.{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}
+    groups[-1] |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
+    index = {}
+    for number, tensors in enumerate(groups, 1):
+        name = f"model-{number:05}-of-{len(groups):05}.safetensors"
+        write_safetensors(folder / name, tensors, "BF16")
+        index |= dict.fromkeys(tensors, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def make_adapter(folder: Path, layers: int) -> None:
+    """LoRA of rank 16 on every linear layer: the most that a LoRA can change."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2 * RANK, "bias": "none"}
+    config |= {"target_modules": sorted({name.split(".")[1] for name in PROJECTIONS}), "base_model_name_or_path": "base"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {}
+    for layer in range(layers):
+        for name, (rows, columns) in PROJECTIONS.items():
+            prefix = f"base_model.model.model.layers.{layer}.{name}"
+            tensors |= {f"{prefix}.lora_A.weight": (RANK, columns), f"{prefix}.lora_B.weight": (rows, RANK)}
+    write_safetensors(folder / "adapter_model.safetensors", tensors, "F32")
+
+
+def limit() -> str:
+    """Limits this process and its children: by a cgroup of its own where that is allowed, else RLIMIT_DATA."""
+    group = Path(f"/sys/fs/cgroup/memory/exporter-{os.getpid()}")
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(LIMIT))
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    except OSError:
+        resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+        return "RLIMIT_DATA"
+    return "cgroup"
+
+
+def measure(place: Path, layers: int) -> str:
+    base, adapter, copy, out = (place / name for name in ("base", "adapter", "copy", "merged"))
+    make_base(base, layers)
+    make_adapter(adapter, layers)
+    subprocess.run(["sync"], check=True)
+    size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    start = time.perf_counter()
+    subprocess.run(["cp", "-r", base, copy], check=True)
+    subprocess.run(["sync", "-f", copy / "config.json"], check=True)
+    copied = time.perf_counter() - start
+    shutil.rmtree(copy)
+    command = [sys.executable, "-m", "exporter", "merge", "-m", base, "--adapter", adapter, "-o", out, "--format", "json"]
+    kind = limit()
+    start = time.perf_counter()
+    done = subprocess.run(command,  capture_output=True, text=True, check=False)
+    merged = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(done.stderr)
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert record["way"] == "streaming", record["way"]
+    largest = 3 * 4 * INNER * HIDDEN  # what PEFT needs of the largest merged tensor: weight, delta, scaled delta
+    allowed = 1.3 * largest + 300e6
+    return (
+        f"`exporter merge` of a LoRA (rank {RANK}, every linear layer) into a bfloat16 Llama of {size / 1e9:.1f} GB, under a "
+        f"limit of {LIMIT / 1e9:.0f} GB ({kind}): {merged:.0f} s, {size / 1e6 / merged:.0f} MB/s, synced; `cp` and sync of "
+        f"the same folder: {copied:.0f} s, {size / 1e6 / copied:.0f} MB/s: {copied / merged:.0%} of its speed. Peak memory "
+        f"{record['peak_rss_bytes'] / 1e6:,.0f} MB (1.3 × the largest tensor's working set + 300 MB is {allowed / 1e6:,.0f} MB). "
+        f"All {record['proof']['steps'][0]['modules']} merged modules proven. {cpu_name()}."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="a disk with room for three times")
+    parser.add_argument("--layers", type=int, default=30, help="0.4 GB each, and 0.5 GB")
+    parser.add_argument("--write", action="store_true", help="write the README's line")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as place:
+        line = measure(Path(place), options.layers)
+    print(line)
+    if options.write:
+        text = README.read_text(encoding="utf-8")
+        marked = re.sub(
+            r"(<!-- large merge: begin -->\n).*?(<!-- large merge: end -->)",
+            lambda match: f"{match[1]}{line}\n{match[2]}",
+            text,
+            flags=re.S,
+        )
+        README.write_text(marked, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
