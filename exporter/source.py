@@ -75,7 +75,7 @@ def look(job: MergeJob, worker: Callable[..., Any], read_weights: bool = True, m
         "inspect",
         model=job.model,
         path=base.path,
-        task=job.task or (CLASSIFICATION if labels is not None else None),
+        task=job.task or (CLASSIFICATION if any(map(_classifies, adapters)) else None),
         trust=job.trust_remote_code,
         provided=sorted({name for adapter in adapters for name in adapter.names()}),
         labels=labels,
@@ -112,12 +112,16 @@ def look(job: MergeJob, worker: Callable[..., Any], read_weights: bool = True, m
     )
 
 
+def _classifies(adapter: Adapter) -> bool:
+    return bool(adapter.config.get("task_type") == _CLASSIFIES)
+
+
 def _labels(adapters: list[Adapter]) -> int | None:
     """How many classes the head has that an adapter brings; None: it brings none."""
     for adapter in adapters:
         names = adapter.names()
         for base, name in names.items():
-            if adapter.config.get("task_type") == _CLASSIFIES and base.endswith(_HEADS):
+            if _classifies(adapter) and base.endswith(_HEADS):
                 return int(adapter.tensors[name].shape[0])
     return None
 

@@ -14,7 +14,6 @@ The texts are those of the Python that runs it; another version gives another mo
 from __future__ import annotations
 
 import ast
-import hashlib
 import itertools
 import json
 import math
@@ -23,6 +22,7 @@ import re
 import sysconfig
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -34,11 +34,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 
 OUT = Path(__file__).resolve().parent / "tiny"
-SEED = 20
 STEPS, ADAPTER_STEPS = 3200, 400  # of 1,024 tokens: larger batches learn less from these few tokens
 PROJECTIONS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-PEAK = 2e-3  # learning rate
-VOCABULARY, POSITIONS = 2048, 1024
+VOCABULARY, POSITIONS, SEED, PEAK = 2048, 1024, 20, 2e-3  # PEAK: learning rate
 EOT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -293,8 +291,7 @@ def main() -> None:
     # peft wrote this machine's path to the base, and the projections in the order of a set.
     amend(OUT / "adapter" / "adapter_config.json", base_model_name_or_path="models/tiny", target_modules=PROJECTIONS)
     (OUT / "adapter" / "eval.txt").write_text(code_eval, encoding="utf-8")
-    base_hash = hashlib.sha256((OUT / "model.safetensors").read_bytes()).hexdigest()
-    (OUT / "adapter" / "base_model.sha256").write_text(base_hash + "\n", encoding="utf-8")  # what a merge compares
+    (OUT / "adapter" / "base_model.sha256").write_text(sha256((OUT / "model.safetensors").read_bytes()).hexdigest())
 
     print(json.dumps({**reload_and_measure(), "seconds": seconds, "adapter_seconds": adapter_seconds}, indent=2))
 

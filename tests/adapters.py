@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import peft
+import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -26,14 +27,24 @@ _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY, "n_p
 FAMILIES = {  # class, configuration, the modules that adapters are on
     "llama": ("LlamaForCausalLM", _LLAMA | {"tie_word_embeddings": False}, ["q_proj", "v_proj", "down_proj"]),
     "tied": ("LlamaForCausalLM", _LLAMA | {"tie_word_embeddings": True}, ["q_proj", "v_proj", "down_proj"]),
+    "llama classifier": ("LlamaForSequenceClassification", _LLAMA | {"num_labels": 3}, ["q_proj"]),
     "gpt2": ("GPT2LMHeadModel", _GPT2, ["c_attn", "c_proj"]),
     "bert": ("BertForSequenceClassification", _BERT | {"num_labels": 3}, ["query", "value", "output.dense"]),
     "encoder": ("BertModel", _BERT, ["query", "value"]),
     "t5": ("T5ForConditionalGeneration", _T5 | {"decoder_start_token_id": 0}, ["q", "v", "wo"]),
     "mixtral": ("MixtralForCausalLM", _LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}, ["q_proj"]),
 }
-TASKS = {"bert": "SEQ_CLS", "encoder": "FEATURE_EXTRACTION", "t5": "SEQ_2_SEQ_LM"}
+TASKS = {"bert": "SEQ_CLS", "llama classifier": "SEQ_CLS", "encoder": "FEATURE_EXTRACTION", "t5": "SEQ_2_SEQ_LM"}
 LIMIT = 1e-5  # of float32 logits of about 1: a hundred roundings; a forgotten adapter is off by 0.01 and more
+
+
+@pytest.fixture
+def one_thread():
+    """Threads that wait for one another take longer than these matrices: ten times, where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def make_base(folder, family, seed=0, dtype="float32", shard="5GB", **config):

@@ -97,7 +97,10 @@ def make_adapter(folder: Path, layers: int) -> None:
     """LoRA of rank 16 on every linear layer: the most that a LoRA can change."""
     folder.mkdir()
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2 * RANK, "bias": "none"}
-    config |= {"target_modules": sorted({name.split(".")[1] for name in PROJECTIONS}), "base_model_name_or_path": "base"}
+    config |= {
+        "target_modules": sorted({name.split(".")[1] for name in PROJECTIONS}),
+        "base_model_name_or_path": "base",
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     tensors = {}
     for layer in range(layers):
@@ -131,10 +134,23 @@ def measure(place: Path, layers: int) -> str:
     subprocess.run(["sync", "-f", copy / "config.json"], check=True)
     copied = time.perf_counter() - start
     shutil.rmtree(copy)
-    command = [sys.executable, "-m", "exporter", "merge", "-m", base, "--adapter", adapter, "-o", out, "--format", "json"]
+    command = [
+        sys.executable,
+        "-m",
+        "exporter",
+        "merge",
+        "-m",
+        base,
+        "--adapter",
+        adapter,
+        "-o",
+        out,
+        "--format",
+        "json",
+    ]
     kind = limit()
     start = time.perf_counter()
-    done = subprocess.run(command,  capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     merged = time.perf_counter() - start
     if done.returncode:
         sys.exit(done.stderr)
@@ -153,7 +169,9 @@ def measure(place: Path, layers: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="a disk with room for three times")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="a disk with room for three times"
+    )
     parser.add_argument("--layers", type=int, default=30, help="0.4 GB each, and 0.5 GB")
     parser.add_argument("--write", action="store_true", help="write the README's line")
     options = parser.parse_args()

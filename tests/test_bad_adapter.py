@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from adapters import load
 from conftest import rewrite
 from safetensors.numpy import load_file, save_file
 
 from exporter.errors import JobError
-from exporter.stages.merge import merge
+from exporter.stages.adapter import read_adapter
+from exporter.stages.merge import How, merge
+from exporter.types import GENERATION
 
 pytestmark = [
     # transformers' own, when PEFT wraps any model.
@@ -69,8 +72,8 @@ def diverged(tensors):
         (more, {}, "is for another model: it holds tensors that this model lacks|layers.3."),
         (renamed, {}, "is for another model"),
         (renamed, {"target_modules": ["query", "key"]}, "does not fit this model|query"),
-        (dict, {"peft_type": "NEWER"}, "does not fit this model|NEWER"),
-        (dict, {"peft_type": None}, "does not fit this model"),
+        (dict, {"peft_type": "NEWER"}, "of PEFT's kind NEWER, which exporter cannot merge"),
+        (dict, {"peft_type": None}, "names no peft_type"),
         (dict, {"r": "eight"}, "does not fit this model"),
     ],
     ids=[
@@ -85,20 +88,20 @@ def diverged(tensors):
     ],
 )
 def test_an_adapter_for_another_model(adapter, tiny, tmp_path, change, config, says):
+    """The command says the same: see the test after this one."""
+    (tmp_path / "merged").mkdir()
     with pytest.raises(JobError) as refusal:
-        merge(load(tiny), tiny, [adapter(change, **config)], tmp_path)
+        merge_here(tiny, adapter(change, **config), tmp_path / "merged")
     line = str(refusal.value)
     assert len(line.splitlines()) == 1
     assert str(tmp_path / "adapter") in line
     for part in says.split("|"):
         assert part in line
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert not list((tmp_path / "merged").iterdir())
 
 
-def load(folder):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder)
+def merge_here(base, adapter, folder):
+    return merge(load, base, [read_adapter(adapter)], folder, How(), GENERATION)
 
 
 def test_an_adapter_for_another_model_leaves_no_merged_one(refused, adapter, cache):
@@ -113,8 +116,8 @@ def test_an_adapter_that_has_no_weights_to_merge(tiny, tmp_path):
     get_peft_model(load(tiny), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=4)).save_pretrained(
         tmp_path / "prompt"
     )
-    with pytest.raises(JobError, match="of PEFT's kind PROMPT_TUNING, which has no weights to merge"):
-        merge(load(tiny), tiny, [tmp_path / "prompt"], tmp_path / "merged")
+    with pytest.raises(JobError, match="of PEFT's kind PROMPT_TUNING, which exporter cannot merge; there are: LORA, "):
+        read_adapter(tmp_path / "prompt")
 
 
 def test_an_adapter_that_diverged(refused, adapter):

@@ -1,9 +1,33 @@
 """Every method on every family, merged both ways: equal to PEFT's own forward, and to each other bit for bit."""
 
+import json
+
+import peft
 import pytest
-from adapters import LIMIT, VOCABULARY, both, config, error, ids_for, load, make_base, same, streaming, task_of, train
+import torch
+from adapters import (
+    LIMIT,
+    VOCABULARY,
+    Trained,
+    both,
+    config,
+    disturb,
+    error,
+    ids_for,
+    load,
+    make_base,
+    one_thread,  # noqa: F401
+    same,
+    streaming,
+    task_of,
+    train,
+)
+
+from exporter.stages.proof import answers
+from exporter.types import CLASSIFICATION
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     # transformers' own, when PEFT wraps any model.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
@@ -98,3 +122,31 @@ def test_added_tokens(name, tmp_path):
     line = f"resized the vocabulary from {VOCABULARY} to {NEW} tokens"
     assert [line in record["history"] for record in (memory, stream)] == [True, True]
     assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == NEW
+
+
+def test_adalora_after_pruning(tmp_path):
+    """Training with AdaLoRA takes ranks away: what is left of each module's is in the configuration."""
+    base = make_base(tmp_path / "base", "llama")
+    settings = config("llama", "AdaLoraConfig", init_r=6, target_r=2, total_step=20, tinit=1, tfinal=2)
+    model = load(base)
+    attached = peft.get_peft_model(model, settings)
+    disturb(attached)
+    ids = torch.from_numpy(ids_for())
+    for step in range(20):
+        attached(input_ids=ids, labels=ids).loss.backward()
+        attached.base_model.update_and_allocate(step)
+        attached.zero_grad()
+    truth = answers(attached, ids_for())
+    attached.save_pretrained(tmp_path / "adapter")
+    ranks = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["rank_pattern"]
+    assert 0 < sum(map(sum, ranks.values())) < 6 * len(ranks)
+    trained = Trained(tmp_path / "adapter", ids_for(), truth)
+    _, _, merged = both(base, [trained.path], tmp_path)
+    assert error(trained, merged) < LIMIT
+
+
+def test_a_classifier_without_a_padding_token(tmp_path):
+    base = make_base(tmp_path / "base", "llama classifier")
+    trained = train(base, tmp_path / "adapter", config("llama classifier"))
+    _, _, model = both(base, [trained.path], tmp_path, task=CLASSIFICATION)
+    assert error(trained, model) < LIMIT

@@ -50,7 +50,7 @@ def refused(merge, out):
 @pytest.fixture
 def adapter(tiny, tmp_path):
     """A copy of the shipped adapter, in a folder whose name is no name for a shell."""
-    folder = tmp_path / "it's my \"LoRA\" = 1"
+    folder = tmp_path / 'it\'s my "LoRA" = 1'
     shutil.copytree(tiny / "adapter", folder)
     return folder
 
@@ -173,7 +173,7 @@ def test_weights_of_adapters(merge, refused, out, adapter, truth, ids, tiny):
     """Half of an adapter twice is the adapter; a name with an equals sign is a name."""
     done = merge("--adapter", f"{adapter}=0.5", "--adapter", f"{ADAPTER}=0.5")
     assert done.returncode == 0, done.stderr
-    assert "merged 0.5 of LoRA it's my \"LoRA\" = 1 + 0.5 of LoRA adapter (cat)" in done.stdout
+    assert 'merged 0.5 of LoRA it\'s my "LoRA" = 1 + 0.5 of LoRA adapter (cat)' in done.stdout
     assert torch.allclose(answers(out, ids), truth, atol=1e-4)
     shutil.rmtree(out)
     assert "'x' is no weight; write DIR=0.7" in refused("--adapter", f"{ADAPTER}=x")

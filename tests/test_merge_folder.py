@@ -1,4 +1,4 @@
-"""What goes with the weights: tokenizer, chat template, generation defaults; and the tokenizer must fit the embeddings."""
+"""What goes with the weights: a tokenizer that fits the embeddings, its chat template, generation defaults."""
 
 import json
 
@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFas
 from exporter.errors import JobError
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     # transformers' own, when PEFT wraps any model.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
@@ -35,7 +36,7 @@ def base(tmp_path):
 @WAYS
 def test_the_base_s_tokenizer_and_generation_defaults(base, tmp_path, way):
     save_tokenizer(base, template=TEMPLATE)
-    (base / "tokenization_note.txt").write_text("kept")
+    (base / "processor_config.json").write_text("{}")
     trained = train(base, tmp_path / "adapter", config("tied"))
     way(base, [trained.path], tmp_path / "out")
     assert names(tmp_path / "out") == names(base)
@@ -72,7 +73,9 @@ def test_a_tokenizer_with_more_tokens_than_embeddings(base, tmp_path, way):
     save_tokenizer(base)
     trained = train(base, tmp_path / "adapter", config("tied"))
     save_tokenizer(trained.path, VOCABULARY + 1)
-    with pytest.raises(JobError, match="has a token 128, and the merged model 128 embeddings.*save_embedding_layers=True"):
+    with pytest.raises(
+        JobError, match=r"has a token 128, and the merged model 128 embeddings.*save_embedding_layers=True"
+    ):
         way(base, [trained.path], tmp_path / "out")
     assert names(tmp_path / "out") == []  # before the long work
 

@@ -1,4 +1,4 @@
-"""What only files can get wrong: names, dtypes, indexes, broken bases; and what is refused because files cannot do it."""
+"""What only files can get wrong: names, dtypes, indexes, broken bases; and what files cannot do and is refused."""
 
 import json
 
@@ -6,14 +6,17 @@ import pytest
 import torch
 from adapters import (
     LIMIT,
+    Trained,
     adapters_of,
     both,
     config,
     error,
+    ids_for,
     in_memory,
     load,
     make_base,
     names,
+    one_thread,  # noqa: F401
     same,
     streaming,
     tensors,
@@ -27,9 +30,11 @@ from safetensors.torch import load_file, save_file
 from exporter.errors import JobError
 from exporter.stages.adapter import read_adapter
 from exporter.stages.merge import How
+from exporter.stages.proof import answers
 from exporter.stages.streaming import merge_streaming
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     # transformers' own, when PEFT wraps any model.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
@@ -140,7 +145,7 @@ def test_a_new_tensor_goes_into_the_last_file(tmp_path):
 
 
 def test_merging_once_more(base, tmp_path):
-    """The merged folder is a base like any other: a second adapter is trained on it and merged, each way on the other's."""
+    """The merged folder is a base like any other: a second adapter is merged into it, each way into the other's."""
     first = train(base, tmp_path / "first", config("llama"))
     both(base, [first.path], tmp_path)
     assert names(tmp_path / "memory") == names(tmp_path / "streaming") == names(base)
@@ -202,11 +207,24 @@ def test_experts_in_memory(tmp_path, name):
 
 
 def test_experts_under_their_old_names(tmp_path):
-    """An adapter of transformers 4 on w1, w2, w3 of each expert: PEFT fuses it when it loads, files cannot."""
+    """An adapter of transformers 4 on w1, w2 and w3 of each expert: PEFT fuses it when it loads, files cannot."""
     base = make_base(tmp_path / "base", "mixtral")
-    trained = train(
-        base, tmp_path / "adapter", config("mixtral", target_modules=["q_proj", "w1", "w2", "w3"]), old=True
-    )
+    settings = config("mixtral", target_modules=["w1", "w2", "w3"], r=2, lora_alpha=4)
+    settings.save_pretrained(tmp_path / "adapter")
+    truth, factors = load(base), {}
+    for layer in (0, 1):
+        experts = truth.model.layers[layer].mlp.experts
+        for expert in range(4):
+            deltas = {}
+            for name, out, inner in (("w1", 64, 32), ("w2", 32, 64), ("w3", 64, 32)):
+                a, b = torch.randn(2, inner) * 0.1, torch.randn(out, 2) * 0.1
+                stem = f"base_model.model.model.layers.{layer}.block_sparse_moe.experts.{expert}.{name}"
+                factors |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
+                deltas[name] = b @ a * 2  # lora_alpha / r
+            experts.gate_up_proj.data[expert] += torch.cat([deltas["w1"], deltas["w3"]])
+            experts.down_proj.data[expert] += deltas["w2"]
+    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
+    trained = Trained(tmp_path / "adapter", ids_for(), answers(truth, ids_for()))
     in_memory(base, [trained.path], tmp_path / "memory")
     assert error(trained, load(tmp_path / "memory")) < LIMIT
     with pytest.raises(JobError, match="--merge memory"):

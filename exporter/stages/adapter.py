@@ -153,8 +153,8 @@ def _refuse_ambiguous(folder: Path, config: dict[str, Any], tensors: dict[str, S
         found = [pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path)]
         if len({patterns[pattern] for pattern in found}) > 1:
             raise JobError(
-                f"{folder}: alpha_pattern has {found[0]!r} and {found[1]!r} for {path}, and PEFT does not save which of "
-                "them it used; leave the right one in adapter_config.json"
+                f"{folder}: alpha_pattern has {found[0]!r} and {found[1]!r} for {path}, and PEFT does not save which "
+                "of them it used; leave the right one in adapter_config.json"
             )
 
 

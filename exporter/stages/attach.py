@@ -57,17 +57,20 @@ def resize(model: Any, adapters: list[Adapter]) -> str | None:
 
 def attach(model: Any, adapter: Adapter, name: str = NAME) -> Any:
     """A PeftModel with the adapter on it (a second one, when `model` is a PeftModel). Raises JobError."""
-    from peft import PeftModel
+    from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
 
     try:
         with quiet():
-            if isinstance(model, PeftModel):
-                attached = model
-            else:
-                attached = PeftModel.from_pretrained(model, adapter.path, adapter_name=name)
-            if not hasattr(attached, "merge_and_unload"):
-                raise JobError(f"the adapter {adapter.path} has no weights to merge")
-            fit = attached.load_adapter(adapter.path, name, is_trainable=False)
+            attached, renamed = model, None
+            if not isinstance(model, PeftModel):
+                # As PeftModel.from_pretrained does, which keeps to itself what did not fit. To load a second time is no
+                # way to learn it: AdaLoRA cuts its ranks at each loading.
+                config = PeftConfig.from_pretrained(str(adapter.path))
+                config.inference_mode = True
+                kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+                attached = kind(model, config, name)
+                renamed = getattr(model, "_checkpoint_conversion_mapping", {})
+            fit = attached.load_adapter(str(adapter.path), name, is_trainable=False, key_mapping=renamed)
     except MISFIT as error:
         raise JobError(misfit(adapter, model, error)) from error
     missing = {*fit.missing_keys, *_missing_biases(adapter, attached, name)}

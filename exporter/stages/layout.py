@@ -97,6 +97,7 @@ def _changes(model: Any, adapter: Adapter) -> dict[str, Change]:
     _refuse_unsupported(adapter)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     attached = _attach_meta(model, adapter)
+    ranks = _ranks_left(attached)
     with quiet():
         state = get_peft_model_state_dict(attached, adapter_name=NAME, save_embedding_layers=False)
     expected = {base_name(key): tuple(value.shape) for key, value in state.items() if ".modules_to_save." not in key}
@@ -128,8 +129,11 @@ def _changes(model: Any, adapter: Adapter) -> dict[str, Change]:
             if not repeated(key, adapter.tensors):
                 unexpected.append(key)
         else:
-            _refuse_shape(adapter, model, key, stored.shape, expected[plain])
             owner = next(path for path in tuners if plain.startswith(f"{path}."))
+            wanted = expected[plain]
+            if owner in ranks:
+                wanted = (wanted[0], ranks[owner]) if ".lora_B" in plain else (ranks[owner], wanted[1])
+            _refuse_shape(adapter, model, key, stored.shape, wanted)
             changes.setdefault(owner, Change(adapter)).factors[key] = stored
     refuse(adapter, attached, set(expected) - {base_name(key) for key in adapter.tensors}, unexpected)
     for path, change in changes.items():
@@ -166,6 +170,16 @@ def _attach_meta(model: Any, adapter: Adapter) -> Any:
             return kind(model, config, adapter_name=NAME)
     except MISFIT as error:
         raise JobError(misfit(adapter, model, error)) from error
+
+
+def _ranks_left(attached: Any) -> dict[str, int]:
+    """The ranks that AdaLoRA's pruning left, by module. The configuration forgets them: PEFT cannot cut meta tensors."""
+    config = attached.peft_config[NAME]
+    if config.peft_type != "ADALORA" or not config.rank_pattern:
+        return {}
+    ranks = {name.partition(".lora_E")[0]: sum(kept) for name, kept in config.rank_pattern.items()}
+    config.rank_pattern = None
+    return ranks
 
 
 def _token_indices(module: Any) -> tuple[int, ...]:
