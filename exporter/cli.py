@@ -85,10 +85,10 @@ def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: A
     """
     from exporter.job import load_job
     from exporter.show import Screen, print_plan, print_result
-    from exporter.store import cache_folder, swept
+    from exporter.store import swept, working_folders
 
     job = load_job({name: value for name, value in flags.items() if value is not None and value != ()}, config)
-    with Screen(verbose) as screen, swept(job.output.expanduser(), cache_folder() / "checkpoints"):
+    with Screen(verbose) as screen, swept(job.output.expanduser(), *working_folders()):
         if dry_run:
             from exporter.plan import dry_plan
 

@@ -13,9 +13,10 @@ from exporter.errors import BuildError, JobError
 from exporter.job import Job
 from exporter.load import check_adapter, check_config, is_recipe, locate, read_config
 from exporter.process import Progress, Worker
+from exporter.recipes import Recipe
 from exporter.store import MANIFEST, cache_folder, content_key, existing, sha256_folder, sweep, writable
-from exporter.texts import evaluation_text
-from exporter.types import GENERATION, TASKS, Checkpoint, Variant
+from exporter.texts import calibration_text, evaluation_text
+from exporter.types import GENERATION, TASKS, Checkpoint, Preparation, Variant
 from exporter.weights import check_weights
 
 WINDOWS = dict.fromkeys(TASKS, 128) | {GENERATION: 512}
@@ -37,11 +38,13 @@ class Plan:
     stride: int
     max_length: int | None
     notes: tuple[str, ...]
+    calibration: tuple[str, str, int] | None = field(repr=False)  # name, text, tokens to leave out; None: not needed
 
     def describe(self) -> dict[str, Any]:
         """What --dry-run prints: the resolved job, and what it would do."""
         reference = f"measure {self.job.eval_tokens} tokens of {self.text_name} with {targets.REFERENCE}"
         steps = [f"merge the adapter {path}" for path in self.job.adapter]
+        steps += [f"calibrate on {self.job.calib_tokens} tokens of {self.calibration[0]}"] if self.calibration else []
         steps += [reference, *(f"export, check and measure {variant}" for variant in self.variants)]
         steps += [f"skip {variant}: {reason}" for variant, reason in self.skipped.items()]
         resolved = {"task": self.checkpoint.task, "window": self.window, "stride": self.stride}
@@ -81,7 +84,7 @@ def make_plan(job: Job, worker: Worker) -> Plan:
         tuple(f"loaded {job.model} ({', '.join(weights.dtypes)})" for _ in (0,)),
         job.trust_remote_code,
     )
-    variants, skipped = _variants(job, task, known["config"])
+    variants, skipped = _variants(job, task, known["config"], path)
     window, stride = _window(job, task, known["max_length"])
     _refuse_full_disk(output, weights.parameters, len(variants), merging=bool(job.adapter))
     unused = (
@@ -99,10 +102,25 @@ def make_plan(job: Job, worker: Worker) -> Plan:
         stride,
         known["max_length"],
         (*(recipe.notes if recipe else ()), *unused),
+        _calibration(job, variants, recipe, text),
     )
 
 
-def _variants(job: Job, task: str, config: dict[str, Any]) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
+def _calibration(
+    job: Job, variants: tuple[Variant, ...], recipe: Recipe | None, evaluated: str
+) -> tuple[str, str, int] | None:
+    """The text to calibrate on, where a variant wants it or the job names one."""
+    chosen = ((variant, targets.get(variant.target)) for variant in variants)
+    wanted = any(target.calibrates(variant.precision, job.options(target.options)) for variant, target in chosen)
+    if not wanted and job.calib_text is None:
+        return None
+    told = calibration_text(job.calib_text, recipe, evaluated, job.eval_tokens)
+    return told if wanted else None
+
+
+def _variants(
+    job: Job, task: str, config: dict[str, Any], path: Path
+) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
     """What will be built, and what is skipped and why. A variant that was named and cannot be built is an error."""
     chosen: dict[Variant, bool] = {}  # in order, each once; whether it was named
     for text in job.target:
@@ -111,6 +129,12 @@ def _variants(job: Job, task: str, config: dict[str, Any]) -> tuple[tuple[Varian
     skipped = {}
     for variant, named in chosen.items():
         reason = targets.unavailable(variant) or targets.get(variant.target).check(config, task, variant.precision)
+        if reason is None:
+            target = targets.get(variant.target)
+            chosen_options = job.options(target.options)
+            reason = target.prepare(
+                Preparation(path, config, task, variant.precision, chosen_options, cache_folder(), job.offline)
+            )
         if reason is not None and named:
             raise BuildError(f"{variant} cannot be built here: {reason}")
         if reason is not None:
