@@ -1,4 +1,4 @@
-"""One pass over calibration text through the float model: what its linear layers are fed. Runs in a worker.
+"""One pass over calibration text through the float model: what its linear layers are fed.
 
 For each linear layer: the sum of squares of every input column, in float64. The folder holds squares.safetensors
 (float64 [columns] by the module's name) and calibration.json (text, tokens, windows, window).
@@ -8,14 +8,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from exporter import store
+from exporter import machine, store
 from exporter.errors import JobError
 from exporter.types import Checkpoint
 
+if TYPE_CHECKING:
+    from exporter.plan import Plan
+    from exporter.process import Progress, Worker
+
 WINDOW = 512
+
+
+def calibrated(plan: Plan, checkpoint: Checkpoint, worker: Worker, progress: Progress) -> Path | None:
+    """The parent's side: the folder of the statistics that a plan wants, in the cache under its content key."""
+    if plan.calibration is None:
+        return None
+    progress("calibrating", 0, 0)
+    name, text, skip = plan.calibration
+    how = {"name": name, "text": text, "tokens": plan.job.calib_tokens, "skip": skip, "max_length": plan.max_length}
+    key = store.content_key(["calibration", checkpoint.sha256, checkpoint.task, how, machine.versions()])
+    folder = store.cache_folder() / "calibrations" / key
+    worker("calibrate", checkpoint=asdict(checkpoint), folder=folder, key=key, threads=plan.job.threads, **how)
+    return folder
 
 
 def calibrate(
@@ -31,7 +49,7 @@ def calibrate(
     skip: int,
     max_length: int | None,
 ) -> dict[str, Any]:
-    """Publishes the statistics' folder, unless it is there under the same key; returns its manifest.
+    """The worker's side. Publishes the statistics' folder, unless it is there under the same key; returns its manifest.
 
     The `tokens` after the first `skip` of the text are read, in windows of at most WINDOW. Raises JobError.
     """

@@ -171,6 +171,23 @@ def doctor(form: str) -> None:
 
 
 @cli.command()
+@click.argument("target")
+@click.option("--source", type=click.Path(path_type=Path), help="A file brought here, where there is no network.")
+def fetch(target: str, source: Path | None) -> None:
+    """Fill the cache with what a TARGET needs besides packages, so that it works --offline: gguf's converter."""
+    from exporter.store import cache_folder
+    from exporter.targets import get, missing
+
+    wanted = get(target)
+    if (absent := missing(wanted, wanted.default)) is not None:
+        raise absent
+    if wanted.fetch is None:
+        click.echo(f"{target} needs nothing but its packages")
+    else:
+        click.echo(f"{target}: {wanted.fetch(cache_folder(), source)}")
+
+
+@cli.command()
 def schema() -> None:
     """Print the job file's JSON Schema, for editors (yaml-language-server: $schema=…)."""
     from exporter.job import Job

@@ -57,6 +57,9 @@ class Job(BaseModel):
     max_ppl_ratio: float | None = Field(None, gt=0, description="Gate: perplexity over the reference's.")
     max_kl: float | None = Field(None, ge=0, description="Gate: mean KL divergence from the reference, in nats.")
     min_top1: float | None = Field(None, ge=0, le=1, description="Gate: share of tokens whose most likely next agrees.")
+    max_tokenizer_errors: int | None = Field(
+        None, ge=0, description="Gate: texts that the artifact's own tokenizer reads otherwise than the checkpoint's."
+    )
     min_cosine: float | None = Field(None, ge=-1, le=1, description="Gate: mean cosine of pooled embeddings.")
     max_size_ratio: float | None = Field(None, gt=0, description="Gate: size over the float32 weights' size.")
     max_logit_error: float | None = Field(None, ge=0, description="Gate: largest error of a logit on the probe.")

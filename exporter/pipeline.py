@@ -15,6 +15,7 @@ from exporter import __version__, machine, store, targets
 from exporter.bench.gates import judge
 from exporter.bench.report import render
 from exporter.bench.size import sizes
+from exporter.calibrate import calibrated
 from exporter.errors import EXIT_BUILD, EXIT_GATE, EXIT_OK, ExporterError, JobError
 from exporter.job import Job
 from exporter.measure import Bench, Failed
@@ -37,7 +38,7 @@ def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[
         _take_over(output, plan)
         checkpoint = _merge(plan, worker, progress)
         reference = _reference(plan, checkpoint, output, worker, progress)
-        calibration = _calibrate(plan, checkpoint, worker, progress)
+        calibration = calibrated(plan, checkpoint, worker, progress)
     checkpoint = replace(checkpoint, parameters=reference["parameters"])
     bench = Bench(output, checkpoint, plan.max_length, job.threads, progress, failed)
     rows = [_reference_row(reference)]
@@ -160,19 +161,6 @@ def _reference(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker,
         **how,
     )
     return manifest
-
-
-def _calibrate(plan: Plan, checkpoint: Checkpoint, worker: Worker, progress: Progress) -> Path | None:
-    """The folder of the calibration's statistics, in the cache under its content key; None where nobody wants any."""
-    if plan.calibration is None:
-        return None
-    progress("calibrating", 0, 0)
-    name, text, skip = plan.calibration
-    how = {"name": name, "text": text, "tokens": plan.job.calib_tokens, "skip": skip, "max_length": plan.max_length}
-    key = store.content_key(["calibration", checkpoint.sha256, checkpoint.task, how, machine.versions()])
-    folder = store.cache_folder() / "calibrations" / key
-    worker("calibrate", checkpoint=asdict(checkpoint), folder=folder, key=key, threads=plan.job.threads, **how)
-    return folder
 
 
 def _reference_row(reference: dict[str, Any]) -> Result:

@@ -86,7 +86,7 @@ def _split_digits(file: Path) -> None:
 def dequantize(recipe: Recipe, destination: Path) -> None:
     """Writes the float32 checkpoint of a recipe whose package holds a GGUF into an empty folder."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     assert recipe.gguf is not None
     folder = recipe.folder()
@@ -99,7 +99,14 @@ def dequantize(recipe: Recipe, destination: Path) -> None:
     model = type(quantized)(config)
     model.load_state_dict(quantized.state_dict())
     model.save_pretrained(destination)
-    AutoTokenizer.from_pretrained(folder, gguf_file=recipe.gguf).save_pretrained(destination)
+    dequantize_tokenizer(recipe, destination)
+
+
+def dequantize_tokenizer(recipe: Recipe, destination: Path) -> None:
+    """Writes the tokenizer of a recipe whose package holds a GGUF into a folder."""
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(recipe.folder(), gguf_file=recipe.gguf).save_pretrained(destination)
     _split_digits(destination / "tokenizer.json")
     # The tokenizer's own marker of where it was read from is a path of this machine.
     saved = destination / "tokenizer_config.json"

@@ -235,6 +235,7 @@ class Target:
     options: tuple[str, ...] = ()
     prepare: Callable[[Preparation], str | None] = lambda preparation: None
     calibrates: Callable[[str, Mapping[str, Any]], bool] = lambda precision, options: False  # (precision, options)
+    fetch: Callable[[Path, Path | None], Path] | None = None  # (cache, a file at hand): what `exporter fetch` does
     selftest: Callable[[], None] | None = None
     mends_crash: Callable[[], str] | None = None
 

@@ -92,7 +92,7 @@ def _float_file(request: ExportRequest, kind: str) -> Path:
         _refuse_tokenizer_code(request)
         assert request.cache is not None
         converter = gguf_converter.fetch(request.cache, offline=True)  # `prepare` filled the cache
-        gguf_converter.convert(converter, request.checkpoint.path, file, kind)
+        gguf_converter.convert(converter, request.checkpoint.path, _name(request.checkpoint.source), file, kind)
         done.touch()
     return file
 
@@ -153,7 +153,8 @@ def _refusal(converter: Path, checkpoint: Path) -> str | None:
     """Why the converter does not take this architecture or tokenizer; asked once for all the precisions of a job."""
     with TemporaryDirectory() as folder:
         try:
-            gguf_converter.convert(converter, checkpoint, Path(folder) / "vocabulary.gguf", "f16", vocabulary_only=True)
+            outfile = Path(folder) / "vocabulary.gguf"
+            gguf_converter.convert(converter, checkpoint, checkpoint.name, outfile, "f16", vocabulary_only=True)
         except BuildError as error:
             return str(error)
     return None
@@ -217,6 +218,7 @@ GGUF = Target(
     options=("imatrix", "gguf_tensor", "gguf_split_max_size"),
     prepare=prepare,
     calibrates=calibrates,
+    fetch=lambda cache, source: gguf_converter.fetch(cache, offline=False, source=source),
     selftest=run_toy,
     mends_crash=mending_command,
 )

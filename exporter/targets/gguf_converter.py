@@ -14,9 +14,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 
 from exporter.errors import BuildError, JobError
 
@@ -26,6 +26,7 @@ SCRIPT = "convert_hf_to_gguf.py"
 SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
 _WANTED = re.compile(r"^[^/]+/vendor/llama\.cpp/((convert_hf_to_gguf\.py|LICENSE)$|conversion/|gguf-py/gguf/)")
 _MARK = "source.json"  # written last: the version, the package's hash, and one over the unpacked files
+_OLD_KEYS = {"gpt2": {"n_ctx": "n_positions"}}  # by model type: the key that the converter reads, and today's
 _REFUSED = re.compile(r"BPE pre-tokenizer was not recognized")
 _UNSUPPORTED = re.compile(r"Model (\S+) is not supported")
 _FINGERPRINT = re.compile(r"chkhsh:\s+([0-9a-f]{64})")
@@ -60,34 +61,55 @@ def fetch(cache: Path, offline: bool, source: Path | None = None) -> Path:
             f"the converter of {PACKAGE} {version()} is not in the cache, and --offline forbids the package index; "
             "fill it with: exporter fetch gguf"
         )
-    with tempfile.TemporaryDirectory() as folder_name:
+    with TemporaryDirectory() as folder_name:
         return _unpack(_download(Path(folder_name)), cache)
 
 
-def convert(converter: Path, checkpoint: Path, outfile: Path, outtype: str, vocabulary_only: bool = False) -> None:
-    """Writes a checkpoint as one GGUF file of a float type (f32, f16, bf16). Raises BuildError for what it refuses."""
-    outfile.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        str(converter / SCRIPT),
-        str(checkpoint),
-        "--outfile",
-        str(outfile),
-        "--outtype",
-        outtype,
-    ]
-    if vocabulary_only:
-        command.append("--vocab-only")
-    quiet = {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
-    environment = {key: value for key, value in os.environ.items() if key not in ("NO_LOCAL_GGUF", "PYTHONPATH")}
-    done = subprocess.run(
-        command, env=environment | quiet, cwd=converter, capture_output=True, text=True, errors="replace", check=False
-    )
+def convert(
+    converter: Path, checkpoint: Path, name: str, outfile: Path, outtype: str, vocabulary_only: bool = False
+) -> None:
+    """Writes a checkpoint as one GGUF file of a float type (f32, f16, bf16). Raises BuildError for what it refuses.
+
+    `name` is the model's in the file; llama.cpp knows some models' tokenizers by it (Phi-3's special tokens).
+    """
+    with TemporaryDirectory() as folder:
+        readable = _in_its_words(checkpoint, Path(folder))
+        command = [sys.executable, str(converter / SCRIPT), str(readable), "--model-name", name]
+        command += [
+            "--outfile",
+            str(outfile.resolve()),
+            "--outtype",
+            outtype,
+            *(["--vocab-only"] if vocabulary_only else []),
+        ]
+        done = _run(command, converter)
     if not vocabulary_only:  # which is a question, asked in the user's own process
         sys.stderr.write(done.stderr)  # the worker's log
     if done.returncode != 0:
         outfile.unlink(missing_ok=True)
         raise BuildError(_reason(done.stderr, done.returncode))
+
+
+def _in_its_words(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint, or links to its files beside a config.json with the keys that transformers 5 no longer writes."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    names = _OLD_KEYS.get(config.get("model_type", ""), {}).items()
+    lacks = {old: config[new] for old, new in names if old not in config and new in config}
+    if not lacks:
+        return checkpoint.resolve()
+    for path in checkpoint.iterdir():
+        if path.name != "config.json":
+            (folder / path.name).symlink_to(path.resolve())
+    (folder / "config.json").write_text(json.dumps(config | lacks), encoding="utf-8")
+    return folder
+
+
+def _run(command: list[str], converter: Path) -> subprocess.CompletedProcess[str]:
+    quiet = {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {key: value for key, value in os.environ.items() if key not in ("NO_LOCAL_GGUF", "PYTHONPATH")}
+    return subprocess.run(
+        command, env=environment | quiet, cwd=converter, capture_output=True, text=True, errors="replace", check=False
+    )
 
 
 def _reason(log: str, status: int) -> str:
@@ -165,7 +187,7 @@ def _unpack(package: Path, cache: Path) -> Path:
     """Takes what the converter needs out of a source package; whole or not at all."""
     folder = _folder(cache)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=f".{os.getpid()}.tmp", dir=folder.parent))
+    building = Path(mkdtemp(prefix=f".{folder.name}.", suffix=f".{os.getpid()}.tmp", dir=folder.parent))
     try:
         with tarfile.open(package) as archive:
             for member in archive:

@@ -21,7 +21,7 @@ Messages = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Wrapping:
-    """What opens a conversation without a system message, what stands around each role's content, and before a reply."""
+    """What opens a conversation without a system message, stands around each role's content, and before a reply."""
 
     opening: str
     around: Mapping[str, tuple[str, str]]
