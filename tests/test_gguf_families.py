@@ -13,8 +13,8 @@ from exporter.targets.gguf_runner import GgufDecoder, GgufEncoder
 from exporter.targets.torch import open_checkpoint
 from exporter.types import FEATURES
 
-# The largest error of a logit (BERT: of a hidden state); they are of the order of 10. llama.cpp looks GELU up in a table
-# of float16, whatever the weights are; Gemma's six random layers amplify it.
+# The largest error of a logit (BERT: of a hidden state); they are of the order of 10. llama.cpp looks GELU up in a
+# table of float16, whatever the weights are; Gemma's six random layers amplify it.
 LIMITS = {"f32": 1e-4, "f16": 5e-2}
 WITH_GELU = {"f32": 5e-2, "f16": 2e-1}
 GELU = ("Gemma3ForCausalLM", "GPT2LMHeadModel", "BertModel")

@@ -74,18 +74,17 @@ def test_the_folder(done):
     assert (folder / "Modelfile").read_text().splitlines()[0] == f"FROM ./{weights}"
 
 
-def test_what_is_there_is_reused_and_another_option_is_another_artifact(done, llama):
-    report, output = done
-    weights = next((output / "gguf-q4_k_m").glob("*Q4_K_M.gguf"))
-    first = weights.stat().st_mtime_ns
-    wanted = ("gguf:f32", "gguf:f16", "gguf:q8_0", "gguf")
-    run(job(llama, output, *wanted))
-    assert weights.stat().st_mtime_ns == first
-    again = run(job(llama, output, *wanted, imatrix="off", force=True))
-    assert weights.stat().st_mtime_ns != first
-    assert "without importance matrix" in rows_of(again)["q4_k_m"]["reason"]
-    assert (output / "gguf-f16" / "manifest.json").is_file()
-    assert report["passed"]
+def test_what_is_there_is_reused_and_another_option_is_another_artifact(llama, converter_cache, tmp_path):
+    def weights():
+        return next((tmp_path / "gguf-q4_k_m").glob("*Q4_K_M.gguf")).stat().st_mtime_ns
+
+    run(job(llama, tmp_path, "gguf"))
+    first = weights()
+    run(job(llama, tmp_path, "gguf"))
+    assert weights() == first
+    report = run(job(llama, tmp_path, "gguf", imatrix="off", force=True))
+    assert weights() != first
+    assert "without importance matrix" in rows_of(report)["q4_k_m"]["reason"]
 
 
 def test_a_tokenizer_that_differs_fails_its_artifact_and_shows_where(llama, converter_cache, tmp_path):
@@ -98,7 +97,7 @@ def test_a_tokenizer_that_differs_fails_its_artifact_and_shows_where(llama, conv
     assert gate["name"] == "max_tokenizer_errors"
     assert gate["value"] > 1
     assert "texts: ' ', token 1: the checkpoint's tokenizer gives [" in gate["detail"]
-    assert gate["detail"] in (tmp_path / "out" / "report.md").read_text()
+    assert "the checkpoint's tokenizer gives" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_an_unknown_pre_tokenizer_is_refused_before_any_work(refused, converter_cache):
@@ -134,7 +133,8 @@ def test_a_source_package_fills_a_cache(run_cli, converter_cache, tmp_path):
     refused = run_cli("fetch", "gguf", "--source", wrong, env=empty)
     assert refused.returncode == 2
     assert "is not the source package of llama-cpp-python" in refused.stderr
-    package = gguf_converter._download(tmp_path)
+    (tmp_path / "package").mkdir()
+    package = gguf_converter._download(tmp_path / "package")
     fetched = run_cli("fetch", "gguf", "--source", package, env=empty | {"PIP_NO_INDEX": "1"})
     assert fetched.returncode == 0, fetched.stderr
     found = gguf_converter.cached(tmp_path / "empty")
@@ -207,7 +207,7 @@ def test_kinds_of_runners(done, tmp_path, converter_cache):
         np.testing.assert_allclose(last, runner.logits(ids)[-1], atol=1e-5)
         long = np.resize(np.arange(5, 600), 1400)  # beyond the first cache, and several batches
         assert runner.logits(long).shape == (1400, gguf_checkpoints.PIECES)
-    assert not issubclass(GgufEncoder, CachedRunner)
+    assert not hasattr(GgufEncoder, "step")
     with pytest.raises(BuildError, match="cannot load"):
         GgufDecoder(TEXT, 1)
     assert os.environ["EXPORTER_CACHE"] == str(converter_cache)

@@ -34,11 +34,11 @@ class Wrapping:
 
     def go(self) -> str:
         """As Ollama's TEMPLATE; Messages has the system message first, where there is one."""
+        roles = [role for role in _ROLES if role in self.around]
         branches = [
-            f"{{{{ {'if' if number == 0 else 'else if'} eq .Role {_quoted(role)} }}}}"
+            f"{{{{ {'if' if role == roles[0] else 'else if'} eq .Role {_quoted(role)} }}}}"
             f"{_literal(self.around[role][0])}{{{{ .Content }}}}{_literal(self.around[role][1])}"
-            for number, role in enumerate(_ROLES)
-            if role in self.around
+            for role in roles
         ]
         opening = ""
         if self.opening:
