@@ -55,3 +55,37 @@ def test_answers_are_pytorchs(family, precision, tmp_path, converter_cache):
         told = TokenizedTexts.of(tokenizer, gguf_checkpoints.TEXT.read_text()[:100_000])
         compared = compare_tokenizer(runner, told)
         assert compared["tokenizer_errors"] == KNOWN_ERRORS.get(architecture, 0), compared["tokenizer_difference"]
+
+
+def test_the_chat_template_and_special_tokens_arrive(tmp_path, converter_cache):
+    import llama_cpp
+
+    folder = gguf_checkpoints.make("Qwen3ForCausalLM", tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(
+        ["<tool_response>"]
+    )  # an added token that is not special, in a place that the vocabulary leaves
+    tokenizer.save_pretrained(folder)
+    added = tokenizer.convert_tokens_to_ids("<tool_response>")
+    assert added == gguf_checkpoints.WORDS
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(added + 1)
+    model.save_pretrained(folder)
+    wanted = gguf_checkpoints.request(folder, "q8_0", tmp_path, converter_cache, options={"imatrix": "off"})
+    exported = GGUF.export(wanted)
+    with GgufDecoder(wanted.folder / exported.weights[0], 1) as runner:
+        vocabulary = runner._vocabulary
+        assert llama_cpp.llama_model_chat_template(runner._model, None).decode() == tokenizer.chat_template
+        assert llama_cpp.llama_vocab_bos(vocabulary) == tokenizer.bos_token_id
+        assert llama_cpp.llama_vocab_eos(vocabulary) == tokenizer.eos_token_id
+        for token in ("<|im_end|>", "<|endoftext|>"):  # either ends a turn
+            assert llama_cpp.llama_vocab_is_eog(vocabulary, tokenizer.convert_tokens_to_ids(token))
+        for token in tokenizer.all_special_tokens:
+            attributes = llama_cpp.llama_vocab_get_attr(vocabulary, tokenizer.convert_tokens_to_ids(token))
+            assert attributes & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+        attributes = llama_cpp.llama_vocab_get_attr(vocabulary, added)
+        assert attributes & llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+        told = TokenizedTexts.of(tokenizer, "x<tool_response> y <tool_response>\n")
+        assert compare_tokenizer(runner, told)["tokenizer_difference"] is None
+    modelfile = (wanted.folder / "Modelfile").read_text()
+    assert 'PARAMETER stop "<|im_end|>"' in modelfile
