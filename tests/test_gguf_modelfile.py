@@ -4,7 +4,7 @@ import gguf_checkpoints
 import pytest
 import transformers
 
-from exporter.targets.gguf_modelfile import find_wrapping, write_modelfile
+from exporter.targets.gguf_modelfile import find_wrapping, modelfile
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n"
@@ -79,9 +79,9 @@ def test_templates_that_do_more_are_not(template, folder, tmp_path):
     tokenizer.chat_template = template
     assert find_wrapping(tokenizer) is None
     tokenizer.save_pretrained(tmp_path)
-    [note] = write_modelfile(tmp_path, tmp_path / "model-Q4_K_M.gguf", tmp_path / "Modelfile")
+    text, [note] = modelfile(tmp_path)
     assert "no TEMPLATE" in note
-    assert "TEMPLATE" not in (tmp_path / "Modelfile").read_text()
+    assert "TEMPLATE" not in text
 
 
 def test_the_whole_file(folder, tmp_path):
@@ -91,8 +91,9 @@ def test_the_whole_file(folder, tmp_path):
     (tmp_path / "generation_config.json").write_text(
         '{"eos_token_id": [2, 1], "temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1}'
     )
-    assert write_modelfile(tmp_path, tmp_path / "model-Q4_K_M.gguf", tmp_path / "Modelfile") == []
-    assert (tmp_path / "Modelfile").read_text() == (
-        f'FROM ./model-Q4_K_M.gguf\nTEMPLATE """{GO[INST]}"""\nPARAMETER stop "</s>"\nPARAMETER stop "<s>"\n'
+    text, notes = modelfile(tmp_path)
+    assert notes == []
+    assert text == (
+        f'TEMPLATE """{GO[INST]}"""\nPARAMETER stop "</s>"\nPARAMETER stop "<s>"\n'
         "PARAMETER temperature 0.6\nPARAMETER top_k 20\nPARAMETER repeat_penalty 1.1\n"
     )

@@ -7,6 +7,7 @@ Ollama Modelfile, and the checkpoint's configuration and tokenizer. Needs the ex
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from typing import Any
 from exporter.errors import BuildError, JobError
 from exporter.targets import gguf_converter
 from exporter.targets.gguf_imatrix import ImportanceMatrix, from_calibration, read_imatrix, write_imatrix
-from exporter.targets.gguf_modelfile import write_modelfile
+from exporter.targets.gguf_modelfile import modelfile
 from exporter.targets.gguf_quantize import quantize
 from exporter.targets.gguf_runner import GgufDecoder, GgufEncoder
 from exporter.targets.gguf_split import split
@@ -53,7 +54,7 @@ def export(request: ExportRequest) -> Exported:
     building = request.folder / name
     notes = []
     if precision in FLOATS:
-        shutil.copyfile(_float_file(request, precision), building)
+        _hard_link(_float_file(request, precision), building)
         if options.get("gguf_tensor"):
             notes.append("--gguf-tensor does not apply to a float file")
     else:
@@ -72,7 +73,9 @@ def export(request: ExportRequest) -> Exported:
         if (request.checkpoint.path / other).is_file():
             shutil.copyfile(request.checkpoint.path / other, request.folder / other)
     if request.checkpoint.task == GENERATION:
-        notes += write_modelfile(request.checkpoint.path, building, request.folder / "Modelfile")
+        text, lacks = _modelfile(request)
+        (request.folder / "Modelfile").write_text(f"FROM ./{name}\n{text}", encoding="utf-8")
+        notes += lacks
     limit = options.get("gguf_split_max_size")
     weights = split(building, parse_size(limit)) if limit else (name,)
     if len(weights) > 1:
@@ -95,6 +98,23 @@ def _float_file(request: ExportRequest, kind: str) -> Path:
         gguf_converter.convert(converter, request.checkpoint.path, _name(request.checkpoint.source), file, kind)
         done.touch()
     return file
+
+
+def _hard_link(file: Path, name: Path) -> None:
+    """A second name of the same bytes, which cost no time and no room; a copy where the file system has only one."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
+def _modelfile(request: ExportRequest) -> tuple[str, list[str]]:
+    """The Modelfile's text, which is the same at all precisions: made once, because it takes transformers to."""
+    made = request.scratch / "modelfile.json"
+    if not made.is_file():
+        made.write_text(json.dumps(modelfile(request.checkpoint.path)), encoding="utf-8")
+    text, notes = json.loads(made.read_text(encoding="utf-8"))
+    return text, notes
 
 
 def _refuse_tokenizer_code(request: ExportRequest) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import JobError
+from exporter.targets.gguf_header import read_header
 from exporter.types import Floats
 
 _SUM, _COUNT = ".in_sum2", ".counts"
@@ -101,17 +102,14 @@ def from_calibration(folder: Path, model: Path) -> ImportanceMatrix:
 
     As llama.cpp's own tool does, the output layer is left out; so is what the file does not hold as a matrix.
     """
-    from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
     from safetensors.numpy import load_file
 
-    reader = GGUFReader(model)
-    name = reader.get_field("general.architecture")
-    assert name is not None
-    blocks = reader.get_field(f"{name.contents()}.block_count")
-    assert blocks is not None
-    [architecture] = [number for number, known in MODEL_ARCH_NAMES.items() if known == name.contents()]
-    names = get_tensor_name_map(architecture, int(blocks.contents()))
-    held = {tensor.name for tensor in reader.tensors}
+    header = read_header(model)
+    called = header.fields["general.architecture"]
+    [architecture] = [number for number, known in MODEL_ARCH_NAMES.items() if known == called]
+    names = get_tensor_name_map(architecture, header.fields[f"{called}.block_count"])
+    held = {tensor.name for tensor in header.tensors}
     about = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
     squares = load_file(folder / "squares.safetensors")
     sums = {}

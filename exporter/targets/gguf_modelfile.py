@@ -47,12 +47,13 @@ class Wrapping:
         return f"{opening}{loop}{_literal(self.reply)}"
 
 
-def write_modelfile(checkpoint: Path, weights: Path, file: Path) -> list[str]:
-    """Writes a Modelfile for `weights`, which lies beside it, and returns notes on what it lacks."""
+def modelfile(checkpoint: Path) -> tuple[str, list[str]]:
+    """What a Modelfile says after the line with its weights, and notes on what it lacks."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    lines, notes = [f"FROM ./{weights.name}"], []
+    lines: list[str] = []
+    notes: list[str] = []
     if tokenizer.chat_template:
         wrapping = find_wrapping(tokenizer)
         if wrapping is None:
@@ -65,8 +66,7 @@ def write_modelfile(checkpoint: Path, weights: Path, file: Path) -> list[str]:
     stops = ends if isinstance(ends, list) else [] if ends is None else [ends]
     lines += [f"PARAMETER stop {_quoted(text)}" for text in tokenizer.convert_ids_to_tokens(stops)]
     lines += [f"PARAMETER {name} {sampling[key]}" for key, name in _SAMPLING.items() if sampling.get(key) is not None]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return notes
+    return "".join(line + "\n" for line in lines), notes
 
 
 def find_wrapping(tokenizer: Any) -> Wrapping | None:

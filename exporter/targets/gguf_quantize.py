@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from exporter.errors import BuildError, JobError
 from exporter.targets import gguf_log
+from exporter.targets.gguf_header import read_header
 from exporter.targets.gguf_types import FILE_TYPES, TENSOR_TYPES
 from exporter.types import Floats
 
@@ -60,13 +62,9 @@ def _first(array: Any) -> Any:
 
 
 def _refuse_unmatched(source: Path, overrides: Sequence[tuple[str, str]]) -> None:
-    import re
-
-    from gguf import GGUFReader
-
     if not overrides:
         return
-    names = [tensor.name for tensor in GGUFReader(source).tensors]
+    names = [tensor.name for tensor in read_header(source).tensors]
     for pattern, kind in overrides:
         if not any(re.search(pattern, name) for name in names):
             some = sorted({re.sub(r"\d+", "N", name) for name in names if name.endswith(".weight")})

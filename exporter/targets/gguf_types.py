@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from exporter.errors import JobError, unknown
+from exporter.targets.gguf_header import read_header
 
 # llama.h's enum llama_ftype and ggml.h's enum ggml_type: numbers that are written into files, and never change.
 FILE_TYPES: Mapping[str, int] = {
@@ -20,6 +21,7 @@ TENSOR_TYPES: Mapping[str, int] = {
     "q5_k": 13, "q6_k": 14, "iq2_xxs": 16, "iq2_xs": 17, "iq3_xxs": 18, "iq1_s": 19, "iq4_nl": 20, "iq3_s": 21,
     "iq2_s": 22, "iq4_xs": 23, "iq1_m": 29, "bf16": 30,
 }  # fmt: skip
+_KINDS = {number: name.upper() for name, number in TENSOR_TYPES.items()}
 FLOATS = ("f32", "f16", "bf16")
 # What llama.cpp refuses to quantize without an importance matrix, and what its arithmetic makes no use of one for.
 DEMAND_MATRIX = frozenset({"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"})
@@ -65,14 +67,12 @@ def held_types(file: Path) -> tuple[Counter[str], Counter[str]]:
     The second counts matrices whose rows are no multiple of 256 columns: where a block needs 256, llama.cpp falls back
     to a type with a smaller one, which is larger, or smaller, than what was asked for.
     """
-    from gguf import GGUFReader
-
     held: Counter[str] = Counter()
     fallen: Counter[str] = Counter()
-    for tensor in GGUFReader(file).tensors:
-        kind = tensor.tensor_type.name
+    for tensor in read_header(file).tensors:
+        kind = _KINDS.get(tensor.kind, f"type {tensor.kind}")
         held[kind] += 1
-        if kind.lower() not in FLOATS and len(tensor.shape) > 1 and int(tensor.shape[0]) % _BLOCK:
+        if kind.lower() not in FLOATS and len(tensor.shape) > 1 and tensor.shape[0] % _BLOCK:
             fallen[kind] += 1
     return held, fallen
 
