@@ -78,7 +78,7 @@ class Job(BaseModel):
     threads: int = Field(
         default_factory=usable_cores, ge=1, description="Threads of every engine. Default: the usable cores."
     )
-    offline: bool = Field(False, description="Forbid the network: a hub id is then refused.")
+    offline: bool = Field(False, description="Forbid the network: what a run would download must be in the cache.")
     trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
     force: bool = Field(False, description="Replace another job's results in the output folder.")
 

@@ -112,7 +112,8 @@ def _modelfile(request: ExportRequest) -> tuple[str, list[str]]:
     """The Modelfile's text, which is the same at all precisions: made once, because it takes transformers to."""
     made = request.scratch / "modelfile.json"
     if not made.is_file():
-        made.write_text(json.dumps(modelfile(request.checkpoint.path)), encoding="utf-8")
+        told = modelfile(request.checkpoint.path, request.checkpoint.trust_remote_code)
+        made.write_text(json.dumps(told), encoding="utf-8")
     text, notes = json.loads(made.read_text(encoding="utf-8"))
     return text, notes
 

@@ -47,11 +47,11 @@ class Wrapping:
         return f"{opening}{loop}{_literal(self.reply)}"
 
 
-def modelfile(checkpoint: Path) -> tuple[str, list[str]]:
+def modelfile(checkpoint: Path, trust_remote_code: bool = False) -> tuple[str, list[str]]:
     """What a Modelfile says after the line with its weights, and notes on what it lacks."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
     lines: list[str] = []
     notes: list[str] = []
     if tokenizer.chat_template:

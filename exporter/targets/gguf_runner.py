@@ -85,6 +85,7 @@ class GgufRunner:
         self._close_context()
         parameters = api.llama_context_default_params()
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch, parameters.n_seq_max = length, batch, batch, 1
+        parameters.offload_kqv = parameters.op_offload = False
         parameters.n_threads = parameters.n_threads_batch = self._threads
         if self._exact:
             parameters.type_k = parameters.type_v = api.GGML_TYPE_F32
@@ -99,6 +100,13 @@ class GgufRunner:
         _array(self._batch.n_seq_id, batch)[:] = 1
         for index in range(batch):
             self._batch.seq_id[index][0] = 0
+
+    def _empty(self) -> None:
+        """Forgets what was decoded."""
+        memory = self._api.llama_get_memory(self._context)
+        if memory:  # BERT has none
+            self._api.llama_memory_clear(memory, False)
+        self._position = 0
 
     def _close_context(self) -> None:
         if self._batch is not None:
@@ -147,13 +155,11 @@ class GgufDecoder(GgufRunner):
         """An empty cache with room for that many tokens and as many to come."""
         if self._context is None or tokens > self._length:
             self._open_context(max(_CONTEXT, 2 * tokens), _BATCH)
-        else:
-            self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
-        self._position = 0
+        self._empty()
 
 
 class GgufEncoder(GgufRunner):
-    """An encoder such as BERT: the last hidden states of a whole text at once."""
+    """What is asked for hidden states, such as BERT: the last ones of a whole text at once."""
 
     def logits(self, ids: Ids) -> Floats:
         if self._context is None or len(ids) > self._length:
@@ -161,7 +167,7 @@ class GgufEncoder(GgufRunner):
             # An encoder's every position attends to all others: one physical batch must hold them.
             pooling = self._api.LLAMA_POOLING_TYPE_NONE
             self._open_context(length, length, embeddings=True, pooling_type=pooling)
-        self._position = 0
+        self._empty()
         self._decode(ids, every=True)
         columns = int(self._api.llama_model_n_embd(self._model))
         states = np.ctypeslib.as_array(self._api.llama_get_embeddings(self._context), (len(ids), columns))
