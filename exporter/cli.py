@@ -95,10 +95,10 @@ def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: A
     """
     from exporter.job import Job, load_job
     from exporter.show import Screen, print_plan, print_result
-    from exporter.store import cache_folder, swept
+    from exporter.store import swept, working_folders
 
     job = load_job(Job, given(flags), config)
-    with Screen(verbose) as screen, swept(job.output.expanduser(), cache_folder() / "checkpoints"):
+    with Screen(verbose) as screen, swept(job.output.expanduser(), *working_folders()):
         if dry_run:
             from exporter.plan import dry_plan
 
@@ -205,6 +205,23 @@ def doctor(form: str) -> None:
     from exporter.show import print_doctor
 
     print_doctor(form)
+
+
+@cli.command()
+@click.argument("target")
+@click.option("--source", type=click.Path(path_type=Path), help="A file brought here, where there is no network.")
+def fetch(target: str, source: Path | None) -> None:
+    """Fill the cache with what a TARGET needs besides packages, so that it works --offline: gguf's converter."""
+    from exporter.store import cache_folder
+    from exporter.targets import get, missing
+
+    wanted = get(target)
+    if (absent := missing(wanted, wanted.default)) is not None:
+        raise absent
+    if wanted.fetch is None:
+        click.echo(f"{target} needs nothing but its packages")
+    else:
+        click.echo(f"{target}: {wanted.fetch(cache_folder(), source)}")
 
 
 @cli.command()

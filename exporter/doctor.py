@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable
 from importlib import metadata
 from importlib.util import find_spec
@@ -116,6 +119,25 @@ def unmet() -> list[str]:
             lines.append(f"{need.name} is not installed: pip install '{need.name}{need.specifier}'")
         elif not need.specifier.contains(have, prereleases=True):
             lines.append(f"{need.name} {have} is not {need.specifier}: pip install -U '{need.name}{need.specifier}'")
+    return lines
+
+
+def crashes() -> list[str]:
+    """Engines whose self-test fails here, each in a child: a build for another processor kills its process."""
+    from exporter import targets
+
+    lines = []
+    for name, target in targets.all_targets().items():
+        if target.selftest is None or targets.missing(target, target.default) is not None:
+            continue
+        test = f"from exporter import targets; targets.get({name!r}).selftest()"
+        done = subprocess.run([sys.executable, "-c", test], capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode == 0:
+            continue
+        died = f"is killed by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else "fails"
+        said = done.stderr.strip().splitlines()[-1:] if done.returncode > 0 else []
+        mend = f": {target.mends_crash()}" if target.mends_crash else ""
+        lines.append(" ".join([f"the engine of {name} {died} on a toy model", *said]) + mend)
     return lines
 
 

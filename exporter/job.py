@@ -7,7 +7,7 @@ infers nothing, downloads nothing and looks at no file: exporter.source and expo
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -75,7 +75,7 @@ class MergeJob(BaseModel):
     threads: int = Field(
         default_factory=usable_cores, ge=1, description="Threads of every engine. Default: the usable cores."
     )
-    offline: bool = Field(False, description="Forbid the network: a hub id is then refused.")
+    offline: bool = Field(False, description="Forbid the network: what would be downloaded must be in the cache.")
     trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
     force: bool = Field(False, description="Replace other results of exporter in the output folder.")
 
@@ -94,16 +94,34 @@ class Job(MergeJob):
         min_length=1,
         description="TARGET or TARGET:PRECISION, such as onnx:int8-weight; 'all' for every one.",
     )
+    calib_text: Path | None = Field(
+        None,
+        description="UTF-8 text to calibrate on. Default: the standard library's topics, after what is measured on.",
+    )
+    calib_tokens: int = Field(8192, ge=MIN_TOKENS, description="How many tokens of it to calibrate on.")
     max_ppl_ratio: float | None = Field(None, gt=0, description="Gate: perplexity over the reference's.")
     max_kl: float | None = Field(None, ge=0, description="Gate: mean KL divergence from the reference, in nats.")
     min_top1: float | None = Field(None, ge=0, le=1, description="Gate: share of tokens whose most likely next agrees.")
+    max_tokenizer_errors: int | None = Field(
+        None, ge=0, description="Gate: texts that the artifact's own tokenizer reads otherwise than the checkpoint's."
+    )
     min_cosine: float | None = Field(None, ge=-1, le=1, description="Gate: mean cosine of pooled embeddings.")
     max_size_ratio: float | None = Field(None, gt=0, description="Gate: size over the float32 weights' size.")
     max_logit_error: float | None = Field(None, ge=0, description="Gate: largest error of a logit on the probe.")
+    imatrix: Literal["auto", "off"] | Path = Field(
+        "auto",
+        description="gguf: the importance matrix. auto (from the calibration), off, or llama.cpp's imatrix FILE.",
+    )
+    gguf_tensor: tuple[str, ...] = Field(
+        (), description="gguf: PATTERN=TYPE, such as 'ffn_down=q6_k': the type of the tensors whose names it fits."
+    )
+    gguf_split_max_size: str | None = Field(
+        None, description="gguf: split into files of at most this size, such as 4G; powers of 1000."
+    )
     speed: bool = Field(True, description="Measure latency and memory; --no-speed leaves them out.")
     repeats: int = Field(5, ge=1, description="Rounds of the speed measurement, interleaved between the variants.")
 
-    @field_validator("target", mode="before", json_schema_input_type=str | tuple[str, ...])
+    @field_validator("target", "gguf_tensor", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value
@@ -112,6 +130,10 @@ class Job(MergeJob):
         """The precision's own gates, with this job's limits in their place where it names any."""
         limits = {name: getattr(self, name, None) for name in Gates.__dataclass_fields__}
         return Gates(**{name: getattr(default, name) if own is None else own for name, own in limits.items()})
+
+    def options(self, names: Iterable[str]) -> dict[str, Any]:
+        """The values of some fields: those that a target names."""
+        return {name: getattr(self, name) for name in names}
 
     def identity(self) -> dict[str, Any]:
         """What makes two jobs the same: all but what only concerns how this one is run."""

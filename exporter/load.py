@@ -63,7 +63,7 @@ def _prepared_folder(recipe: Recipe) -> Path:
 
 def _recipe_key(recipe: Recipe) -> str:
     source = recipe.folder() / (recipe.gguf or "")
-    return content_key(["recipe", recipe.name, source.stat().st_size, source.name])
+    return content_key(["recipe with digits", recipe.name, source.stat().st_size, source.name])
 
 
 def _download(model: str, offline: bool) -> Path:

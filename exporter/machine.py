@@ -26,6 +26,8 @@ PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "onnxruntime-genai",
+    "llama-cpp-python",
+    "gguf",
     "numpy",
 )
 # CPU features that decide which kernels an engine can use, in Linux's and macOS's words.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -9,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from exporter import targets
 from exporter.bench.latency import Round, summarize
 from exporter.errors import ExporterError
-from exporter.process import Progress, Worker
+from exporter.process import Progress, Worker, WorkerFailed
 from exporter.targets import REFERENCE
 from exporter.types import Checkpoint, Result, Variant
 
@@ -42,6 +44,9 @@ class Bench:
             do()
         except ExporterError as error:
             row.status, row.reason = "failed", str(error)
+            mends = targets.get(row.target).mends_crash
+            if isinstance(error, WorkerFailed) and error.killed_by == signal.SIGILL and mends is not None:
+                row.reason += f"; its build does not fit this processor, mend it with: {mends()}"
             self._failed(_variant(row), error)
 
     def quality(self, rows: Sequence[Result]) -> None:

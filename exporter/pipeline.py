@@ -15,6 +15,7 @@ from exporter import __version__, machine, store, targets
 from exporter.bench.gates import judge
 from exporter.bench.report import render
 from exporter.bench.size import sizes
+from exporter.calibrate import calibrated
 from exporter.errors import EXIT_BUILD, EXIT_GATE, EXIT_OK, ExporterError, JobError
 from exporter.job import Job
 from exporter.measure import Bench, Failed
@@ -40,13 +41,14 @@ def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[
         reference = _reference(plan, checkpoint, output, worker, progress)
         if merged is not None and job.expect_perplexity is not None:
             merged["perplexity"] = check_perplexity(job, reference["ppl"], plan.text_name)
+        calibration = calibrated(plan, checkpoint, worker, progress)
     checkpoint = replace(checkpoint, parameters=reference["parameters"])
     bench = Bench(output, checkpoint, plan.source.max_length, job.threads, progress, failed)
     rows = [_reference_row(reference)]
     with store.temporary_folder(output, "scratch") as scratch:
         for variant in plan.variants:
             row = Result(variant.target, variant.precision)
-            bench.attempt(row, partial(_export, row, plan, checkpoint, output, scratch, progress))
+            bench.attempt(row, partial(_export, row, plan, checkpoint, calibration, output, scratch, progress))
             rows.append(row)
     rows += [Result(variant.target, variant.precision, "skipped", reason) for variant, reason in plan.skipped.items()]
     bench.quality(rows)
@@ -133,7 +135,9 @@ def _reference(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker,
     progress("reference", 0, 0)
     job = plan.job
     how = {"eval_tokens": job.eval_tokens, "window": plan.window, "stride": plan.stride}
-    key = store.content_key(["reference", checkpoint.sha256, checkpoint.task, plan.text, how, machine.versions()])
+    key = store.content_key(
+        ["reference with tokenizer", checkpoint.sha256, checkpoint.task, plan.text, how, machine.versions()]
+    )
     manifest: dict[str, Any] = worker(
         "reference",
         checkpoint=asdict(checkpoint),
@@ -159,11 +163,26 @@ def _reference_row(reference: dict[str, Any]) -> Result:
     return row
 
 
-def _export(row: Result, plan: Plan, checkpoint: Checkpoint, output: Path, scratch: Path, progress: Progress) -> None:
+def _export(
+    row: Result,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    calibration: Path | None,
+    output: Path,
+    scratch: Path,
+    progress: Progress,
+) -> None:
     """Publishes a variant's folder, unless the same artifact is there undamaged, and fills in what is known of it."""
     variant = Variant(row.target, row.precision)
     folder = output / variant.folder
-    key = store.content_key(["artifact", checkpoint.sha256, checkpoint.task, str(variant), machine.versions()])
+    target = targets.get(variant.target)
+    options = plan.job.options(target.options)
+    if not target.calibrates(variant.precision, options):
+        calibration = None
+    # A file that an option names counts by its contents, the calibration by its key.
+    contents = {name: store.sha256_file(it) if isinstance(it, Path) else it for name, it in options.items()}
+    made_of = [checkpoint.sha256, checkpoint.task, str(variant), contents, calibration and calibration.name]
+    key = store.content_key(["artifact", made_of, machine.versions()])
     manifest = store.reusable(folder, key)
     if manifest is None:
         progress(f"exporting {variant}", 0, 0)
@@ -179,6 +198,9 @@ def _export(row: Result, plan: Plan, checkpoint: Checkpoint, output: Path, scrat
                 folder=building,
                 scratch=mine,
                 threads=plan.job.threads,
+                options=options,
+                cache=store.cache_folder(),
+                calibration=calibration,
             )
             facts: dict[str, Any] = {
                 "variant": str(variant),

@@ -13,10 +13,11 @@ from exporter.errors import BuildError, JobError
 from exporter.job import Job, MergeJob
 from exporter.load import is_recipe
 from exporter.process import Progress, Worker
+from exporter.recipes import Recipe
 from exporter.source import Source, look
 from exporter.store import MANIFEST, cache_folder, existing, sweep, writable
-from exporter.texts import evaluation_text
-from exporter.types import GENERATION, TASKS, Variant
+from exporter.texts import calibration_text, evaluation_text
+from exporter.types import GENERATION, TASKS, Preparation, Variant
 
 WINDOWS = dict.fromkeys(TASKS, 128) | {GENERATION: 512}
 _HEADROOM = 1.1
@@ -34,11 +35,13 @@ class Plan:
     text: str = field(repr=False)
     window: int
     stride: int
+    calibration: tuple[str, str, int] | None = field(repr=False)  # name, text, tokens to leave out; None: not needed
 
     def describe(self) -> dict[str, Any]:
         """What --dry-run prints: the resolved job, and what it would do."""
         reference = f"measure {self.job.eval_tokens} tokens of {self.text_name} with {targets.REFERENCE}"
         steps = [f"merge the adapter {adapter.path} ({self.source.way})" for adapter in self.source.adapters]
+        steps += [f"calibrate on {self.job.calib_tokens} tokens of {self.calibration[0]}"] if self.calibration else []
         steps += [reference, *(f"export, check and measure {variant}" for variant in self.variants)]
         steps += [f"skip {variant}: {reason}" for variant, reason in self.skipped.items()]
         resolved = {"task": self.source.checkpoint.task, "window": self.window, "stride": self.stride}
@@ -56,7 +59,7 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     _refuse_other_results(output, job)
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     source = look(job, worker)
-    variants, skipped = _variants(job, source.checkpoint.task, source.config)
+    variants, skipped = _variants(job, source.checkpoint.task, source.config, source.checkpoint.path)
     window, stride = window_of(job, source.checkpoint.task, source.max_length)
     # A float graph, and on average half its size for each artifact; and a merged checkpoint in the cache.
     whole = 4 * source.checkpoint.parameters
@@ -66,10 +69,25 @@ def make_plan(job: Job, worker: Worker) -> Plan:
         writable(cache, "set EXPORTER_CACHE to another folder")
         needs[cache] = whole
     refuse_full_disk(needs)
-    return Plan(job, source, variants, skipped, text_name, text, window, stride)
+    calibration = _calibration(job, variants, source.recipe, text)
+    return Plan(job, source, variants, skipped, text_name, text, window, stride, calibration)
 
 
-def _variants(job: Job, task: str, config: dict[str, Any]) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
+def _calibration(
+    job: Job, variants: tuple[Variant, ...], recipe: Recipe | None, evaluated: str
+) -> tuple[str, str, int] | None:
+    """The text to calibrate on, where a variant wants it or the job names one."""
+    chosen = ((variant, targets.get(variant.target)) for variant in variants)
+    wanted = any(target.calibrates(variant.precision, job.options(target.options)) for variant, target in chosen)
+    if not wanted and job.calib_text is None:
+        return None
+    told = calibration_text(job.calib_text, recipe, evaluated, job.eval_tokens)
+    return told if wanted else None
+
+
+def _variants(
+    job: Job, task: str, config: dict[str, Any], path: Path
+) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
     """What will be built, and what is skipped and why. A variant that was named and cannot be built is an error."""
     chosen: dict[Variant, bool] = {}  # in order, each once; whether it was named
     for text in job.target:
@@ -78,6 +96,12 @@ def _variants(job: Job, task: str, config: dict[str, Any]) -> tuple[tuple[Varian
     skipped = {}
     for variant, named in chosen.items():
         reason = targets.unavailable(variant) or targets.get(variant.target).check(config, task, variant.precision)
+        if reason is None:
+            target = targets.get(variant.target)
+            chosen_options = job.options(target.options)
+            reason = target.prepare(
+                Preparation(path, config, task, variant.precision, chosen_options, cache_folder(), job.offline)
+            )
         if reason is not None and named:
             raise BuildError(f"{variant} cannot be built here: {reason}")
         if reason is not None:

@@ -27,11 +27,11 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 class WorkerFailed(BuildError):
-    """A worker died, or met a bug: of exporter, of a library, or of the model's code. `trace` is its traceback."""
+    """A worker died (`killed_by`: the signal), or met a bug: of exporter, a library, or the model's code (`trace`)."""
 
-    def __init__(self, message: str, trace: str = "") -> None:
+    def __init__(self, message: str, trace: str = "", killed_by: int | None = None) -> None:
         super().__init__(message)
-        self.trace = trace
+        self.trace, self.killed_by = trace, killed_by
 
 
 class Worker:
@@ -126,4 +126,5 @@ class Worker:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         if status == -signal.SIGKILL:
             how += " (most often: out of memory)"
-        return WorkerFailed(f"the {op} process was {how}; the log is {self._log}")
+        killed_by = -status if status < 0 else None
+        return WorkerFailed(f"the {op} process was {how}; the log is {self._log}", killed_by=killed_by)

@@ -21,6 +21,7 @@ class Recipe:
     gguf: str | None = None
     notes: tuple[str, ...] = ()
     eval_text: str | None = None  # relative to the folder
+    calib_text: str | None = None
 
 
 def shipped(name: str) -> Path:
@@ -52,6 +53,7 @@ RECIPES = {
             "a small Llama that exporter trains and ships; its adapter is the folder 'adapter' beside it",
             lambda: shipped("tiny"),
             eval_text="eval.txt",
+            calib_text="calib.txt",
         ),
         Recipe(
             "smollm2-135m",
@@ -69,10 +71,22 @@ RECIPES = {
 }
 
 
+def _split_digits(file: Path) -> None:
+    """Gives SmolLM2's tokenizer the pre-tokenizer back that transformers drops when it reads one from a GGUF file.
+
+    The file names it: tokenizer.ggml.pre is smollm, which cuts out every digit (Unicode's, so that ½ is one) before
+    GPT-2's rule. Without, "4 ½" has other ids than the model was trained on; llama.cpp's tokenizer found it.
+    """
+    told = json.loads(file.read_text(encoding="utf-8"))
+    digits = {"type": "Digits", "individual_digits": True}
+    told["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, told["pre_tokenizer"]]}
+    file.write_text(json.dumps(told, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
 def dequantize(recipe: Recipe, destination: Path) -> None:
     """Writes the float32 checkpoint of a recipe whose package holds a GGUF into an empty folder."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     assert recipe.gguf is not None
     folder = recipe.folder()
@@ -85,7 +99,15 @@ def dequantize(recipe: Recipe, destination: Path) -> None:
     model = type(quantized)(config)
     model.load_state_dict(quantized.state_dict())
     model.save_pretrained(destination)
-    AutoTokenizer.from_pretrained(folder, gguf_file=recipe.gguf).save_pretrained(destination)
+    dequantize_tokenizer(recipe, destination)
+
+
+def dequantize_tokenizer(recipe: Recipe, destination: Path) -> None:
+    """Writes the tokenizer of a recipe whose package holds a GGUF into a folder."""
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(recipe.folder(), gguf_file=recipe.gguf).save_pretrained(destination)
+    _split_digits(destination / "tokenizer.json")
     # The tokenizer's own marker of where it was read from is a path of this machine.
     saved = destination / "tokenizer_config.json"
     saved.write_text(json.dumps(json.loads(saved.read_text()) | {"is_local": False}, indent=2) + "\n")

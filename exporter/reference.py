@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from exporter.bench.quality import Passages, Reference, answer, reference_perplexity
+from exporter.bench.tokenization import TOKENIZED, TokenizedTexts
 from exporter.errors import JobError
 from exporter.job import MIN_TOKENS
 from exporter.store import publish, reusable, write_manifest
@@ -39,6 +40,7 @@ def measure_reference(
 
         tokenizer = _tokenizer(checkpoint)
         passages = tokenize(tokenizer, text, checkpoint.task, eval_tokens, window, stride)
+        tokenized = TokenizedTexts.of(tokenizer, text)
         with open_checkpoint(checkpoint.path, checkpoint.task, threads, trust=checkpoint.trust_remote_code) as runner:
             ids, mask = _probe_ids(passages, tokenizer.pad_token_id or 0)
             reference = Reference(
@@ -53,6 +55,7 @@ def measure_reference(
         facts |= {"ppl": perplexity and perplexity[0], "ppl_se": perplexity and perplexity[1]}
         with publish(folder) as building:
             reference.save(building / FILE)
+            tokenized.save(building / TOKENIZED)
             manifest = write_manifest(building, key, [], facts)
     return manifest
 

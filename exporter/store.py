@@ -32,6 +32,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "exporter"
 
 
+def working_folders() -> tuple[Path, ...]:
+    """The cache's folders in which something can be left unfinished."""
+    return tuple(cache_folder() / name for name in ("checkpoints", "calibrations", "llama.cpp"))
+
+
 def content_key(value: Any) -> str:
     """The same JSON value gives the same 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -78,8 +78,10 @@ class Gates:
 
     `max_logit_error` is absolute, over the probe's full logits; `max_cache_kl` compares the artifact's cached path with
     its own uncached one; `min_cosine` is the mean cosine of pooled embeddings, for the tasks without a perplexity.
+    `max_tokenizer_errors` counts texts that an artifact's own tokenizer reads otherwise than the checkpoint's.
     """
 
+    max_tokenizer_errors: float | None = None  # first: with other tokens no other figure means anything
     max_ppl_ratio: float | None = None
     max_kl: float | None = None
     min_top1: float | None = None
@@ -153,15 +155,44 @@ class CachedRunner(Runner, Protocol):
         ...
 
 
+@runtime_checkable
+class TokenizingRunner(Runner, Protocol):
+    """A runner whose artifact carries a tokenizer of its own, which its users get."""
+
+    def tokenize(self, text: str) -> Ids:
+        """A text's ids [T], special tokens parsed and added as the checkpoint's own tokenizer does by default."""
+        ...
+
+
 @dataclass(frozen=True)
 class ExportRequest:
-    """What a target needs to write one artifact into `folder` (which exists and is empty)."""
+    """What a target needs to write one artifact into `folder` (which exists and is empty).
+
+    `options` are the job's values of the fields that the target names; `calibration` is the folder that
+    exporter.calibrate wrote, where the target asked for it.
+    """
 
     checkpoint: Checkpoint
     precision: str
     folder: Path
     scratch: Path  # shared by one run's exports of a target: what one leaves here the next one finds; then removed
     threads: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    cache: Path | None = None  # the user's cache, where what `prepare` fetched is
+    calibration: Path | None = None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is known before any work of a variant that was asked for; `options` as in ExportRequest."""
+
+    path: Path  # of the checkpoint before the stages: its tokenizer and configuration are final, its weights are not
+    config: Mapping[str, Any]
+    task: str
+    precision: str
+    options: Mapping[str, Any]
+    cache: Path
+    offline: bool
 
 
 @dataclass(frozen=True)
@@ -184,7 +215,10 @@ class Target:
     exporter's pip extra that brings them ("": none; a third party's package brings its own).
     `default` is the precision of a bare target name; `aliases` maps a task to what the alias precision means there.
     `check` says in one line why this checkpoint cannot be exported, or returns None. It runs before any work and reads
-    the config only.
+    the config only. `prepare` does the same with the job's `options` (names of the fields that change what is written)
+    and the tokenizer at hand, and fetches what no package brings; it raises JobError for an option that is wrong.
+    `calibrates` tells whether a precision wants statistics of the layers' inputs. `selftest` runs the engine on
+    a toy, in a child of exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one.
     """
 
     name: str
@@ -198,6 +232,12 @@ class Target:
     open: Callable[[Path, int], Runner]  # (artifact's folder, threads)
     aliases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # {"int8": {task: precision}}
     available: Callable[[], str | None] = lambda: None  # why it cannot run on this machine, packages aside
+    options: tuple[str, ...] = ()
+    prepare: Callable[[Preparation], str | None] = lambda preparation: None
+    calibrates: Callable[[str, Mapping[str, Any]], bool] = lambda precision, options: False  # (precision, options)
+    fetch: Callable[[Path, Path | None], Path] | None = None  # (cache, a file at hand): what `exporter fetch` does
+    selftest: Callable[[], None] | None = None
+    mends_crash: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +274,8 @@ class Result:
     cosine_se: float | None = None
     logit_error: float | None = None
     cache_kl: float | None = None
+    tokenizer_errors: int | None = None
+    tokenizer_difference: str | None = None
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
     latency_ms: dict[str, dict[str, float | None]] | None = None

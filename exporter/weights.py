@@ -60,7 +60,7 @@ class Stored:
         data = np.empty(size, np.uint8) if into is None else into[:size]  # NumPy asks for huge pages
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.begin)
-            view, done = memoryview(data), 0
+            view, done = data.data, 0
             while done < len(data):
                 got = file.readinto(view[done:])
                 if not got:

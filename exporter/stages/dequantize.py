@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import JobError, MissingPackage, unknown
 from exporter.stages import packed, unpack
-from exporter.stages.skeleton import Skeleton
 from exporter.stages.blocks import Planned, Step, Tensors, torch_dtype, write
+from exporter.stages.skeleton import Skeleton
 
 if TYPE_CHECKING:
     import torch

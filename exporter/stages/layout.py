@@ -86,7 +86,7 @@ def _mark(change: Change | None, owner: str, name: str) -> str:
     if change.factors:
         return owner  # a delta of its own
     held = (change.shared | change.replaced).get(name)
-    return "" if held is None else hashlib.sha256(memoryview(held.read())).hexdigest()
+    return "" if held is None else hashlib.sha256(held.read().data).hexdigest()
 
 
 def _changes(model: Any, adapter: Adapter) -> dict[str, Change]:
@@ -173,7 +173,7 @@ def _attach_meta(model: Any, adapter: Adapter) -> Any:
 
 
 def _ranks_left(attached: Any) -> dict[str, int]:
-    """The ranks that AdaLoRA's pruning left, by module. The configuration forgets them: PEFT cannot cut meta tensors."""
+    """The ranks that AdaLoRA's pruning left, by module. The configuration forgets them: meta tensors cannot be cut."""
     config = attached.peft_config[NAME]
     if config.peft_type != "ADALORA" or not config.rank_pattern:
         return {}

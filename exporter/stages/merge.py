@@ -85,11 +85,11 @@ def merge(load: Load, base: Path, adapters: list[Adapter], folder: Path, how: Ho
 
 
 def _compare_other(load: Load, adapters: list[Adapter], how: How, ids: Ids, truth: Any, task: str) -> dict[str, Any]:
-    """What the choice of the base changes: KL(trained || original + adapter), and the largest difference of an answer."""
+    """What the choice of the base changes: KL(trained || original + adapter), and the largest difference."""
     assert how.other is not None
     model = load(how.other)
     resize(model, adapters)
-    found = None
+    found = truth
     for group in [adapters] if how.combine else [[adapter] for adapter in adapters]:
         attached = attach_group(model, group, how)
         found = answers(attached, ids)

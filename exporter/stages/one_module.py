@@ -68,12 +68,12 @@ def _merge_factors(path: str, module: Any, values: dict[str, Any], group: list[C
             if not change.factors:
                 continue
             factors = {key: tensor(stored) for key, stored in change.factors.items()}
-            fit = set_peft_model_state_dict(attached, factors, name)
+            fit: Any = set_peft_model_state_dict(attached, factors, name)
             assert not fit.unexpected_keys, fit.unexpected_keys  # the layout was compared before
         assert attached is not None
         if how.combine:
             combine(attached, [change.adapter for change in group], how)
-        layer = attached.get_base_model().get_submodule(path)
+        layer: Any = attached.get_base_model().get_submodule(path)
         inputs = _inputs(layer, values["weight"])
         truth = layer.eval()(inputs).numpy()
         layer.merge(safe_merge=False, adapter_names=[COMBINED if how.combine else NAME])

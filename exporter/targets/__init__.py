@@ -12,11 +12,12 @@ from importlib.util import find_spec
 from types import MappingProxyType
 
 from exporter.errors import BuildError, ExporterError, JobError, MissingPackage, unknown
+from exporter.targets.gguf import GGUF
 from exporter.targets.onnx import ONNX
 from exporter.targets.torch import TORCH
 from exporter.types import Target, Variant
 
-BUILTIN = {target.name: target for target in (TORCH, ONNX)}
+BUILTIN = {target.name: target for target in (TORCH, ONNX, GGUF)}
 GROUP = "exporter.targets"
 REFERENCE = Variant("torch", "fp32")
 UNKNOWN = "unknown"  # the precision of a broken target's row under `all`

@@ -1,0 +1,213 @@
+"""GGUF through the whole program: gates, refusals before any work, a crash, memory, the cache and what fills it."""
+
+import json
+import os
+import shutil
+import signal
+
+import gguf_checkpoints
+import numpy as np
+import psutil
+import pytest
+
+from exporter import Job, run
+from exporter.errors import BuildError, JobError
+from exporter.targets import gguf_converter
+from exporter.targets.gguf import GGUF
+from exporter.targets.gguf_runner import GgufDecoder, GgufEncoder
+from exporter.targets.gguf_toy import mending_command
+from exporter.types import CachedRunner, TokenizingRunner
+
+TEXT = gguf_checkpoints.ROOT / "models" / "tiny" / "eval.txt"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return gguf_checkpoints.make("LlamaForCausalLM", tmp_path_factory.mktemp("llama"), hidden_size=256)
+
+
+def job(checkpoint, output, *targets, **more):
+    return Job(
+        model=str(checkpoint), target=targets, output=output, eval_text=TEXT, eval_tokens=512, calib_tokens=1024,
+        calib_text=gguf_checkpoints.TEXT, window=128, speed=False, threads=1, **more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(llama, converter_cache, tmp_path_factory):
+    """(report, output folder) of a job with four precisions."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    return run(job(llama, output, "gguf:f32", "gguf:f16", "gguf:q8_0", "gguf")), output
+
+
+def rows_of(report):
+    return {row["precision"]: row for row in report["results"] if row["target"] == "gguf"}
+
+
+def test_rows_and_gates(done):
+    report, _ = done
+    assert report["passed"], report["results"]
+    rows = rows_of(report)
+    assert list(rows) == ["f32", "f16", "q8_0", "q4_k_m"]
+    for row in rows.values():
+        assert row["gates"][0] == {
+            "name": "max_tokenizer_errors", "limit": 0.0, "value": 0.0, "passed": True, "detail": "",
+        }  # fmt: skip
+        assert "llama.cpp" in row["engine"]
+    assert rows["f32"]["logit_error"] < 1e-4
+    assert rows["f32"]["ppl_ratio"] == pytest.approx(1, abs=1e-5)
+    assert rows["f32"]["kl"] < rows["f16"]["kl"] < rows["q8_0"]["kl"] < rows["q4_k_m"]["kl"]
+    assert rows["q8_0"]["bytes"] < rows["f16"]["bytes"] < rows["f32"]["bytes"]
+    assert "importance matrix of 14 tensors over 1024 tokens of calib.txt" in rows["q4_k_m"]["reason"]
+
+
+def test_the_folder(done):
+    _, output = done
+    folder = output / "gguf-q4_k_m"
+    names = {path.name for path in folder.iterdir()}
+    [weights] = [name for name in names if name.endswith("-Q4_K_M.gguf")]
+    assert names - {weights} == {
+        "imatrix.gguf", "Modelfile", "config.json", "generation_config.json", "manifest.json", "tokenizer.json",
+        "tokenizer.model", "tokenizer_config.json",
+    }  # fmt: skip
+    assert json.loads((folder / "manifest.json").read_text())["weights"] == [weights]
+    assert (folder / "Modelfile").read_text().splitlines()[0] == f"FROM ./{weights}"
+
+
+def test_what_is_there_is_reused_and_another_option_is_another_artifact(llama, converter_cache, tmp_path):
+    def weights():
+        return next((tmp_path / "gguf-q4_k_m").glob("*Q4_K_M.gguf")).stat().st_mtime_ns
+
+    run(job(llama, tmp_path, "gguf"))
+    first = weights()
+    run(job(llama, tmp_path, "gguf"))
+    assert weights() == first
+    report = run(job(llama, tmp_path, "gguf", imatrix="off", force=True))
+    assert weights() != first
+    assert "without importance matrix" in rows_of(report)["q4_k_m"]["reason"]
+
+
+def test_a_tokenizer_that_differs_fails_its_artifact_and_shows_where(llama, converter_cache, tmp_path):
+    """This class of transformers 5 reads leading spaces otherwise than the tokenizer.model that llama.cpp gets."""
+    broken = shutil.copytree(llama, tmp_path / "broken")
+    gguf_checkpoints.change(broken / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    report = run(job(broken, tmp_path / "out", "gguf:f16"))
+    assert report["exit_status"] == 3
+    [gate] = [gate for gate in rows_of(report)["f16"]["gates"] if not gate["passed"]]
+    assert gate["name"] == "max_tokenizer_errors"
+    assert gate["value"] > 1
+    assert "texts: ' ', token 1: the checkpoint's tokenizer gives [" in gate["detail"]
+    assert "the checkpoint's tokenizer gives" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_an_unknown_pre_tokenizer_is_refused_before_any_work(refused, converter_cache):
+    line = refused("-m", "tiny", "-t", "gguf", status=4)
+    assert "gguf:q4_k_m cannot be built here" in line
+    assert "does not know this tokenizer's pre-tokenizer (fingerprint " in line
+
+
+def test_without_a_matrix_what_demands_one_is_refused(refused, llama, converter_cache):
+    line = refused("-m", llama, "-t", "gguf:iq2_xs", "--imatrix", "off", status=4)
+    assert "importance matrix: drop --imatrix off" in line
+
+
+def test_calibrating_on_what_is_measured_is_refused(refused, llama, converter_cache):
+    line = refused("-m", llama, "-t", "gguf", "--eval-text", TEXT, "--calib-text", TEXT)
+    assert "give another --calib-text" in line
+
+
+def test_offline_with_an_empty_cache_names_the_command_that_fills_it(refused, llama, tmp_path):
+    line = refused("-m", llama, "-t", "gguf", "--offline", env={"EXPORTER_CACHE": str(tmp_path / "empty")}, status=4)
+    assert "exporter fetch gguf" in line
+
+
+def test_offline_with_a_filled_cache_works(llama, converter_cache, tmp_path):
+    report = run(job(llama, tmp_path / "out", "gguf:q8_0", offline=True))
+    assert report["passed"]
+
+
+def test_a_source_package_fills_a_cache(run_cli, converter_cache, tmp_path):
+    wrong = tmp_path / "llama_cpp_python.tar.gz"
+    wrong.write_bytes(b"no")
+    empty = {"EXPORTER_CACHE": str(tmp_path / "empty")}
+    refused = run_cli("fetch", "gguf", "--source", wrong, env=empty)
+    assert refused.returncode == 2
+    assert "is not the source package of llama-cpp-python" in refused.stderr
+    (tmp_path / "package").mkdir()
+    package = gguf_converter._download(tmp_path / "package")
+    fetched = run_cli("fetch", "gguf", "--source", package, env=empty | {"PIP_NO_INDEX": "1"})
+    assert fetched.returncode == 0, fetched.stderr
+    found = gguf_converter.cached(tmp_path / "empty")
+    assert found is not None
+    assert not list(found.parent.glob(".*"))
+    (found / "convert_hf_to_gguf.py").write_text("")  # damaged: it is not used
+    assert gguf_converter.cached(tmp_path / "empty") is None
+    with pytest.raises(BuildError, match="exporter fetch gguf"):
+        gguf_converter.fetch(tmp_path / "empty", offline=True)
+    with pytest.raises(JobError, match="no such file"):
+        gguf_converter.fetch(tmp_path / "empty", offline=True, source=tmp_path / "missing")
+
+
+@pytest.fixture
+def crashing(tmp_path):
+    """An environment in which llama.cpp's decode meets an illegal instruction, as a build for another CPU does."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, llama_cpp\n"
+        "llama_cpp.llama_decode = lambda *arguments: os.kill(os.getpid(), signal.SIGILL)\n"
+    )
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_a_crash_is_a_failed_row_that_names_the_signal_and_the_command(run_cli, crashing, llama, out, converter_cache):
+    done = run_cli(
+        "run", "-m", llama, "-t", "gguf:q8_0", "-o", out, "--no-speed", "--eval-tokens", 256, "--format", "json",
+        env=crashing,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    row = rows_of(json.loads(done.stdout.splitlines()[-1]))["q8_0"]
+    assert row["status"] == "failed"
+    assert signal.Signals.SIGILL.name in row["reason"]
+    assert mending_command() in row["reason"]
+
+
+def test_doctor_finds_the_crash(run_cli, crashing):
+    troubles = json.loads(run_cli("doctor", "--format", "json", env=crashing).stdout)["troubles"]
+    [line] = [line for line in troubles if "gguf" in line]
+    assert line == f"the engine of gguf is killed by SIGILL on a toy model: {mending_command()}"
+    healthy = json.loads(run_cli("doctor", "--format", "json").stdout)["troubles"]
+    assert not [line for line in healthy if "gguf" in line]
+
+
+def test_opening_and_closing_leaves_nothing_behind(done):
+    _, output = done
+    file = next((output / "gguf-q8_0").glob("*Q8_0.gguf"))
+    process, ids = psutil.Process(), np.arange(5, 69)
+
+    def cycles(count):
+        for _ in range(count):
+            with GgufDecoder(file, 1) as runner:
+                runner.logits(ids)
+                runner.step(7)
+        return process.memory_info().rss, process.num_fds(), process.num_threads()
+
+    cycles(20)  # allocators settle
+    memory, files, threads = cycles(20)
+    after, files_after, threads_after = cycles(200)
+    assert after - memory < 8e6  # one cycle holds above 30 MB
+    assert (files_after, threads_after) == (files, threads)
+
+
+def test_kinds_of_runners(done, tmp_path, converter_cache):
+    _, output = done
+    with GGUF.open(output / "gguf-q8_0", 1) as runner:
+        assert isinstance(runner, CachedRunner)
+        assert isinstance(runner, TokenizingRunner)
+        ids = np.arange(5, 25)
+        last = runner.prefill(ids)
+        np.testing.assert_allclose(last, runner.logits(ids)[-1], atol=1e-5)
+        long = np.resize(np.arange(5, 600), 1400)  # beyond the first cache, and several batches
+        assert runner.logits(long).shape == (1400, gguf_checkpoints.PIECES)
+    assert not hasattr(GgufEncoder, "step")
+    with pytest.raises(BuildError, match="cannot load"):
+        GgufDecoder(TEXT, 1)
+    assert os.environ["EXPORTER_CACHE"] == str(converter_cache)
