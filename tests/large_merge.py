@@ -1,4 +1,4 @@
-"""A merge larger than memory, measured: a synthetic checkpoint, merged under a memory limit, against cp of the same folder.
+"""A merge larger than memory, measured: a synthetic checkpoint under a memory limit, against cp of the same folder.
 
 `make bench` runs it and writes the line between the README's markers `<!-- large merge: begin/end -->`. It needs three
 times the checkpoint's size on the disk of --folder, and removes all of it.
@@ -159,11 +159,11 @@ def measure(place: Path, layers: int) -> str:
     largest = 3 * 4 * INNER * HIDDEN  # what PEFT needs of the largest merged tensor: weight, delta, scaled delta
     allowed = 1.3 * largest + 300e6
     return (
-        f"`exporter merge` of a LoRA (rank {RANK}, every linear layer) into a bfloat16 Llama of {size / 1e9:.1f} GB, under a "
-        f"limit of {LIMIT / 1e9:.0f} GB ({kind}): {merged:.0f} s, {size / 1e6 / merged:.0f} MB/s, synced; `cp` and sync of "
-        f"the same folder: {copied:.0f} s, {size / 1e6 / copied:.0f} MB/s: {copied / merged:.0%} of its speed. Peak memory "
-        f"{record['peak_rss_bytes'] / 1e6:,.0f} MB (1.3 × the largest tensor's working set + 300 MB is {allowed / 1e6:,.0f} MB). "
-        f"All {record['proof']['steps'][0]['modules']} merged modules proven. {cpu_name()}."
+        f"`exporter merge` of a LoRA (rank {RANK}, every linear layer) into a bfloat16 Llama of {size / 1e9:.1f} GB, "
+        f"under a limit of {LIMIT / 1e9:.0f} GB ({kind}): {merged:.0f} s, {size / 1e6 / merged:.0f} MB/s, synced; `cp` and "
+        f"sync of the same folder: {copied:.0f} s, {size / 1e6 / copied:.0f} MB/s: {copied / merged:.0%} of its speed. "
+        f"Peak memory {record['peak_rss_bytes'] / 1e6:,.0f} MB (1.3 × the largest tensor's working set + 300 MB: "
+        f"{allowed / 1e6:,.0f} MB). All {record['proof']['steps'][0]['modules']} merged modules proven. {cpu_name()}."
     )
 
 
