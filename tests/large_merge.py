@@ -160,7 +160,7 @@ def measure(place: Path, layers: int) -> str:
     allowed = 1.3 * largest + 300e6
     return (
         f"`exporter merge` of a LoRA (rank {RANK}, every linear layer) into a bfloat16 Llama of {size / 1e9:.1f} GB, "
-        f"under a limit of {LIMIT / 1e9:.0f} GB ({kind}): {merged:.0f} s, {size / 1e6 / merged:.0f} MB/s, synced; `cp` and "
+        f"limited to {LIMIT / 1e9:.0f} GB ({kind}): {merged:.0f} s, {size / 1e6 / merged:.0f} MB/s, synced; `cp` and "
         f"sync of the same folder: {copied:.0f} s, {size / 1e6 / copied:.0f} MB/s: {copied / merged:.0%} of its speed. "
         f"Peak memory {record['peak_rss_bytes'] / 1e6:,.0f} MB (limit, 1.3 × working set + 300 MB: "
         f"{allowed / 1e6:,.0f} MB). All {record['proof']['steps'][0]['modules']} merged modules proven. {cpu_name()}."
