@@ -68,16 +68,16 @@ def _merge_factors(path: str, module: Any, values: dict[str, Any], group: list[C
             if not change.factors:
                 continue
             factors = {key: tensor(stored) for key, stored in change.factors.items()}
-            fit = set_peft_model_state_dict(attached, factors, name)
+            fit: Any = set_peft_model_state_dict(attached, factors, name)
             assert not fit.unexpected_keys, fit.unexpected_keys  # the layout was compared before
         assert attached is not None
         if how.combine:
             combine(attached, [change.adapter for change in group], how)
-        layer = attached.get_base_model().get_submodule(path)
+        layer: Any = attached.get_base_model().get_submodule(path)
         inputs = _inputs(layer, values["weight"])
         truth = layer.eval()(inputs).numpy()
         layer.merge(safe_merge=False, adapter_names=[COMBINED if how.combine else NAME])
-        merged = layer.get_base_layer()
+        merged: Any = layer.get_base_layer()
         found = merged(inputs).numpy()
     values.update({name: parameter.detach() for name, parameter in merged.named_parameters()})
     return compare(truth.astype(np.float32), found.astype(np.float32), "float32", distribution=False)

@@ -47,7 +47,7 @@ class Output:
     @property
     def bytes(self) -> int:
         if self.dtype in FLOAT_BYTES:
-            return math.prod(self.shape) * FLOAT_BYTES[self.dtype]
+            return int(math.prod(self.shape) * FLOAT_BYTES[self.dtype])
         assert self.source is not None
         return self.source.end - self.source.begin
 
@@ -220,7 +220,7 @@ def _copied(output: Output, source: Digest) -> Iterator[Any]:
             if stored.dtype in TORCH_DTYPES:
                 _refuse_not_finite(as_tensor(block, stored.dtype), output.name, stored.path)
             if output.dtype == stored.dtype:
-                yield memoryview(block)
+                yield block.data
             else:
                 yield _bytes_of(as_tensor(block, stored.dtype), output)
 
