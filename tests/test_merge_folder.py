@@ -3,7 +3,17 @@
 import json
 
 import pytest
-from adapters import VOCABULARY, config, in_memory, load, make_base, names, streaming, train
+from adapters import (
+    VOCABULARY,
+    config,
+    in_memory,
+    load,
+    make_base,
+    names,
+    one_thread,  # noqa: F401
+    streaming,
+    train,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 

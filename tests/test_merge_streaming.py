@@ -227,7 +227,9 @@ def test_experts_under_their_old_names(tmp_path):
     trained = Trained(tmp_path / "adapter", ids_for(), answers(truth, ids_for()))
     in_memory(base, [trained.path], tmp_path / "memory")
     assert error(trained, load(tmp_path / "memory")) < LIMIT
-    with pytest.raises(JobError, match="--merge memory"):
+    with pytest.raises(
+        JobError, match=r"\(target_parameters\), which cannot be done file by file; merge it with --merge m"
+    ):
         streaming(base, [trained.path], tmp_path / "streaming")
 
 

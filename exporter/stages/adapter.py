@@ -26,7 +26,7 @@ _FOREIGN = (
     (
         "adapters.safetensors",
         "MLX",
-        "fuse it where it was trained: mlx_lm.fuse --de-quantize, and export the fused model",
+        "fuse it where it was trained: mlx_lm.fuse --dequantize, and export the fused model",
     ),
     ("*.gguf", "llama.cpp", "it is made from PEFT's folder by convert_lora_to_gguf.py: give that folder"),
     ("pytorch_adapter.bin", "AdapterHub's", "merge it there: model.merge_adapter(NAME), then save_pretrained"),

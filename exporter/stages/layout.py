@@ -94,9 +94,10 @@ def _changes(model: Any, adapter: Adapter) -> dict[str, Change]:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    _refuse_unsupported(adapter)
+    _refuse_unsupported(adapter, adapter.config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     attached = _attach_meta(model, adapter)
+    _refuse_unsupported(adapter, attached.peft_config[NAME].to_dict())  # PEFT fuses adapters on single experts
     ranks = _ranks_left(attached)
     with quiet():
         state = get_peft_model_state_dict(attached, adapter_name=NAME, save_embedding_layers=False)
@@ -143,8 +144,7 @@ def _changes(model: Any, adapter: Adapter) -> dict[str, Change]:
     return changes
 
 
-def _refuse_unsupported(adapter: Adapter) -> None:
-    config = adapter.config
+def _refuse_unsupported(adapter: Adapter, config: dict[str, Any]) -> None:
     if config.get("target_parameters"):
         raise JobError(
             f"the adapter {adapter.path} changes parameters that transformers fuses when it loads them "
@@ -173,7 +173,7 @@ def _attach_meta(model: Any, adapter: Adapter) -> Any:
 
 
 def _ranks_left(attached: Any) -> dict[str, int]:
-    """The ranks that AdaLoRA's pruning left, by module. The configuration forgets them: meta tensors cannot be cut."""
+    """The ranks that AdaLoRA's pruning left, by module. The configuration loses them: meta tensors cannot be cut."""
     config = attached.peft_config[NAME]
     if config.peft_type != "ADALORA" or not config.rank_pattern:
         return {}

@@ -77,7 +77,7 @@ def _merge_factors(path: str, module: Any, values: dict[str, Any], group: list[C
         inputs = _inputs(layer, values["weight"])
         truth = layer.eval()(inputs).numpy()
         layer.merge(safe_merge=False, adapter_names=[COMBINED if how.combine else NAME])
-        merged = layer.get_base_layer()
+        merged: Any = layer.get_base_layer()
         found = merged(inputs).numpy()
     values.update({name: parameter.detach() for name, parameter in merged.named_parameters()})
     return compare(truth.astype(np.float32), found.astype(np.float32), "float32", distribution=False)

@@ -47,7 +47,7 @@ class Output:
     @property
     def bytes(self) -> int:
         if self.dtype in FLOAT_BYTES:
-            return math.prod(self.shape) * int(FLOAT_BYTES[self.dtype])
+            return int(math.prod(self.shape) * FLOAT_BYTES[self.dtype])
         assert self.source is not None
         return self.source.end - self.source.begin
 
