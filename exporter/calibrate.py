@@ -98,7 +98,8 @@ def collect(model: Any) -> dict[str, Any]:
     def hook(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         def add(module: Any, inputs: tuple[Any, ...]) -> None:
             rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-            sums = rows.double().square().sum(0)  # float32 would lose the small terms of a long text
+            # A square's rounding to float32 is nothing; a long sum in it would lose the small terms.
+            sums = rows.square().sum(0, dtype=torch.float64)
             squares[name] = squares[name] + sums if name in squares else sums
 
         return add

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,6 +50,13 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 def export(request: ExportRequest) -> Exported:
     """Writes the artifact's folder. The float16 file is made once for all the quantized precisions of a run."""
+    with ThreadPoolExecutor(1) as beside:
+        # It has to import transformers, while another process converts.
+        modelfile_text = beside.submit(_modelfile, request)
+        return _export(request, modelfile_text)
+
+
+def _export(request: ExportRequest, modelfile_text: Future[tuple[str, list[str]]]) -> Exported:
     options, precision = request.options, request.precision
     name = f"{_name(request.checkpoint.source)}-{precision.upper()}.gguf"
     building = request.folder / name
@@ -73,7 +81,7 @@ def export(request: ExportRequest) -> Exported:
         if (request.checkpoint.path / other).is_file():
             shutil.copyfile(request.checkpoint.path / other, request.folder / other)
     if request.checkpoint.task == GENERATION:
-        text, lacks = _modelfile(request)
+        text, lacks = modelfile_text.result()
         (request.folder / "Modelfile").write_text(f"FROM ./{name}\n{text}", encoding="utf-8")
         notes += lacks
     limit = options.get("gguf_split_max_size")
@@ -110,6 +118,8 @@ def _hard_link(file: Path, name: Path) -> None:
 
 def _modelfile(request: ExportRequest) -> tuple[str, list[str]]:
     """The Modelfile's text, which is the same at all precisions: made once, because it takes transformers to."""
+    if request.checkpoint.task != GENERATION:
+        return "", []
     made = request.scratch / "modelfile.json"
     if not made.is_file():
         told = modelfile(request.checkpoint.path, request.checkpoint.trust_remote_code)
