@@ -183,7 +183,9 @@ def _write(
             first = next((output.source for output in outputs if output.source is not None), None)
             if first is not None:
                 source.add_whole(first.path, first.begin)  # the base's own header
-            for output in outputs:
+            for output, upcoming in zip(outputs, (*outputs[1:], None), strict=True):
+                if upcoming is not None and upcoming.source is not None:
+                    upcoming.source.prefetch()
                 for block in _blocks(work, output, source):
                     put(file, block, digest)
                     done += len(block)
