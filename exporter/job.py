@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from exporter.errors import JobError, unknown
-from exporter.types import Gates
+from exporter.types import BaseQuant, Combination, Gates, MergeDtype
 
 MIN_TOKENS = 64  # fewer cannot carry a standard error that means anything
 
@@ -39,7 +39,7 @@ class MergeJob(BaseModel):
     adapter: tuple[str, ...] = Field(
         (), description="A PEFT adapter's folder to merge, DIR or DIR=WEIGHT; several are merged in order, or combined."
     )
-    combine: Literal["cat", "linear", "svd", "ties", "dare_linear", "dare_ties"] | None = Field(
+    combine: Combination | None = Field(
         None,
         description="Make one adapter of several by PEFT's method: cat, linear, svd, ties, dare_linear, dare_ties. "
         "Default: one after another; with weights: cat, their exact weighted sum.",
@@ -48,7 +48,7 @@ class MergeJob(BaseModel):
     merge: Literal["memory", "streaming"] | None = Field(
         None, description="memory, or streaming: file by file. Default: streaming when the model would not fit."
     )
-    merge_dtype: Literal["keep", "float32", "bfloat16", "float16"] = Field(
+    merge_dtype: MergeDtype = Field(
         "keep", description="What the merged weights are rounded to; keep: each tensor's own dtype."
     )
     merge_base: Literal["dequantized", "original"] | None = Field(
@@ -56,7 +56,7 @@ class MergeJob(BaseModel):
         description="What an adapter that was trained on a quantized base is merged into. Default: dequantized, the "
         "weights that it was trained with.",
     )
-    base_quant: Literal["nf4", "fp4", "int8"] | None = Field(
+    base_quant: BaseQuant | None = Field(
         None, description="How bitsandbytes had quantized the float base in training (QLoRA): nf4, fp4 or int8."
     )
     probe: Path | None = Field(

@@ -25,13 +25,18 @@ class Screen:
     """Progress and failures on stderr, while a job runs."""
 
     def __init__(self, verbose: bool) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich import progress
 
         self._verbose, self._step = verbose, ""
         self._console = Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_WIDTH)
-        what = TextColumn("{task.description}", markup=False)
-        columns = (SpinnerColumn(), what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=self._console, transient=True, disable=not sys.stderr.isatty())
+        what = progress.TextColumn("{task.description}", markup=False)
+        count, elapsed, left = (
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+        )
+        columns = (progress.SpinnerColumn(), what, progress.BarColumn(), count, elapsed, left)
+        self._bars = progress.Progress(*columns, console=self._console, transient=True, disable=not sys.stderr.isatty())
         self._task = self._bars.add_task("checking", total=None)
 
     def __enter__(self) -> Self:
@@ -44,6 +49,8 @@ class Screen:
     def progress(self, what: str, done: int, total: int) -> None:
         if self._verbose and what != self._step:
             self._console.print(what, markup=False, highlight=False)
+        if what != self._step:
+            self._bars.reset(self._task)  # the time left is estimated from this step alone
         self._step = what
         self._bars.update(self._task, description=what, completed=done, total=total or None)
 

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Status = Literal["ok", "skipped", "failed"]
+Combination = Literal["cat", "linear", "svd", "ties", "dare_linear", "dare_ties"]  # PEFT's, of several adapters
+MergeDtype = Literal["keep", "float32", "bfloat16", "float16"]
+BaseQuant = Literal["nf4", "fp4", "int8"]  # bitsandbytes'
 
 GENERATION = "text-generation"  # the tasks that are measured, in the words of optimum's TasksManager
 FEATURES = "feature-extraction"

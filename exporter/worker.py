@@ -42,6 +42,11 @@ class Session:
     def progress(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.reply({"progress": [what, done, total]})
 
+    def megabytes(self, what: str) -> Callable[[int, int], None]:
+        """Progress in bytes, told in MB."""
+        tell = self.progress(f"{what}, MB")
+        return lambda done, total: tell(done // 10**6, total // 10**6)
+
     def prepare(self, recipe: str) -> str:
         from exporter.load import prepare
         from exporter.recipes import RECIPES
@@ -56,7 +61,7 @@ class Session:
     def dequantize(self, source: str, folder: str, key: str, simulated: str | None, dtype: str) -> list[str]:
         from exporter.stages.dequantize import dequantize, simulate
 
-        destination, progress = Path(folder), self.progress("dequantizing, bytes")
+        destination, progress = Path(folder), self.megabytes("dequantizing")
         manifest = store.reusable(destination, key)
         if manifest is None:
             store.sweep(destination.parent)
@@ -95,7 +100,7 @@ class Session:
             asked = How(**how | {name: how[name] and Path(how[name]) for name in ("probe", "other")})
             with store.publish(destination) as building:
                 if way == "streaming":
-                    progress = self.progress("merging, bytes")
+                    progress = self.megabytes("merging")
                     made = merge_streaming(partial(load, **options), source.path, told, building, asked, progress)
                 else:
                     made = merge(partial(load, **options), source.path, told, building, asked, source.task)

@@ -8,9 +8,10 @@ import re
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from exporter.errors import JobError, unknown
+from exporter.types import Combination
 from exporter.weights import Stored, stored_tensors
 
 PREFIX = "base_model.model."  # what PEFT puts before the names of the base model's modules
@@ -18,7 +19,7 @@ STEM = "adapter_model"
 BASE_HASH = (
     "base_model.sha256"  # in an adapter's folder: the sha256 of its base's safetensors files, one after the other
 )
-COMBINATIONS = ("cat", "linear", "svd", "ties", "dare_linear", "dare_ties")
+COMBINATIONS = get_args(Combination)
 _DENSITY = ("ties", "dare_linear", "dare_ties")
 _MERGEABLE = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "TRAINABLE_TOKENS")
 # A file that tells another tool's format, whose it is, and how its adapter becomes PEFT's.

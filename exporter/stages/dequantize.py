@@ -16,17 +16,18 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from exporter.errors import JobError, MissingPackage, unknown
 from exporter.stages import packed, unpack
 from exporter.stages.blocks import Planned, Step, Tensors, torch_dtype, write
 from exporter.stages.skeleton import Skeleton
+from exporter.types import BaseQuant
 
 if TYPE_CHECKING:
     import torch
 
-SIMULATED = ("nf4", "fp4", "int8")
+SIMULATED = get_args(BaseQuant)
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 Files = dict[str, dict[str, Planned]]

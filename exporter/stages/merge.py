@@ -22,7 +22,6 @@ from exporter.types import FEATURES, Ids
 from exporter.weights import Stored, stored_tensors
 
 KEEP = "keep"  # --merge-dtype: each tensor's own
-DTYPES = (KEEP, "float32", "bfloat16", "float16")
 COMBINED = "combined"
 _SEED = 0  # of dare's random choice
 
