@@ -16,7 +16,7 @@ from exporter.job import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--no-speed", "--eval-tokens", 256, "--threads", 1)
-COMMANDS = ("bench", "doctor", "fetch", "report", "run", "schema", "shell-init", "targets", "verify")
+COMMANDS = ("bench", "doctor", "fetch", "merge", "report", "run", "schema", "shell-init", "targets", "verify")
 HEAVY = {
     "jinja2",
     "numpy",

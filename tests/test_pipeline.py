@@ -77,7 +77,7 @@ def test_fewer_bits_cost_more_and_no_more_than_they_must(report, variant, kl):
 
 def test_the_adapter_is_in_the_model(report, demo, run_cli, tmp_path):
     """The merged model is better at what the adapter was trained on than the base is."""
-    assert "merged LORA adapter" in " ".join(report["model"]["history"])
+    assert "merged LoRA adapter" in " ".join(report["model"]["history"])
     done = run_cli(
         "run", "-m", "tiny", "--eval-text", "models/tiny/adapter/eval.txt",
         "--no-speed", "-t", "onnx:fp32", "-o", tmp_path / "o",
