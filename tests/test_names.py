@@ -28,7 +28,7 @@ def test_every_name_is_shown_as_it_is(run_cli, tiny, tmp_path):
     report = json.loads((out / "report.json").read_text())
     assert report["name"] == NAMES[0]
     assert [line.split(" ", 2)[2] for line in report["model"]["history"][1:]] == [
-        f"{name} (float32, safe_merge)" for name in NAMES
+        f"{name} (float32, PEFT, in memory)" for name in NAMES
     ]
     page = (out / "report.html").read_text()
     assert "<script>alert" not in page
