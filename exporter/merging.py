@@ -131,11 +131,10 @@ def merged_bytes(job: MergeJob, source: Source) -> int:
     return source.bytes if job.merge_dtype == "keep" else numbers * (4 if job.merge_dtype == "float32" else 2)
 
 
-def check_perplexity(job: MergeJob, found: float | None, text: str) -> float | None:
+def check_perplexity(job: MergeJob, found: float | None, text: str) -> float:
     """Refuses a merged model whose perplexity is not the expected one. Raises JobError or BuildError."""
     expected = job.expect_perplexity
-    if expected is None:
-        return found
+    assert expected is not None
     if found is None:
         raise JobError("--expect-perplexity is for text generation: this model's task has no perplexity")
     if abs(found / expected - 1) > _TOLERANCE:

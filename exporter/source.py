@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.base import Base, base_of, check_base, hints
 from exporter.errors import JobError
 from exporter.job import MergeJob
 from exporter.load import check_config, is_recipe, locate, read_config
 from exporter.machine import available_memory
+from exporter.quantized_base import Base, base_of, check_base, hints
 from exporter.recipes import Recipe
 from exporter.stages.adapter import STEM, Adapter, base_identity, check_combination, parse_adapter, read_adapter
 from exporter.stages.proof import read_probe
@@ -64,12 +64,13 @@ def look(job: MergeJob, worker: Callable[..., Any], read_weights: bool = True, m
     config = read_config(path)
     scheme = check_base(job, config, adapters)
     check_config(job.model, config, job.trust_remote_code, quantized=scheme is not None)
-    if read_weights or scheme is not None or _way(job, path, adapters) == "memory":
+    way = _way(job, path, adapters)
+    if read_weights or scheme is not None or way == "memory":
         weights = check_weights(path)  # before transformers reads any of it
     base = Base(path)
     if scheme is not None and weights is not None:
         base = base_of(job, path, config, weights, worker)
-    way = _way(job, base.path, adapters)
+        way = _way(job, base.path, adapters)  # of the float weights
     labels = _labels(adapters)
     known = worker(
         "inspect",

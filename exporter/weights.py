@@ -113,7 +113,7 @@ def stored_tensors(folder: Path, stem: str = "model") -> dict[str, Stored]:
     """Every tensor of a folder's safetensors files, in the files' order, by name; no data is read. Raises JobError."""
     tensors = {}
     for path in weight_files(folder, stem):
-        header, start = read_header(path)
+        header, start = _header(path)
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             begin, end = entry["data_offsets"]
             tensors[name] = Stored(path, entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
@@ -125,7 +125,7 @@ def check_weights(folder: Path, stem: str = "model") -> Weights:
     digest, parameters, size = hashlib.sha256(), 0, 0
     dtypes: set[str] = set()
     for path in weight_files(folder, stem):
-        header, start = read_header(path)
+        header, start = _header(path)
         with path.open("rb") as file:
             digest.update(file.read(start))
             for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -140,7 +140,7 @@ def check_weights(folder: Path, stem: str = "model") -> Weights:
     return Weights(digest.hexdigest(), parameters, tuple(sorted(dtypes)), size)
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], int]:
+def _header(path: Path) -> tuple[dict[str, Any], int]:
     """The tensors' entries and the offset where the data starts, after a check that the file is whole."""
     size = path.stat().st_size
     broken = f"{path} is not a whole safetensors file; download it again"

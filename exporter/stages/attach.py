@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.errors import JobError
-from exporter.stages.adapter import Adapter, base_name, repeated, resized_vocabulary
+from exporter.stages.adapter import PREFIX, Adapter, base_name, repeated, resized_vocabulary
 
 # What PEFT raises when an adapter does not fit: a size mismatch, a target module that is not there, a bad config.
 MISFIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError)
@@ -131,13 +131,13 @@ def misfit(adapter: Adapter, model: Any, error: Exception) -> str:
 def _cause(adapter: Adapter, model: Any) -> str:
     """The likeliest reason of a misfit, from the layers' numbers and the modules' names."""
     theirs = [int(found[1]) + 1 for key in adapter.tensors if (found := re.search(r"\.(\d+)\.", key))]
-    modules = {name.removeprefix("base_model.model.") for name, _ in model.named_modules()}
+    modules = {name.removeprefix(PREFIX) for name, _ in model.named_modules()}
     ours = [int(found[1]) + 1 for name in modules if (found := re.search(r"\.(\d+)(?:\.|$)", name))]
     recorded = adapter.config.get("base_model_name_or_path")
     base = f"; it records {recorded} as its base: give that with -m" if recorded else ""
     if theirs and ours and max(theirs) != max(ours):
         return f" (it was trained on {max(theirs)} layers, and this model has {max(ours)}){base}"
-    parents = {key.removeprefix("base_model.model.").split(".lora_")[0] for key in adapter.tensors if ".lora_" in key}
+    parents = {key.removeprefix(PREFIX).split(".lora_")[0] for key in adapter.tensors if ".lora_" in key}
     lacking = sorted(parents - modules)
     if lacking:
         return f" (this model has no module {lacking[0]}: another architecture, or modules renamed since){base}"

@@ -6,15 +6,15 @@ places follow from dtypes and shapes, so that the header can be written before t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporter.errors import JobError
-from exporter.weights import read_header, weight_files
+from exporter.stages.shards import header, write_index
+from exporter.weights import Stored, stored_tensors, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -25,28 +25,13 @@ _ALIGNED = 64  # rows in a block are a multiple of this: whole blocks of every q
 Step = Callable[[int, int], None]  # (bytes written, bytes in all)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Where a tensor lies (`begin` is its first byte in the file), its dtype as safetensors writes it, its shape."""
-
-    file: Path
-    begin: int
-    dtype: str
-    shape: tuple[int, ...]
-
-
 class Tensors:
     """`Tensors(folder).entries` says what a checkpoint holds. Tensors are read into memory of their own: what a mapped
     file leaves resident counts for the process until the mapping goes."""
 
     def __init__(self, folder: Path) -> None:
         self.files = weight_files(folder)
-        self.entries: dict[str, Entry] = {}
-        for path in self.files:
-            header, start = read_header(path)
-            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-                begin = start + entry["data_offsets"][0]
-                self.entries[name] = Entry(path, begin, entry["dtype"], tuple(entry["shape"]))
+        self.entries = stored_tensors(folder)
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor, whole."""
@@ -60,12 +45,12 @@ class Tensors:
         return _blocks(entry, max(1, _BLOCK // max(1, row) // _ALIGNED) * _ALIGNED)
 
 
-def _blocks(entry: Entry, step: int) -> Iterator[torch.Tensor]:
+def _blocks(entry: Stored, step: int) -> Iterator[torch.Tensor]:
     import torch
 
     dtype, rest = torch_dtype(entry.dtype), entry.shape[1:]
     count = entry.shape[0] if entry.shape else 1
-    with entry.file.open("rb") as file:
+    with entry.path.open("rb") as file:
         file.seek(entry.begin)
         for start in range(0, max(count, 1), max(step, 1)):
             shape = (min(step, count - start), *rest) if entry.shape else ()
@@ -90,14 +75,8 @@ def write(folder: Path, files: Mapping[str, Mapping[str, Planned]], progress: St
     done = 0
     for name, tensors in files.items():
         with (folder / name).open("wb") as file:
-            header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-            end = 0
-            for key, planned in tensors.items():
-                begin, end = end, end + _size(planned)
-                header[key] = {"dtype": planned.dtype, "shape": list(planned.shape), "data_offsets": [begin, end]}
-            text = json.dumps(header).encode()
-            text += b" " * (-len(text) % 8)
-            file.write(len(text).to_bytes(8, "little") + text)
+            sizes = ((key, planned.dtype, planned.shape, _size(planned)) for key, planned in tensors.items())
+            file.write(header(sizes))
             for key, planned in tensors.items():
                 written = 0
                 for piece in _pieces(planned):
@@ -105,12 +84,7 @@ def write(folder: Path, files: Mapping[str, Mapping[str, Planned]], progress: St
                     progress(done + written, total)
                 assert written == _size(planned), f"{key}: {written} bytes of {_size(planned)}"
                 done += written
-    if set(files) != {"model.safetensors"}:
-        index = {
-            "metadata": {"total_size": total},
-            "weight_map": {key: name for name, tensors in files.items() for key in tensors},
-        }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_index(folder, {name: {key: _size(planned) for key, planned in held.items()} for name, held in files.items()})
 
 
 def torch_dtype(name: str) -> torch.dtype:

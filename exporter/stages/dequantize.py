@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from exporter.errors import JobError, MissingPackage, unknown
 from exporter.stages import packed, unpack
 from exporter.stages.blocks import Planned, Step, Tensors, torch_dtype, write
+from exporter.stages.floats import TORCH_DTYPES
 from exporter.stages.skeleton import Skeleton
 from exporter.types import BaseQuant
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 SIMULATED = get_args(BaseQuant)
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = tuple(TORCH_DTYPES)
 Files = dict[str, dict[str, Planned]]
 _CARRIED = (".json", ".jinja", ".txt", ".model", ".py", ".tiktoken")
 _LEFT = ("config.json", "quantize_config.json", "quant_config.json", "manifest.json", "model.safetensors.index.json")
@@ -99,11 +100,11 @@ def dequantize(source: Path, folder: Path, dtype: str = "float32", progress: Ste
     for name, entry in stored.entries.items():
         if name in plain and name not in dropped:
             kind = target if entry.dtype in _FLOATS else entry.dtype
-            files[entry.file.name][name] = Planned(kind, entry.shape, partial(stored.rows, name))
+            files[entry.path.name][name] = Planned(kind, entry.shape, partial(stored.rows, name))
     for name, weight in weights.items():
         turned, shape = skeleton.is_conv1d(name), weight.shape(stored)
         planned = Planned(target, shape[::-1] if turned else shape, partial(weight.rows, stored, turned))
-        files[stored.entries[weight.main].file.name][name] = planned
+        files[stored.entries[weight.main].path.name][name] = planned
     skeleton.check({name: each.shape for tensors in files.values() for name, each in tensors.items()}, weights)
     _write(source, folder, files, config, dtype, progress)
     detail = {"gptq": f" ({unpack.gptq_format(how)}, {how.get('bits')} bits)", "awq": " (gemm, 4 bits)"}.get(scheme, "")
@@ -148,7 +149,7 @@ def simulate(
             kind, rows = target, partial(_rounded, stored, name, seen)
             if name in weights:
                 rows = partial(_through, stored, name, seen, scheme, double_quant, skeleton.is_conv1d(name))
-        files[entry.file.name][name] = Planned(kind, entry.shape, rows)
+        files[entry.path.name][name] = Planned(kind, entry.shape, rows)
     _write(source, folder, files, config, dtype, progress)
     double = "" if scheme == "int8" else f", {'with' if double_quant else 'without'} double quantization"
     saw = f"{len(weights)} weights of {source.name} as training in {scheme} saw them"

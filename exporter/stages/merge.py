@@ -14,7 +14,7 @@ from typing import Any
 from exporter.errors import BuildError, JobError
 from exporter.stages.adapter import Adapter
 from exporter.stages.attach import MISFIT, NAME, attach, few, misfit, quiet, resize, tie_again, ties_of, untie_adapted
-from exporter.stages.base import check_copies, refuse_absent, stored_name
+from exporter.stages.base_check import check_copies, refuse_absent, stored_name
 from exporter.stages.floats import TORCH_DTYPES
 from exporter.stages.folder import carry, check_tokens, has_tokenizer, tokenizer_folder
 from exporter.stages.proof import Agreement, answers, check_probe, compare, probe_ids, refuse_unproven

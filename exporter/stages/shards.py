@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,3 +58,14 @@ def header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def write_index(folder: Path, files: Mapping[str, Mapping[str, int]]) -> None:
+    """Writes model.safetensors.index.json for {file: {tensor: bytes}}, where a loader needs one."""
+    if set(files) == {"model.safetensors"}:
+        return
+    index = {
+        "metadata": {"total_size": sum(size for tensors in files.values() for size in tensors.values())},
+        "weight_map": {tensor: name for name, tensors in files.items() for tensor in tensors},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -6,7 +6,6 @@ by PEFT's own layer in float32 (exporter.stages.one_module) and proven there, th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,14 +17,14 @@ import numpy as np
 from exporter.errors import BuildError, JobError
 from exporter.stages.adapter import Adapter
 from exporter.stages.attach import few, resize, ties_of
-from exporter.stages.base import check_copies, refuse_absent, stored_name
+from exporter.stages.base_check import check_copies, refuse_absent, stored_name
 from exporter.stages.floats import TORCH_DTYPES, as_tensor, is_finite, tensor, torch_dtype
 from exporter.stages.folder import carry, check_tokens, tokenizer_folder
 from exporter.stages.layout import Change, Layout, layout
 from exporter.stages.merge import How, Load, kept_dtype, names_of, roundoff
 from exporter.stages.one_module import merge_module
 from exporter.stages.proof import Agreement, refuse_unproven
-from exporter.stages.shards import Digest, header, put
+from exporter.stages.shards import Digest, header, put, write_index
 from exporter.weights import FLOAT_BYTES, Stored, stored_tensors
 
 _CHUNK = 1 << 24
@@ -279,13 +278,7 @@ def _write_configuration(work: Work, files: dict[str, list[Output]], folder: Pat
     kinds = {TORCH_DTYPES[o.dtype] for outputs in files.values() for o in outputs if o.dtype in TORCH_DTYPES}
     config.dtype = torch_dtype(max(kinds, key=roundoff))
     config.save_pretrained(folder)
-    outputs = [(name, output) for name, outputs in files.items() for output in outputs]
-    if list(files) != ["model.safetensors"]:
-        index = {
-            "metadata": {"total_size": sum(output.bytes for _, output in outputs)},
-            "weight_map": {output.name: name for name, output in outputs},
-        }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_index(folder, {name: {output.name: output.bytes for output in outputs} for name, outputs in files.items()})
 
 
 def _check_reload(load: Load, base: Path, folder: Path) -> None:
