@@ -65,9 +65,7 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     whole = 4 * source.checkpoint.parameters
     needs = {output: int(whole * (1 + len(variants) / 2))}
     if source.adapters:
-        cache = cache_folder() / "checkpoints"
-        writable(cache, "set EXPORTER_CACHE to another folder")
-        needs[cache] = whole
+        needs[cache_folder() / "checkpoints"] = whole
     refuse_full_disk(needs)
     calibration = _calibration(job, variants, source.recipe, text)
     return Plan(job, source, variants, skipped, text_name, text, window, stride, calibration)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from exporter.errors import EXIT_BUILD, EXIT_JOB, BuildError, JobError
-from exporter.store import cache_folder
+from exporter.store import cache_folder, writable
 
 # For a worker that computes on whole weight matrices: torch then asks for huge pages, and a new tensor costs a quarter.
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
@@ -52,11 +52,13 @@ class Worker:
         return self
 
     def _start(self) -> subprocess.Popen[str]:
+        cache = cache_folder()
+        writable(cache, "set EXPORTER_CACHE to another folder")  # torch's import alone makes a folder there
         quiet = {
             "HF_HUB_OFFLINE": "1",  # what must be downloaded has been, by the parent
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.31 would send events, and leave a session's file in /tmp
-            "TORCHINDUCTOR_CACHE_DIR": str(cache_folder() / "torchinductor"),  # made by an import; else in /tmp
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),  # else in /tmp
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "OMP_NUM_THREADS": str(self._threads),

@@ -123,10 +123,14 @@ def test_an_output_on_a_read_only_disk(refused, mounted):
     assert "Read-only file system; choose another folder with -o" in line
 
 
-def test_a_cache_that_is_not_writable(refused, tiny, tmp_path):
+@pytest.mark.parametrize("command", ["run", "merge"])
+def test_a_cache_that_is_not_writable(run_cli, out, tiny, tmp_path, command):
     (tmp_path / "file").touch()
-    line = refused("-m", "tiny", "--adapter", tiny / "adapter", env={"EXPORTER_CACHE": str(tmp_path / "file")})
-    assert "Not a directory; set EXPORTER_CACHE to another folder" in line
+    env = {"EXPORTER_CACHE": str(tmp_path / "file")}
+    done = run_cli(command, "-m", "tiny", "--adapter", tiny / "adapter", "-o", out, env=env)
+    assert done.returncode == 2
+    assert done.stderr.endswith("Not a directory; set EXPORTER_CACHE to another folder\n")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("flags", [[], ["--force"]])
