@@ -1,0 +1,139 @@
+"""Policy: how each linear layer is quantized, and which stay in float. One policy serves every target.
+
+It is printed and read as YAML that a person can edit:
+
+    version: 1
+    source: smollm2-135m                  # what it was made for
+    sha256: 5af9…
+    modules:                              # the checkpoint's module names, or shell patterns of them
+      model.layers.0.mlp.up_proj: {weight: int8, input: static, range: [-3.1, 4.2]}
+      model.layers.0.mlp.down_proj: float
+      "model.layers.1.*": {weight: int4, group: 32, symmetric: false}
+
+An exact name wins over a pattern, a later pattern over an earlier one; what nothing names stays in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from exporter.errors import JobError, unknown
+
+FLOAT: Literal["float"] = "float"
+
+
+class Scheme(BaseModel):
+    """One linear layer's number formats.
+
+    Weights are int8 or int4, with a scale per output channel or per `group` of input channels. The input stays in
+    float, is quantized at run time (`dynamic`: each target in its own granularity), or with the fixed `range`
+    (`static`, one scale per tensor). A range that is symmetric about 0 is int8 with zero point 0; any other is uint8.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    weight: Literal["int8", "int4"]
+    group: int | None = Field(None, ge=16)
+    symmetric: bool = True
+    input: Literal["float", "dynamic", "static"] = "float"
+    range: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _range_goes_with_static(self) -> Self:
+        if (self.range is not None) != (self.input == "static"):
+            raise ValueError("range goes with 'input: static', and only with it")
+        if self.range is not None and not self.range[0] <= 0 <= self.range[1] > self.range[0]:
+            raise ValueError(f"range {list(self.range)} must be [low, high] around 0")
+        return self
+
+    @property
+    def bits(self) -> int:
+        return 4 if self.weight == "int4" else 8
+
+    @property
+    def symmetric_input(self) -> bool:
+        return self.range is not None and -self.range[0] == self.range[1]
+
+    def __str__(self) -> str:
+        words = [self.weight, f"in groups of {self.group}" if self.group else "per channel"]
+        words += [] if self.symmetric else ["with zero points"]
+        words += [] if self.input == "float" else [f"{self.input} input"]
+        return " ".join(words)
+
+
+class Policy(BaseModel):
+    """Schemes by module name or pattern. `sha256`: of the checkpoint that it was made for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    source: str | None = None
+    sha256: str | None = None
+    modules: dict[str, Scheme | Literal["float"]]
+
+    def scheme(self, module: str) -> Scheme | None:
+        """What a module gets; None: it stays in float."""
+        found = self.modules.get(module)
+        if found is None:
+            fitting = [scheme for pattern, scheme in self.modules.items() if fnmatchcase(module, pattern)]
+            found = fitting[-1] if fitting else FLOAT
+        return None if found == FLOAT else found
+
+    def resolved(self, modules: Iterable[str]) -> dict[str, Scheme | None]:
+        """The scheme of every linear layer of a model. Raises JobError for names that fit none of them."""
+        names = list(modules)
+        for pattern in self.modules:
+            if pattern not in names and not any(fnmatchcase(name, pattern) for name in names):
+                raise JobError(f"the policy: {unknown('module', pattern, names)}")
+        return {name: self.scheme(name) for name in names}
+
+    def to_yaml(self) -> str:
+        modules = {
+            name: scheme if scheme == FLOAT else scheme.model_dump(mode="json", exclude_defaults=True)
+            for name, scheme in self.modules.items()
+        }
+        head = self.model_dump(mode="json", include={"version", "source", "sha256"}, exclude_none=True)
+        # A scheme takes one line: hundreds of them must be read and edited by a person.
+        return yaml.safe_dump(head, sort_keys=False) + yaml.safe_dump(
+            {"modules": modules}, default_flow_style=None, width=10_000, sort_keys=False
+        )
+
+
+def read_policy(file: Path) -> Policy:
+    """A policy's YAML file. Raises JobError with the line that says what is wrong."""
+    try:
+        loaded = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError(f"cannot read the policy {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JobError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, Mapping) or not isinstance(loaded.get("modules"), Mapping):
+        raise JobError(f"{file} is no policy: it must hold 'modules:', a mapping of module names to schemes")
+    modules = {str(name): _scheme(file, str(name), value) for name, value in loaded["modules"].items()}
+    try:
+        return Policy.model_validate({**loaded, "modules": modules})
+    except ValidationError as error:
+        raise JobError(f"{file}: {_first(error)}") from error
+
+
+def _scheme(file: Path, name: str, value: Any) -> Scheme | Literal["float"]:
+    if value == FLOAT:
+        return FLOAT
+    if not isinstance(value, Mapping):
+        raise JobError(f"{file}: {name}: {value!r} is neither float nor a scheme such as {{weight: int8}}")
+    try:
+        return Scheme.model_validate(value)
+    except ValidationError as error:
+        raise JobError(f"{file}: {name}: {_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors()[0]
+    where = ".".join(str(part) for part in detail["loc"])
+    return f"{where}: {detail['msg']}" if where else str(detail["msg"])

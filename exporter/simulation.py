@@ -1,0 +1,59 @@
+"""A policy, simulated: a float model whose linear layers compute with rounded weights and rounded inputs.
+
+Rounding is exporter.grid's, the one that the targets ship, so that what is measured here is what an artifact will do
+up to float32's own rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from exporter.grid import rounded, rounded_input
+from exporter.policy import Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def linear_layers(model: Any) -> dict[str, Any]:
+    """The modules that a policy speaks of, by name, in the model's own order: Linear, and GPT-2's Conv1D."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    return {name: one for name, one in model.named_modules() if isinstance(one, torch.nn.Linear | Conv1D)}
+
+
+def weight_of(module: Any) -> Tensor:
+    """A linear layer's weight as [outputs, inputs], a view of what it holds; Conv1D stores it the other way round."""
+    import torch
+
+    weight: Tensor = module.weight.data
+    return weight if isinstance(module, torch.nn.Linear) else weight.T
+
+
+@contextmanager
+def simulated(model: Any, schemes: Mapping[str, Scheme | None]) -> Iterator[None]:
+    """Within the block the model's linear layers compute as their schemes say; afterwards it is as it was."""
+    modules = linear_layers(model)
+    kept, hooks = {}, []
+    try:
+        for name, scheme in schemes.items():
+            if scheme is None:
+                continue
+            weight = weight_of(modules[name])
+            kept[name] = weight.clone()
+            weight.copy_(rounded(kept[name], scheme))
+            if scheme.input != "float":
+                hooks.append(modules[name].register_forward_pre_hook(_rounding(scheme)))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, weight in kept.items():
+            weight_of(modules[name]).copy_(weight)
+
+
+def _rounding(scheme: Scheme) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
+    return lambda module, inputs: (rounded_input(inputs[0], scheme), *inputs[1:])
