@@ -33,7 +33,8 @@ class Scheme(BaseModel):
 
     Weights are int8 or int4, with a scale per output channel or per `group` of input channels. The input stays in
     float, is quantized at run time (`dynamic`: each target in its own granularity), or with the fixed `range`
-    (`static`, one scale per tensor). A range that is symmetric about 0 is int8 with zero point 0; any other is uint8.
+    (`static`, one scale per tensor; without a range: calibration finds one). A range that is symmetric about 0 is int8
+    with zero point 0; any other is uint8.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -46,7 +47,7 @@ class Scheme(BaseModel):
 
     @model_validator(mode="after")
     def _range_goes_with_static(self) -> Self:
-        if (self.range is not None) != (self.input == "static"):
+        if self.range is not None and self.input != "static":
             raise ValueError("range goes with 'input: static', and only with it")
         if self.range is not None and not self.range[0] <= 0 <= self.range[1] > self.range[0]:
             raise ValueError(f"range {list(self.range)} must be [low, high] around 0")
@@ -94,15 +95,19 @@ class Policy(BaseModel):
         return {name: self.scheme(name) for name in names}
 
     def to_yaml(self) -> str:
-        modules = {
-            name: scheme if scheme == FLOAT else scheme.model_dump(mode="json", exclude_defaults=True)
-            for name, scheme in self.modules.items()
-        }
         head = self.model_dump(mode="json", include={"version", "source", "sha256"}, exclude_none=True)
-        # A scheme takes one line: hundreds of them must be read and edited by a person.
-        return yaml.safe_dump(head, sort_keys=False) + yaml.safe_dump(
-            {"modules": modules}, default_flow_style=None, width=10_000, sort_keys=False
-        )
+        lines = [yaml.safe_dump(head, sort_keys=False).rstrip(), "modules:"]
+        for name, scheme in self.modules.items():
+            [key, *_] = yaml.safe_dump(name).splitlines()
+            lines.append(f"  {key}: {_flow(scheme) if isinstance(scheme, Scheme) else scheme}")
+        return "\n".join(lines) + "\n"
+
+
+def _flow(scheme: Scheme) -> str:
+    """A scheme in one line: hundreds of them must be read and edited by a person."""
+    values = scheme.model_dump(mode="json", exclude_defaults=True)
+    text: str = yaml.safe_dump(values, default_flow_style=True, width=10_000, sort_keys=False)
+    return text.rstrip()
 
 
 def read_policy(file: Path) -> Policy:

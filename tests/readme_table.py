@@ -33,12 +33,20 @@ JOBS = {
 }
 
 
-def measure(model: str, text: Path, targets: tuple[str, ...], name: str) -> dict[str, Any]:
-    """The report of one whole job on a new folder."""
+def measure(model: str, text: Path, targets: tuple[str, ...], name: str, **options: Any) -> dict[str, Any]:
+    """The report of one whole job on a new folder; `options` are more fields of the job."""
     shutil.rmtree(OUT / name, ignore_errors=True)
     print(f"{name}: {', '.join(targets)}", file=sys.stderr)
     return run(
-        Job(model=model, target=targets, eval_text=text, eval_tokens=TOKENS, threads=THREADS, output=OUT / name),
+        Job(
+            model=model,
+            target=targets,
+            eval_text=text,
+            eval_tokens=TOKENS,
+            threads=THREADS,
+            output=OUT / name,
+            **options,
+        ),
         lambda what, done, total: print(f"\r  {what} {done}/{total}".ljust(70), end="", file=sys.stderr, flush=True),
         lambda variant, error: print(f"\n  {variant}: {error}", file=sys.stderr),
     )
