@@ -21,6 +21,7 @@ check: $(STAMP)
 BENCH_TEXT ?= ../shared/data/wikitext-2/wiki.test.raw
 bench: $(STAMP)
 	$(BIN)/python tests/readme_table.py --text $(BENCH_TEXT)
+	$(BIN)/python tests/gguf_table.py --text $(BENCH_TEXT)
 	$(BIN)/python tests/large_merge.py --write
 
 # llama.cpp is compiled here. Its default, GGML_NATIVE=ON, was killed by SIGILL on virtual machines that list AMX; so what

@@ -1,4 +1,4 @@
-"""make bench, GGUF's part: what each type costs with and without importance matrix, and what exporter adds to llama.cpp.
+"""make bench, GGUF: what each type costs with and without importance matrix, and exporter's time over llama.cpp's.
 
     python tests/gguf_table.py --text wiki.test.raw            measures, and writes the README's table
     python tests/gguf_table.py --text FILE --keep-readme       print only
@@ -25,7 +25,7 @@ from exporter.store import cache_folder
 
 BEGIN, END = "<!-- gguf bench: begin -->", "<!-- gguf bench: end -->"
 COMPARED = ("torch:bf16", "gguf:f16", "gguf:q8_0", "gguf:q5_k_m", "gguf:q4_k_m", "gguf:q4_0", "gguf:iq4_xs")
-WITHOUT = ("gguf:q8_0", "gguf:q4_k_m", "gguf:q4_0", "gguf:iq4_xs")
+WITHOUT = ("gguf:q4_k_m", "gguf:q4_0", "gguf:iq4_xs")
 FOUR = ("q8_0", "q5_k_m", "q4_k_m", "q4_0")
 QUANTIZE = """
 import ctypes, sys, llama_cpp
@@ -37,18 +37,27 @@ sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes
 
 
 def table(reports: dict[str, dict[str, Any]]) -> list[str]:
-    lines = [
-        "| target | importance matrix | size, MB | × fp32 | ppl ratio ± se | KL | top-1 | prefill, tok/s | decode, tok/s |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    names = [
+        "target",
+        "matrix",
+        "size, MB",
+        "× fp32",
+        "ppl ratio ± se",
+        "KL",
+        "top-1",
+        "prefill, tok/s",
+        "decode, tok/s",
     ]
-    for matrix, report in reports.items():
+    lines = ["| " + " | ".join(names) + " |", "|---|---" + "|---:" * (len(names) - 2) + "|"]
+    for wanted, report in reports.items():
         for row in report["results"]:
-            quantized = row["target"] == "gguf" and row["precision"] != "f16"
-            if matrix == "no" and not quantized:
+            name = f"{row['target']}:{row['precision']}"
+            if wanted == "no" and name not in WITHOUT:
                 continue
+            used = "importance matrix of" in (row["reason"] or "")
             cells = [
-                f"{row['target']}:{row['precision']}",
-                matrix if quantized else "",
+                name,
+                "yes" if used else "no" if name in WITHOUT else "",
                 number(row["bytes"] / 1e6, ",.1f"),
                 number(row["size_ratio"], ".3f"),
                 f"{row['ppl_ratio']:.4f} ± {row['ppl_ratio_se']:.4f}",
@@ -61,7 +70,7 @@ def table(reports: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def four_types(text: Path) -> list[str]:
+def four_types(text: Path) -> str:
     """Seconds that exporter and llama.cpp's own tools take to write FOUR, with one conversion to float16."""
     from exporter import Job, run
     from exporter.targets.gguf_types import FILE_TYPES
@@ -94,10 +103,10 @@ def four_types(text: Path) -> list[str]:
     shutil.rmtree(output)
     total, tools = sum(ours.values()), sum(bare.values())
     parts = [", ".join(f"{name} {value:.1f}" for name, value in one.items()) for one in (ours, bare)]
-    return [
+    return (
         f"- {', '.join(FOUR)} of {DECODER} took {total:.1f} s ({parts[0]}: the first one converts to float16, once for "
         f"all); llama.cpp's converter and quantizer by hand {tools:.1f} s ({parts[1]}): {total / tools:.2f}×."
-    ]
+    )
 
 
 def main() -> None:
@@ -113,14 +122,14 @@ def main() -> None:
     write(reports, times, arguments.keep_readme)
 
 
-def write(reports: dict[str, dict[str, Any]], times: list[str], keep_readme: bool) -> None:
+def write(reports: dict[str, dict[str, Any]], times: str, keep_readme: bool) -> None:
     about, machine = reports["yes"]["evaluation"], reports["yes"]["machine"]
     title = (
         f"**{DECODER}**, {about['tokens_scored']:,} of {TOKENS:,} tokens of {about['text']}, {THREADS} threads, load "
         f"average before it {machine['load_average'][0]:.1f}:"
     )
     version = machine["versions"]["llama-cpp-python"]
-    text = "\n".join([title, "", *table(reports), "", *times, f"- {cpu_name()}; llama-cpp-python {version}."])
+    text = "\n".join([title, "", *table(reports), "", times, f"- {cpu_name()}; llama-cpp-python {version}."])
     print(text)
     if not keep_readme:
         readme = ROOT / "README.md"
