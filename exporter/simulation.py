@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from exporter.grid import rounded, rounded_input
@@ -34,8 +35,13 @@ def weight_of(module: Any) -> Tensor:
 
 
 @contextmanager
-def simulated(model: Any, schemes: Mapping[str, Scheme | None]) -> Iterator[None]:
-    """Within the block the model's linear layers compute as their schemes say; afterwards it is as it was."""
+def simulated(
+    model: Any, schemes: Mapping[str, Scheme | None], weights: Mapping[str, Tensor] = MappingProxyType({})
+) -> Iterator[None]:
+    """Within the block the model's linear layers compute as their schemes say; afterwards it is as it was.
+
+    `weights` [N, K] by name are on their scheme's grid already, chosen by a better method than the nearest value.
+    """
     modules = linear_layers(model)
     kept, hooks = {}, []
     try:
@@ -44,7 +50,7 @@ def simulated(model: Any, schemes: Mapping[str, Scheme | None]) -> Iterator[None
                 continue
             weight = weight_of(modules[name])
             kept[name] = weight.clone()
-            weight.copy_(rounded(kept[name], scheme))
+            weight.copy_(weights[name] if name in weights else rounded(kept[name], scheme))
             if scheme.input != "float":
                 hooks.append(modules[name].register_forward_pre_hook(_rounding(scheme)))
         yield

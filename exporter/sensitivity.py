@@ -1,0 +1,161 @@
+"""What a policy would cost, measured: a float model against itself with some layers quantized in simulation.
+
+The loss is the mean KL(float || quantized) over calibration tokens in nats; for feature extraction 1 - the mean cosine
+of mean-pooled hidden states. Neither needs labels, and both see harm that perplexity on few tokens does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from exporter.policy import Scheme
+from exporter.simulation import linear_layers, simulated
+from exporter.types import FEATURES, GENERATION
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ANSWERS = 1 << 28  # bytes of float answers that are kept
+
+
+class LossMeter:
+    """Measures schemes on a few windows. The model's blocks before the first quantized layer are not run again.
+
+    `model`: float32, in eval mode, on `windows` int64 [windows, window]. It answers as it did when the meter was made,
+    unless weights are given: then it is a copy of the layers' weights that counts.
+    """
+
+    def __init__(self, model: Any, task: str, windows: Tensor) -> None:
+        self._model, self._task = model, task
+        self._windows = windows[: max(_ANSWERS // (4 * windows.shape[1] * _width(model, task)), 1)]
+        self._blocks = _blocks(model)
+        self._kept: list[list[Any]] = []  # for each window, each block's output
+        self.groups: list[tuple[str, ...]] = []
+        self._answers = [self._record(window) for window in self._windows]
+        self.tokens = self._windows.numel()
+
+    def loss(self, schemes: Mapping[str, Scheme | None], weights: Mapping[str, Tensor] | None = None) -> float:
+        """The loss of a model whose layers have these schemes; a layer that is not named stays in float.
+
+        `weights`: rounded weights [N, K] in the place of the nearest ones, by name.
+        """
+        import torch
+
+        quantized = {name for name, scheme in schemes.items() if scheme is not None}
+        if not quantized:
+            return 0.0
+        first = min(self._block_of(name) for name in quantized)
+        total = 0.0
+        with torch.inference_mode(), simulated(self._model, schemes, weights or {}):
+            for window, kept, expected in zip(self._windows, self._kept, self._answers, strict=True):
+                with _skipping(self._blocks[:first], kept):
+                    total += _distance(expected, _answer(self._model, self._task, window), self._task)
+        return total / len(self._windows)
+
+    def _block_of(self, name: str) -> int:
+        """How many blocks come before a layer: those need not run again."""
+        if linear_layers(self._model)[name].weight is self._model.get_input_embeddings().weight:
+            return 0
+        order = [member for group in self.groups for member in group]
+        place = order.index(name)
+        inside = {one: index for index, block in enumerate(self._blocks) for one in self._names(block)}
+        if name in inside:
+            return inside[name]
+        # The head comes after all the blocks; a projection of the embeddings before them.
+        return max((inside[one] + 1 for one in order[:place] if one in inside), default=0)
+
+    def _names(self, block: Any) -> list[str]:
+        mine = set(map(id, block.modules()))
+        return [name for name, module in linear_layers(self._model).items() if id(module) in mine]
+
+    def _record(self, window: Tensor) -> Tensor:
+        """The float model's answer; remembers what the blocks returned and which layers share an input."""
+        import torch
+
+        outputs: list[Any] = []
+        inputs: list[Any] = []
+        names: list[str] = []
+
+        def arrived(name: str) -> Callable[[Any, Any], None]:
+            def note(module: Any, arguments: Any) -> None:
+                inputs.append(arguments[0])  # kept: a freed tensor's place could be another's
+                names.append(name)
+
+            return note
+
+        hooks = [block.register_forward_hook(lambda m, i, out: outputs.append(out)) for block in self._blocks]
+        for name, module in linear_layers(self._model).items():
+            hooks.append(module.register_forward_pre_hook(arrived(name)))
+        try:
+            with torch.inference_mode():
+                answer = _answer(self._model, self._task, window)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._kept.append(outputs)
+        if not self.groups:
+            self.groups = list(_sharing(names, inputs))
+        return answer
+
+
+def _sharing(names: Sequence[str], inputs: Sequence[Any]) -> Iterator[tuple[str, ...]]:
+    """The layers in their order of execution, those that read the same tensor together."""
+    groups: dict[int, list[str]] = {}
+    for name, tensor in zip(names, inputs, strict=True):
+        members = groups.setdefault(id(tensor), [])
+        if name not in members:  # a layer that runs twice, such as a shared one
+            members.append(name)
+    seen: set[str] = set()
+    for members in groups.values():
+        fresh = tuple(name for name in members if name not in seen)
+        seen.update(fresh)
+        if fresh:
+            yield fresh
+
+
+def _blocks(model: Any) -> list[Any]:
+    """A transformer's layers: the list of like modules that holds most of the parameters; [] where there is none."""
+    import torch
+
+    lists = [
+        one for one in model.modules() if isinstance(one, torch.nn.ModuleList) and len({type(x) for x in one}) == 1
+    ]
+    return list(max(lists, key=lambda one: sum(p.numel() for p in one.parameters()), default=[]))
+
+
+@contextmanager
+def _skipping(blocks: Sequence[Any], outputs: Sequence[Any]) -> Iterator[None]:
+    """Within the block these modules return what they returned before, without computing."""
+    try:
+        for block, output in zip(blocks, outputs, strict=False):
+            block.forward = lambda *arguments, _output=output, **options: _output
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+def _width(model: Any, task: str) -> int:
+    return int(getattr(model.config, "vocab_size", 1)) if task == GENERATION else 1
+
+
+def _answer(model: Any, task: str, window: Tensor) -> Tensor:
+    """Log-probabilities [T, V], or [1, C]; for feature extraction the mean hidden state [1, H]."""
+    extra = {"use_cache": False} if task == GENERATION else {}
+    out = model(input_ids=window[None], **extra)
+    if task == FEATURES:
+        mean: Tensor = out.last_hidden_state.mean(1)
+        return mean
+    logits: Tensor = out.logits[0] if task == GENERATION else out.logits
+    return logits.log_softmax(-1)
+
+
+def _distance(expected: Tensor, got: Tensor, task: str) -> float:
+    import torch
+
+    if task == FEATURES:
+        return 1 - float(torch.nn.functional.cosine_similarity(expected.double(), got.double()).mean())
+    terms = expected.exp() * (expected - got)
+    return float(terms.sum(-1, dtype=torch.float64).mean())

@@ -1,0 +1,134 @@
+"""What layers lose when they are quantized, and the choice that is made of it, on the model that exporter ships."""
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from exporter.policy import Scheme
+from exporter.selection import Layer, choose, rank
+from exporter.sensitivity import LossMeter
+from exporter.simulation import linear_layers, simulated, weight_of
+from exporter.targets.torch import load_model
+
+INT4 = Scheme(weight="int4", group=32, symmetric=False)
+INT8 = Scheme(weight="int8", group=32)
+LAST = "model.layers.2.mlp.down_proj"
+
+
+@pytest.fixture(scope="module")
+def windows(tiny):
+    ids = AutoTokenizer.from_pretrained(tiny)((tiny / "calib.txt").read_text(encoding="utf-8"))["input_ids"]
+    return torch.tensor(ids[:512]).view(4, 128)
+
+
+@pytest.fixture
+def model(tiny):
+    return load_model(tiny, "text-generation", "float32").eval()
+
+
+@pytest.fixture
+def layers(model):
+    found = linear_layers(model).items()
+    return {name: Layer(weight_of(one).numel(), (INT4, INT8, None)) for name, one in found if name != "lm_head"}
+
+
+def ranked(meter, layers):
+    return rank(meter, layers, {}, lambda done, total: None)
+
+
+def test_layers_that_read_the_same_tensor_are_one_group(model, windows):
+    groups = LossMeter(model, "text-generation", windows).groups
+    attention, mlp = "model.layers.0.self_attn.", "model.layers.0.mlp."
+    assert groups[:4] == [
+        (attention + "q_proj", attention + "k_proj", attention + "v_proj"),
+        (attention + "o_proj",),
+        (mlp + "gate_proj", mlp + "up_proj"),
+        (mlp + "down_proj",),
+    ]
+    assert groups[-1] == ("lm_head",)
+    assert len(groups) == 13
+
+
+@pytest.mark.parametrize("name", [LAST, "model.layers.1.self_attn.q_proj", "lm_head"])
+def test_blocks_that_are_not_run_again_change_nothing(model, windows, name):
+    """The KL of the whole model's own forward passes, without a meter's short cuts."""
+    loss = LossMeter(model, "text-generation", windows).loss({name: INT4})
+    with torch.inference_mode():
+        expected = model(input_ids=windows).logits.log_softmax(-1)
+        with simulated(model, {name: INT4}):
+            got = model(input_ids=windows).logits.log_softmax(-1)
+    kl = (expected.exp() * (expected - got)).sum(-1, dtype=torch.float64).mean()
+    assert loss == pytest.approx(float(kl), rel=1e-3)
+    assert loss > 1e-5
+
+
+def test_the_model_is_as_it_was_after_a_measurement(model, windows, layers):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    meter = LossMeter(model, "text-generation", windows)
+    meter.loss({name: Scheme(weight="int4", group=32, input="dynamic") for name in layers})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert meter.loss({}) == 0
+    with torch.inference_mode():
+        assert torch.equal(model(input_ids=windows).logits, load_logits(model, windows))
+
+
+def load_logits(model, windows):
+    fresh = type(model)(model.config)
+    fresh.load_state_dict(model.state_dict())
+    return fresh.eval()(input_ids=windows).logits
+
+
+def test_a_spoiled_layer_is_found(model, windows, layers):
+    """A few columns of one layer are made a thousand times larger, and their inputs smaller: the same function."""
+    up, down = linear_layers(model)["model.layers.1.mlp.up_proj"], linear_layers(model)["model.layers.1.mlp.down_proj"]
+    with torch.no_grad():
+        up.weight[::32] /= 1000
+        down.weight[:, ::32] *= 1000
+    groups = ranked(LossMeter(model, "text-generation", windows), layers)
+    assert groups[0].names == ("model.layers.1.mlp.down_proj",)
+    assert groups[0].loss > 5 * groups[1].loss
+
+
+def test_the_smallest_mix_that_fits_is_chosen(model, windows, layers):
+    meter = LossMeter(model, "text-generation", windows)
+    groups = ranked(meter, layers)
+    lowest = meter.loss(dict.fromkeys(layers, INT4))
+    assert choose(meter, layers, groups, lowest, {}).schemes == dict.fromkeys(layers, INT4)
+    half = choose(meter, layers, groups, lowest / 2, {})
+    assert half.fits
+    assert half.loss <= lowest / 2
+    raised = [group for group in groups if half.schemes[group.names[0]] == INT8]
+    assert raised == groups[: len(raised)]
+    one_less = dict(half.schemes) | dict.fromkeys(raised[-1].names, INT4)
+    assert meter.loss(one_less) > lowest / 2
+    nothing_fits = choose(meter, layers, groups, 1e-12, {})
+    assert nothing_fits.schemes == dict.fromkeys(layers, None)
+    assert nothing_fits.loss == 0
+
+
+def test_without_float_as_a_last_resort_the_best_is_said_not_to_fit(model, windows, layers):
+    meter = LossMeter(model, "text-generation", windows)
+    layers = {name: Layer(layer.size, (INT4, INT8)) for name, layer in layers.items()}
+    choice = choose(meter, layers, ranked(meter, layers), 1e-12, {})
+    assert not choice.fits
+    assert choice.schemes == dict.fromkeys(layers, INT8)
+    assert choice.loss == meter.loss(dict.fromkeys(layers, INT8))
+
+
+def test_rounded_weights_of_a_better_method_take_the_place_of_the_nearest(model, windows):
+    meter = LossMeter(model, "text-generation", windows)
+    own = weight_of(linear_layers(model)[LAST]).clone()
+    assert meter.loss({LAST: INT4}, {LAST: own}) == pytest.approx(0, abs=1e-9)
+
+
+def test_an_encoder_is_measured_by_its_embeddings(tmp_path, windows):
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    model = BertModel(BertConfig(vocab_size=2048, **sizes)).eval()
+    meter = LossMeter(model, "feature-extraction", windows)
+    names = [name for name in linear_layers(model) if "pooler" not in name]
+    loss = meter.loss(dict.fromkeys(names, INT4))
+    assert 1e-6 < loss < 0.2
+    assert meter.loss(dict.fromkeys(names, INT8)) < loss / 20
