@@ -28,14 +28,7 @@ def calibrated(plan: Plan, checkpoint: Checkpoint, worker: Worker, progress: Pro
     if plan.calibration is None:
         return None
     progress("calibrating", 0, 0)
-    name, text, skip = plan.calibration
-    how = {
-        "name": name,
-        "text": text,
-        "tokens": plan.job.calib_tokens,
-        "skip": skip,
-        "max_length": plan.source.max_length,
-    }
+    how = plan.calibration_text()
     key = store.content_key(["calibration", checkpoint.sha256, checkpoint.task, how, machine.versions()])
     folder = store.cache_folder() / "calibrations" / key
     worker("calibrate", checkpoint=asdict(checkpoint), folder=folder, key=key, threads=plan.job.threads, **how)

@@ -7,6 +7,7 @@ from typing import Any
 
 from exporter.errors import JobError, unknown
 from exporter.load import check_config, read_config
+from exporter.simulation import linear_layers
 from exporter.types import FEATURES, TASKS
 
 _NO_LIMIT = 1 << 20  # tokenizers without a limit of their own say 10^30
@@ -21,7 +22,7 @@ def inspect(
     labels: int | None,
     measured: bool,
 ) -> dict[str, Any]:
-    """task, max_length (tokens, None: no limit), unused tensors and config of a model. Raises JobError.
+    """task, max_length (tokens, None: no limit), unused tensors, linear layers and config of a model. Raises JobError.
 
     `provided` are the parameters that adapters bring (a head with `labels` classes among them), which the checkpoint
     may lack. `measured`: only the tasks that can be measured are taken.
@@ -39,13 +40,14 @@ def inspect(
     except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
         raise JobError(f"the tokenizer of {model} cannot be loaded: {_one_line(error)}") from error
     task = _task(config, task, model, measured)
-    unused = _unused(model, path, task, trust, set(provided), labels)
+    unused, layers = _fit(model, path, task, trust, set(provided), labels)
     limits = [getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
     known = [int(limit) for limit in limits if limit is not None and limit < _NO_LIMIT]
     return {
         "task": task,
         "max_length": min(known) if known else None,
         "unused": unused,
+        "linear_layers": layers,
         "config": config.to_dict(),
     }
 
@@ -75,11 +77,13 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
     return str(task)
 
 
-def _unused(model: str, path: Path, task: str, trust: bool, provided: set[str], labels: int | None) -> str:
-    """The tensors that the model has no place for, in words ("": none), after a check that it lacks none.
+def _fit(
+    model: str, path: Path, task: str, trust: bool, provided: set[str], labels: int | None
+) -> tuple[str, list[str]]:
+    """The tensors that the model has no place for, in words ("": none), and its linear layers' names.
 
-    transformers fills what a checkpoint lacks with random numbers: nothing of that may be exported. Raises JobError. On
-    the meta device no weight is read; names and shapes come from the files' headers.
+    transformers fills what a checkpoint lacks with random numbers: nothing of that may be exported. Raises JobError for
+    it. On the meta device no weight is read; names and shapes come from the files' headers.
     """
     from exporter.targets.torch import load_model
 
@@ -87,7 +91,7 @@ def _unused(model: str, path: Path, task: str, trust: bool, provided: set[str], 
     if labels is not None:
         reading["num_labels"] = labels
     try:
-        _, found = load_model(path, task, "float32", trust, **reading)
+        empty, found = load_model(path, task, "float32", trust, **reading)
     except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
         raise JobError(f"transformers cannot load {model} for {task}: {_one_line(error)}") from error
     unlike = sorted(key for key in found["mismatched_keys"] if key[0] not in provided)
@@ -102,7 +106,7 @@ def _unused(model: str, path: Path, task: str, trust: bool, provided: set[str], 
             f"{model} has no weights for {_few(lacks)}, and random ones would take their place: its config.json does "
             f"not fit its weights, or it was not trained for {task} (--task)"
         )
-    return _few(sorted(found["unexpected_keys"]))
+    return _few(sorted(found["unexpected_keys"])), list(linear_layers(empty))
 
 
 def _few(names: list[str]) -> str:

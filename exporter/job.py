@@ -99,6 +99,18 @@ class Job(MergeJob):
         description="UTF-8 text to calibrate on. Default: the standard library's topics, after what is measured on.",
     )
     calib_tokens: int = Field(8192, ge=MIN_TOKENS, description="How many tokens of it to calibrate on.")
+    policy: Literal["auto", "off"] | Path = Field(
+        "auto",
+        description="How each linear layer is quantized. auto: the cheapest mix that keeps the gates, found by "
+        "measuring; off: the precision's own scheme everywhere; or a policy's FILE.",
+    )
+    ranges: Literal["minmax", "percentile", "entropy", "mse"] = Field(
+        "mse", description="How the range of a static input is taken from its histogram."
+    )
+    smooth: bool = Field(True, description="SmoothQuant: move outliers of static inputs into the weights first.")
+    rounding: Literal["nearest", "gptq", "awq"] = Field(
+        "gptq", description="How 4-bit weights are rounded where a policy is used."
+    )
     max_ppl_ratio: float | None = Field(None, gt=0, description="Gate: perplexity over the reference's.")
     max_kl: float | None = Field(None, ge=0, description="Gate: mean KL divergence from the reference, in nats.")
     min_top1: float | None = Field(None, ge=0, le=1, description="Gate: share of tokens whose most likely next agrees.")

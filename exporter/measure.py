@@ -52,13 +52,14 @@ class Bench:
     def quality(self, rows: Sequence[Result]) -> None:
         """Apart from the speed measurement: the arithmetic of the comparison is not the engine's peak memory."""
         for row in rows:
-            if _variant(row) != REFERENCE:
-                self.attempt(row, partial(self._quality, row))
+            if _variant(row) != REFERENCE and row.engine is None:  # else it was measured to choose its policy
+                self.attempt(row, partial(self.measure, row, self._output / _variant(row).folder))
 
-    def _quality(self, row: Result) -> None:
+    def measure(self, row: Result, folder: Path) -> None:
+        """The quality of a row's artifact, wherever its folder is."""
         self._progress(f"quality {_variant(row)}", 0, 0)
         with self._worker(row, "quality") as worker:
-            for name, value in worker("quality", **self._what(row)).items():
+            for name, value in worker("quality", **self._what(row) | {"folder": folder}).items():
                 setattr(row, name, value)
 
     def speed(self, rows: Sequence[Result], rounds: int) -> None:

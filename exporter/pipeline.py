@@ -14,9 +14,9 @@ from typing import Any
 from exporter import __version__, machine, store, targets
 from exporter.bench.gates import judge
 from exporter.bench.report import render
-from exporter.bench.size import sizes
 from exporter.calibrate import calibrated
 from exporter.errors import EXIT_BUILD, EXIT_GATE, EXIT_OK, ExporterError, JobError
+from exporter.exporting import Exports
 from exporter.job import Job
 from exporter.measure import Bench, Failed
 from exporter.merging import check_perplexity, merge_stage
@@ -46,9 +46,10 @@ def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[
     bench = Bench(output, checkpoint, plan.source.max_length, job.threads, progress, failed)
     rows = [_reference_row(reference)]
     with store.temporary_folder(output, "scratch") as scratch:
+        exports = Exports(plan, checkpoint, calibration, output, scratch, progress, bench, reference["scored"])
         for variant in plan.variants:
             row = Result(variant.target, variant.precision)
-            bench.attempt(row, partial(_export, row, plan, checkpoint, calibration, output, scratch, progress))
+            bench.attempt(row, partial(exports.export, row))
             rows.append(row)
     rows += [Result(variant.target, variant.precision, "skipped", reason) for variant, reason in plan.skipped.items()]
     bench.quality(rows)
@@ -85,7 +86,15 @@ def bench_again(
     for old in report["results"]:
         variant = Variant(old["target"], old["precision"])
         row = Result(variant.target, variant.precision)
-        for name in ("path", "bytes", "size_ratio", "tokenizer_bytes", "export_s", "export_peak_rss_bytes"):
+        for name in (
+            "path",
+            "bytes",
+            "size_ratio",
+            "tokenizer_bytes",
+            "export_s",
+            "export_peak_rss_bytes",
+            "quantization",
+        ):
             setattr(row, name, old[name])
         if variant == targets.REFERENCE:
             row = _reference_row(reference)
@@ -161,62 +170,6 @@ def _reference_row(reference: dict[str, Any]) -> Result:
     else:
         row.cosine = 1.0
     return row
-
-
-def _export(
-    row: Result,
-    plan: Plan,
-    checkpoint: Checkpoint,
-    calibration: Path | None,
-    output: Path,
-    scratch: Path,
-    progress: Progress,
-) -> None:
-    """Publishes a variant's folder, unless the same artifact is there undamaged, and fills in what is known of it."""
-    variant = Variant(row.target, row.precision)
-    folder = output / variant.folder
-    target = targets.get(variant.target)
-    options = plan.job.options(target.options)
-    if not target.calibrates(variant.precision, options):
-        calibration = None
-    # A file that an option names counts by its contents, the calibration by its key.
-    contents = {name: store.sha256_file(it) if isinstance(it, Path) else it for name, it in options.items()}
-    made_of = [checkpoint.sha256, checkpoint.task, str(variant), contents, calibration and calibration.name]
-    key = store.content_key(["artifact", made_of, machine.versions()])
-    manifest = store.reusable(folder, key)
-    if manifest is None:
-        progress(f"exporting {variant}", 0, 0)
-        mine = scratch / variant.target
-        mine.mkdir(exist_ok=True)
-        log = output / "logs" / f"{variant.folder}.export.log"
-        with Worker(log, plan.job.threads, progress) as worker, store.publish(folder) as building:
-            done = worker(
-                "export",
-                target=variant.target,
-                precision=variant.precision,
-                checkpoint=asdict(checkpoint),
-                folder=building,
-                scratch=mine,
-                threads=plan.job.threads,
-                options=options,
-                cache=store.cache_folder(),
-                calibration=calibration,
-            )
-            facts: dict[str, Any] = {
-                "variant": str(variant),
-                "task": checkpoint.task,
-                "model": checkpoint.source,
-                "history": checkpoint.history,
-                "versions": machine.versions(),
-                "job": plan.job.identity(),
-                **{name: done[name] for name in ("notes", "export_s", "export_peak_rss_bytes")},
-            }
-            manifest = store.write_manifest(building, key, done["weights"], facts)
-    row.path = variant.folder
-    row.bytes, row.tokenizer_bytes = sizes(manifest)
-    row.size_ratio = row.bytes / (4 * checkpoint.parameters)
-    row.export_s, row.export_peak_rss_bytes = manifest["export_s"], manifest["export_peak_rss_bytes"]
-    row.reason = "; ".join(manifest["notes"]) or None
 
 
 def _describe(plan: Plan, checkpoint: Checkpoint, reference: dict[str, Any], merged: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from exporter import targets
 from exporter.errors import BuildError, JobError
 from exporter.job import Job, MergeJob
 from exporter.load import is_recipe
+from exporter.policy import Policy, read_policy
 from exporter.process import Progress, Worker
 from exporter.recipes import Recipe
 from exporter.source import Source, look
@@ -36,18 +37,72 @@ class Plan:
     window: int
     stride: int
     calibration: tuple[str, str, int] | None = field(repr=False)  # name, text, tokens to leave out; None: not needed
+    policy: Policy | None = None  # that the job gives
 
     def describe(self) -> dict[str, Any]:
         """What --dry-run prints: the resolved job, and what it would do."""
         reference = f"measure {self.job.eval_tokens} tokens of {self.text_name} with {targets.REFERENCE}"
         steps = [f"merge the adapter {adapter.path} ({self.source.way})" for adapter in self.source.adapters]
         steps += [f"calibrate on {self.job.calib_tokens} tokens of {self.calibration[0]}"] if self.calibration else []
-        steps += [reference, *(f"export, check and measure {variant}" for variant in self.variants)]
+        steps.append(reference)
+        for variant in self.variants:
+            steps += [f"choose the policy of {variant}"] if self.quantizes(variant) and self.policy is None else []
+            steps.append(f"export, check and measure {variant}")
         steps += [f"skip {variant}: {reason}" for variant, reason in self.skipped.items()]
         resolved = {"task": self.source.checkpoint.task, "window": self.window, "stride": self.stride}
         resolved["target"] = [str(variant) for variant in self.variants]
         checkpoint = asdict(self.source.checkpoint)
         return {"job": self.job.model_dump(mode="json") | resolved, "checkpoint": checkpoint, "steps": steps}
+
+    def quantizes(self, variant: Variant) -> bool:
+        """Whether a variant is exported from a checkpoint that was quantized in float, under a policy."""
+        return _quantizes(self.job, variant)
+
+    def how(self, variant: Variant) -> dict[str, Any]:
+        """What exporter.quantizing is told of a variant's policy: the fields of its How, for JSON."""
+        schemes = targets.get(variant.target).precisions[variant.precision].schemes
+        return {
+            "schemes": [scheme.model_dump(mode="json") for scheme in schemes],
+            "policy": None if self.policy is None else self.policy.model_dump(mode="json"),
+            "mixed": self.job.policy != "off",
+            **{name: getattr(self.job, name) for name in ("ranges", "smooth", "rounding")},
+        }
+
+    def calibration_text(self) -> dict[str, Any]:
+        """What a worker is told of the text to calibrate on."""
+        assert self.calibration is not None
+        name, text, skip = self.calibration
+        return {
+            "name": name,
+            "text": text,
+            "tokens": self.job.calib_tokens,
+            "skip": skip,
+            "max_length": self.source.max_length,
+        }
+
+
+def _quantizes(job: Job, variant: Variant) -> bool:
+    schemes = targets.get(variant.target).precisions[variant.precision].schemes
+    # Without a policy the targets round weights themselves; ranges they cannot know.
+    return bool(schemes) and (job.policy != "off" or schemes[0].input == "static")
+
+
+def _policy(job: Job, variants: tuple[Variant, ...], source: Source) -> Policy | None:
+    """The policy that a job gives, after a look at its names and at what the targets can do. Raises JobError."""
+    if not isinstance(job.policy, Path):
+        return None
+    policy = read_policy(job.policy)
+    resolved = policy.resolved(source.linear_layers)
+    taken = [variant for variant in variants if _quantizes(job, variant)]
+    if not taken:
+        named = ", ".join(map(str, variants)) or "no target"
+        raise JobError(f"--policy {job.policy}: {named} takes none; see 'exporter targets'")
+    for variant in taken:
+        for module, scheme in resolved.items():
+            reason = scheme and targets.get(variant.target).schemes(variant.precision, scheme)
+            if reason:
+                raise JobError(f"--policy {job.policy}: {variant} cannot make {module} {scheme}: {reason}")
+    return policy
 
 
 def make_plan(job: Job, worker: Worker) -> Plan:
@@ -68,7 +123,8 @@ def make_plan(job: Job, worker: Worker) -> Plan:
         needs[cache_folder() / "checkpoints"] = whole
     refuse_full_disk(needs)
     calibration = _calibration(job, variants, source.recipe, text)
-    return Plan(job, source, variants, skipped, text_name, text, window, stride, calibration)
+    policy = _policy(job, variants, source)
+    return Plan(job, source, variants, skipped, text_name, text, window, stride, calibration, policy)
 
 
 def _calibration(
@@ -76,7 +132,10 @@ def _calibration(
 ) -> tuple[str, str, int] | None:
     """The text to calibrate on, where a variant wants it or the job names one."""
     chosen = ((variant, targets.get(variant.target)) for variant in variants)
-    wanted = any(target.calibrates(variant.precision, job.options(target.options)) for variant, target in chosen)
+    wanted = any(
+        _quantizes(job, variant) or target.calibrates(variant.precision, job.options(target.options))
+        for variant, target in chosen
+    )
     if not wanted and job.calib_text is None:
         return None
     told = calibration_text(job.calib_text, recipe, evaluated, job.eval_tokens)

@@ -41,6 +41,7 @@ class Source:
     identities: tuple[str, ...]  # of each adapter: whether this is its base
     labels: int | None  # classes of the head that an adapter brings
     notes: tuple[str, ...]
+    linear_layers: tuple[str, ...]
     bytes: int  # of the weights' files
     weights: Weights | None  # None: not read yet, a streaming merge does it on its way
 
@@ -108,6 +109,7 @@ def look(job: MergeJob, worker: Callable[..., Any], read_weights: bool = True, m
         identities,
         labels,
         tuple(notes),
+        tuple(known["linear_layers"]),
         sum(tensor.end - tensor.begin for tensor in stored),
         weights,
     )

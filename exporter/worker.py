@@ -119,6 +119,16 @@ class Session:
 
         return calibrate(_checkpoint(checkpoint), Path(folder), key, threads, self.progress("calibrating"), **how)
 
+    def quantize_open(
+        self, checkpoint: dict[str, Any], threads: int, how: dict[str, Any], text: dict[str, Any]
+    ) -> None:
+        from exporter.quantizing import How, open_quantizer
+
+        self._quantizer = open_quantizer(_checkpoint(checkpoint), How.load(how), threads, self.progress, **text)
+
+    def quantize(self, budget: float, folder: str) -> dict[str, Any]:
+        return self._quantizer.write(self._quantizer.choose(budget), budget, Path(folder))
+
     def export(self, target: str, checkpoint: dict[str, Any], threads: int, **places: Any) -> dict[str, Any]:
         start = perf_counter()
         folder, scratch, cache = Path(places["folder"]), Path(places["scratch"]), Path(places["cache"])
@@ -151,8 +161,8 @@ class Session:
 
 
 OPS = (
-    "prepare", "inspect", "dequantize", "merge", "reference", "calibrate", "export", "quality", "speed_open",
-    "speed_round",
+    "prepare", "inspect", "dequantize", "merge", "reference", "calibrate", "quantize_open", "quantize", "export",
+    "quality", "speed_open", "speed_round",
 )  # fmt: skip
 
 

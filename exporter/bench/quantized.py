@@ -1,0 +1,41 @@
+"""The record of a variant's policy in words: what each layer got, what was predicted, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_NAMED = 40  # layers; more of them are counted
+_WORST = 6  # groups of layers
+
+
+def quantization_lines(row: Mapping[str, Any]) -> Iterator[str]:
+    """What a row's `quantization` says; nothing where there was none."""
+    record = row["quantization"]
+    if record is None:
+        return
+    kinds = ", ".join(f"{count} {kind}" for kind, count in record["schemes"].items())
+    yield f"linear layers: {kinds}{' (the policy that was given)' if record['given'] else ''}"
+    others = [f"{name} ({scheme})" for name, scheme in record["others"].items()]
+    if others:
+        more = f" and {len(others) - _NAMED} more; policy.yaml has them all" if len(others) > _NAMED else ""
+        yield f"kept from the most common scheme: {', '.join(others[:_NAMED])}{more}"
+    unit = record["unit"]
+    for attempt in record["attempts"]:
+        got = ", ".join(f"{name} {attempt[name]:.4g}" for name in _FIGURES if attempt[name] is not None)
+        passed = "passed its gates" if attempt["passed"] else "failed a gate"
+        budget = "" if record["given"] else f" (budget {attempt['budget']:.2g})"
+        yield f"simulated: {unit} {attempt['loss']:.3g}{budget} on {record['tokens']} tokens; measured: {got}: {passed}"
+    worst = [f"{_common(names)} {loss:.2g}" for names, loss in record["sensitivity"][:_WORST]]
+    if worst:
+        yield f"most sensitive for their size, alone at the lowest scheme ({unit}): {', '.join(worst)}"
+    yield from record["history"]
+
+
+_FIGURES = ("ppl_ratio", "kl", "top1", "cosine")
+
+
+def _common(names: list[str]) -> str:
+    """A group's layers in a word: model.layers.1.mlp.gate_proj, up_proj."""
+    first, *others = names
+    return ", ".join([first, *(name.rpartition(".")[2] for name in others)])
