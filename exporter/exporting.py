@@ -60,9 +60,8 @@ class Exports:
         options = plan.job.options(target.options)
         # A file that an option names counts by its contents, the calibration by its key.
         contents = {name: store.sha256_file(it) if isinstance(it, Path) else it for name, it in options.items()}
-        calibrates = target.calibrates(variant.precision, options)
         made_of = [self.checkpoint.sha256, self.checkpoint.task, str(variant), contents]
-        made_of.append(self.calibration.name if calibrates and self.calibration else None)
+        made_of.append(self.calibration.name if self.calibration and plan.calibrates(variant) else None)
         if plan.quantizes(variant):
             made_of += [plan.how(variant), plan.calibration_text(), asdict(self._limits(variant))]
         return store.content_key(["artifact", made_of, machine.versions()])
@@ -135,7 +134,7 @@ class Exports:
                 threads=plan.job.threads,
                 options=options,
                 cache=store.cache_folder(),
-                calibration=self.calibration if target.calibrates(variant.precision, options) else None,
+                calibration=self.calibration if plan.calibrates(variant) else None,
                 policy=None if quantization is None else quantization["policy"],
             )
         facts = {

@@ -58,6 +58,10 @@ class Plan:
         """Whether a variant is exported from a checkpoint that was quantized in float, under a policy."""
         return _quantizes(self.job, variant)
 
+    def calibrates(self, variant: Variant) -> bool:
+        """Whether a variant's target wants statistics of the layers' inputs itself."""
+        return _calibrates(self.job, variant)
+
     def how(self, variant: Variant) -> dict[str, Any]:
         """What exporter.quantizing is told of a variant's policy: the fields of its How, for JSON."""
         schemes = targets.get(variant.target).precisions[variant.precision].schemes
@@ -79,6 +83,11 @@ class Plan:
             "skip": skip,
             "max_length": self.source.max_length,
         }
+
+
+def _calibrates(job: Job, variant: Variant) -> bool:
+    target = targets.get(variant.target)
+    return target.calibrates(variant.precision, job.options(target.options))
 
 
 def _quantizes(job: Job, variant: Variant) -> bool:
@@ -131,11 +140,7 @@ def _calibration(
     job: Job, variants: tuple[Variant, ...], recipe: Recipe | None, evaluated: str
 ) -> tuple[str, str, int] | None:
     """The text to calibrate on, where a variant wants it or the job names one."""
-    chosen = ((variant, targets.get(variant.target)) for variant in variants)
-    wanted = any(
-        _quantizes(job, variant) or target.calibrates(variant.precision, job.options(target.options))
-        for variant, target in chosen
-    )
+    wanted = any(_quantizes(job, variant) or _calibrates(job, variant) for variant in variants)
     if not wanted and job.calib_text is None:
         return None
     told = calibration_text(job.calib_text, recipe, evaluated, job.eval_tokens)

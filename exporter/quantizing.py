@@ -62,7 +62,7 @@ def open_quantizer(checkpoint: Checkpoint, how: How, threads: int, step: Step, *
 
     torch.set_num_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
-    windows = calibration_windows(tokenizer, **text)
+    windows = calibration_windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
     model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
     return Quantizer(checkpoint, model, windows, how, step)
 

@@ -1,0 +1,117 @@
+"""What calibrating costs: its time against the plain forward passes, and its memory on top of the model.
+
+    python tests/calibrate_cost.py FOLDER                  128 windows of 512 tokens of the standard library's topics
+    python tests/calibrate_cost.py FOLDER --windows 16
+
+FOLDER is a causal checkpoint, such as the checkpoints/smollm2-135m that a run of that recipe leaves in the cache.
+Memory is measured in a process that only calibrates; time in another, where plain passes and collecting ones take
+turns, so that what else the machine does falls on both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from exporter.calibrate import WINDOW, calibrate, calibration_windows
+from exporter.job import usable_cores
+from exporter.machine import cpu_name
+from exporter.statistics import collect
+from exporter.texts import TOPICS, standard_library_topics
+from exporter.types import GENERATION, Checkpoint
+from exporter.worker import peak_rss
+
+
+def silent(done: int, total: int) -> None:
+    """No progress: it would be measured too."""
+
+
+def memory(model: Path, windows: int, rounds: int) -> dict[str, float]:
+    """The peak of a process that does what the product's worker does, and nothing else."""
+    with tempfile.TemporaryDirectory() as place:
+        before = peak_rss()
+        calibrate(
+            Checkpoint(model, GENERATION, "measured", "0" * 64, 0),
+            Path(place) / "statistics",
+            "key",
+            usable_cores(),
+            silent,
+            name=TOPICS,
+            text=standard_library_topics(),
+            tokens=windows * WINDOW,
+            skip=0,
+            max_length=None,
+        )
+        stored = sum(file.stat().st_size for file in (Path(place) / "statistics").iterdir())
+    return {"before": before, "peak": peak_rss(), "stored": stored}
+
+
+def times(model: Path, windows: int, rounds: int) -> dict[str, float]:
+    """Seconds of the fastest plain and the fastest collecting pass over all windows."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from exporter.targets.torch import load_model
+
+    torch.set_num_threads(usable_cores())
+    loaded = load_model(model, GENERATION, "float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    pieces = calibration_windows(tokenizer, standard_library_topics(), 0, windows * WINDOW, None)
+
+    def plain() -> None:
+        with torch.inference_mode():
+            for piece in pieces:
+                loaded(input_ids=piece[None])
+
+    collect(loaded, pieces[:1], silent)
+    taken: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, one in (("plain", plain), ("collecting", lambda: collect(loaded, pieces, silent))):
+            start = time.perf_counter()
+            one()
+            taken[name] = min(taken.get(name, float("inf")), time.perf_counter() - start)
+    size = sum(weight.numel() * weight.element_size() for weight in loaded.parameters())
+    return taken | {"windows": len(pieces), "model": size}
+
+
+def child(what: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One of the two, in a process of its own."""
+    command = [sys.executable, __file__, options.folder, "--windows", str(options.windows)]
+    done = subprocess.run(
+        [*command, "--rounds", str(options.rounds), "--only", what], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--windows", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=2, help="of which the fastest counts")
+    parser.add_argument("--only", choices=("memory", "times"), help=argparse.SUPPRESS)  # what a child does
+    options = parser.parse_args()
+    if options.only:
+        measure = memory if options.only == "memory" else times
+        print(json.dumps(measure(options.folder, options.windows, options.rounds)))
+        return
+    held, taken = child("memory", options), child("times", options)
+    print(
+        f"{taken['windows']} windows of {WINDOW} tokens, {cpu_name()}, {usable_cores()} cores: plain forward passes "
+        f"{taken['plain']:.1f} s, with statistics {taken['collecting']:.1f} s: "
+        f"{taken['collecting'] / taken['plain']:.2f}×. Peak memory {held['peak'] / 1e6:,.0f} MB, of which the model is "
+        f"{taken['model'] / 1e6:,.0f} MB and Python without it {held['before'] / 1e6:,.0f} MB; on the disk "
+        f"{held['stored'] / 1e6:.1f} MB."
+    )
+
+
+if __name__ == "__main__":
+    main()
