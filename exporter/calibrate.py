@@ -1,7 +1,7 @@
 """One pass over calibration text through the float model: what its linear layers are fed.
 
-For each linear layer: the sum of squares of every input column, in float64. The folder holds squares.safetensors
-(float64 [columns] by the module's name) and calibration.json (text, tokens, windows, window).
+The folder holds statistics.safetensors (exporter.statistics has what is in it) and calibration.json (text, tokens,
+windows, window).
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from exporter import machine, store
 from exporter.errors import JobError
+from exporter.statistics import collect, save_statistics
 from exporter.types import Checkpoint
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from exporter.plan import Plan
     from exporter.process import Progress, Worker
 
@@ -36,7 +39,7 @@ def calibrated(plan: Plan, checkpoint: Checkpoint, worker: Worker, progress: Pro
         "skip": skip,
         "max_length": plan.source.max_length,
     }
-    key = store.content_key(["calibration", checkpoint.sha256, checkpoint.task, how, machine.versions()])
+    key = store.content_key(["calibration statistics", checkpoint.sha256, checkpoint.task, how, machine.versions()])
     folder = store.cache_folder() / "calibrations" / key
     worker("calibrate", checkpoint=asdict(checkpoint), folder=folder, key=key, threads=plan.job.threads, **how)
     return folder
@@ -57,54 +60,41 @@ def calibrate(
 ) -> dict[str, Any]:
     """The worker's side. Publishes the statistics' folder, unless it is there under the same key; returns its manifest.
 
-    The `tokens` after the first `skip` of the text are read, in windows of at most WINDOW. Raises JobError.
+    `name`: what reports call the text; the rest is as in calibration_windows. Raises JobError.
     """
     if (manifest := store.reusable(folder, key)) is not None:
         return manifest
     import torch
-    from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
     from exporter.targets.torch import load_model
 
     torch.set_num_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"][skip : skip + tokens]
-    window = min(WINDOW, max_length or WINDOW)
-    pieces = [ids[begin : begin + window] for begin in range(0, len(ids) - len(ids) % window, window)]
-    if not pieces:
-        raise JobError(f"the calibration text {name} has {len(ids)} tokens, fewer than a window of {window}: give more")
+    pieces = calibration_windows(tokenizer, text, skip, tokens, max_length)
     model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
-    squares = collect(model)
-    with torch.inference_mode():
-        for done, piece in enumerate(pieces):
-            model(input_ids=torch.tensor([piece]))
-            progress(done + 1, len(pieces))
+    statistics = collect(model, pieces, progress)
     store.sweep(folder.parent)
-    about = {"text": name, "tokens": len(pieces) * window, "windows": len(pieces), "window": window}
+    about = {"text": name, "tokens": pieces.numel(), "windows": len(pieces), "window": pieces.shape[1]}
     with store.publish(folder) as building:
-        save_file({module: sums.contiguous() for module, sums in squares.items()}, building / "squares.safetensors")
+        save_statistics(statistics, building)
         (building / "calibration.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         return store.write_manifest(building, key, [], about)
 
 
-def collect(model: Any) -> dict[str, Any]:
-    """Hooks every linear layer; the returned dictionary fills with float64 [columns] sums of squares by module name."""
+def calibration_windows(tokenizer: Any, text: str, skip: int, tokens: int, max_length: int | None) -> Tensor:
+    """The `tokens` after the first `skip` of a text as int64 [windows, window], whole windows of at most WINDOW.
+
+    Windows that are not full are left out, so that there is no padding. Raises JobError where none is full.
+    """
     import torch
-    from transformers.pytorch_utils import Conv1D
 
-    squares: dict[str, Any] = {}
-
-    def hook(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
-        def add(module: Any, inputs: tuple[Any, ...]) -> None:
-            rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-            # A square's rounding to float32 is nothing; a long sum in it would lose the small terms.
-            sums = rows.square().sum(0, dtype=torch.float64)
-            squares[name] = squares[name] + sums if name in squares else sums
-
-        return add
-
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D):
-            module.register_forward_pre_hook(hook(name))
-    return squares
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][skip : skip + tokens]
+    window = min(WINDOW, max_length or WINDOW)
+    if len(ids) < window:
+        after = f" after the {skip} that are measured on" if skip else ""
+        raise JobError(
+            f"the calibration text has {len(ids)} tokens{after}, fewer than a window of {window}: "
+            "give a longer one with --calib-text"
+        )
+    return torch.tensor(ids[: len(ids) - len(ids) % window]).view(-1, window)

@@ -111,11 +111,11 @@ def from_calibration(folder: Path, model: Path) -> ImportanceMatrix:
     names = get_tensor_name_map(architecture, header.fields[f"{called}.block_count"])
     held = {tensor.name for tensor in header.tensors}
     about = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
-    squares = load_file(folder / "squares.safetensors")
-    sums = {}
-    for module, values in squares.items():
+    statistics = load_file(folder / "statistics.safetensors")
+    sums, counts = {}, {}
+    for module in (key.removesuffix(".squares") for key in statistics if key.endswith(".squares")):
         tensor = names.get_name(f"{module}.weight", try_suffixes=(".weight",))
         if tensor is not None and tensor.startswith("blk.") and tensor in held:
-            sums[tensor] = values
-    counts = {tensor: np.array([float(about["tokens"])]) for tensor in sums}
+            sums[tensor] = statistics[f"{module}.squares"]
+            counts[tensor] = statistics[f"{module}.rows"].astype(np.float64)
     return ImportanceMatrix(sums, counts, about["text"], about["windows"], about["window"])
