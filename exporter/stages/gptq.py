@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): weights on the scheme's grid, each column's error made good by the next.
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): weights on the grid, each column's error made good by the next ones.
 
 A column is rounded, and what rounding did to the layer's output on calibration text is taken back as far as the columns
 that are still in float can. The Hessian X^T X of the layer's inputs says how. The weights that come out are float32 and
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.errors import BuildError
 from exporter.grid import Codes, coded, quantized
 from exporter.policy import Scheme
-from exporter.simulation import linear_layers, weight_of
+from exporter.simulation import linear_layers, shared_weights, weight_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ def round_weights(
     import torch
 
     linear = linear_layers(model)
-    shared = _shared(model)
+    shared = shared_weights(model)
     done = []
     for batch in hessians:
         together: dict[tuple[int, Scheme], list[str]] = {}  # what reads the same input is one matrix with more rows
@@ -60,14 +60,6 @@ def round_weights(
                 weight.copy_(part)
             done += names
     return done
-
-
-def _shared(model: Any) -> set[str]:
-    """The modules whose weight is another one's too."""
-    users: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        users.setdefault(id(parameter), []).append(name.rpartition(".")[0])
-    return {name for names in users.values() if len(names) > 1 for name in names}
 
 
 def gptq(weight: Tensor, hessian: Tensor, scheme: Scheme, damping: float = DAMPING) -> Tensor:
