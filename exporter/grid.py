@@ -41,9 +41,13 @@ class Codes:
         return values.reshape(len(values), -1)
 
 
-def quantized(weight: Tensor, scheme: Scheme) -> Codes:
-    """The codes of a float32 weight [N, K]; K must be a multiple of the scheme's group."""
+def quantized(weight: Tensor, scheme: Scheme, importance: Tensor | None = None) -> Codes:
+    """The codes of a float32 weight [N, K]; K must be a multiple of the scheme's group.
+
+    `importance` [K] >= 0: how much a squared error in each input channel counts where ranges are compared.
+    """
     groups = weight.reshape(len(weight), -1, scheme.group or weight.shape[1])
+    counts = None if importance is None else importance.reshape(groups.shape[1:])
     steps = _own_steps(groups, scheme)
     if steps is not None:
         return coded(groups, *steps, scheme)
@@ -51,9 +55,9 @@ def quantized(weight: Tensor, scheme: Scheme) -> Codes:
     best, *others = (coded(groups, *scaled(groups, scheme, shrink), scheme) for shrink in shrinks)
     if not others:
         return best
-    error = _errors(groups, best)
+    error = _errors(groups, best, counts)
     for tried in others:
-        tried_error = _errors(groups, tried)
+        tried_error = _errors(groups, tried, counts)
         better = tried_error < error
         error = error.where(~better, tried_error)
         best = Codes(
@@ -118,9 +122,10 @@ def coded(groups: Tensor, scales: Tensor, zeros: Tensor, scheme: Scheme) -> Code
     return Codes(codes.to(torch.int16), scales, zeros.to(torch.int16))
 
 
-def _errors(groups: Tensor, codes: Codes) -> Tensor:
+def _errors(groups: Tensor, codes: Codes, counts: Tensor | None) -> Tensor:
     values = (codes.codes - codes.zeros[..., None]) * codes.scales[..., None]
-    return (values - groups).square().sum(-1)
+    squares = (values - groups).square()
+    return (squares if counts is None else squares * counts).sum(-1)
 
 
 def _own_steps(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor] | None:

@@ -34,6 +34,14 @@ def weight_of(module: Any) -> Tensor:
     return weight if isinstance(module, torch.nn.Linear) else weight.T
 
 
+def shared_weights(model: Any) -> set[str]:
+    """The modules whose weight is another's too, such as a head's that is tied to the embedding."""
+    users: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        users.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    return {name for names in users.values() if len(names) > 1 for name in names}
+
+
 @contextmanager
 def simulated(
     model: Any, schemes: Mapping[str, Scheme | None], weights: Mapping[str, Tensor] = MappingProxyType({})

@@ -1,0 +1,85 @@
+"""Bias correction (Nagel et al. 2019, arXiv 1906.04721, section 4.2; its empirical form, appendix D).
+
+Rounding shifts the mean of a layer's outputs. On calibration text the shift is measured and taken from the layer's
+bias, in the order of execution, so that each layer sees inputs whose means are mended already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import BuildError
+from exporter.policy import Scheme
+from exporter.simulation import linear_layers, simulated
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """The layers whose bias was changed, and those that have a scheme and no bias: nothing can be mended there."""
+
+    layers: tuple[str, ...]
+    without_bias: tuple[str, ...]
+
+
+def mean_outputs(model: Any, ids: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+    """The mean output [N] of each linear layer over ids [windows, window], read as one batch: of the float model."""
+    means: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[[Any, Any, Tensor], None]:
+        def hook(module: Any, inputs: Any, output: Tensor) -> None:
+            means[name] = _mean(name, output)
+
+        return hook
+
+    _run(model, ids, {name: note(name) for name in names})
+    return means
+
+
+def correct_biases(
+    model: Any, ids: Tensor, schemes: Mapping[str, Scheme | None], expected: Mapping[str, Tensor]
+) -> Corrected:
+    """Changes the biases in place so that the rounded model's layers have the `expected` mean outputs on ids.
+
+    `expected` is mean_outputs of the float model on the same ids; weights may have been rounded since then. Some
+    thousand tokens are enough: all are in memory at once. Raises BuildError for NaN or Inf.
+    """
+    linear = linear_layers(model)
+    quantized = [name for name, scheme in schemes.items() if scheme is not None]
+    with_bias = [name for name in quantized if linear[name].bias is not None and name in expected]
+
+    def mend(name: str) -> Callable[[Any, Any, Tensor], Tensor]:
+        def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
+            shift = _mean(name, output) - expected[name]
+            module.bias -= shift
+            return output - shift  # what comes after this layer sees it corrected, in this very pass
+
+        return hook
+
+    with simulated(model, schemes):
+        _run(model, ids, {name: mend(name) for name in with_bias})
+    return Corrected(tuple(with_bias), tuple(name for name in quantized if linear[name].bias is None))
+
+
+def _mean(name: str, output: Tensor) -> Tensor:
+    mean = output.reshape(-1, output.shape[-1]).mean(0)
+    if not mean.isfinite().all():
+        raise BuildError(f"{name} gives NaN or Inf on the calibration text: the model is broken, or overflows on it")
+    return mean
+
+
+def _run(model: Any, ids: Tensor, hooks: Mapping[str, Callable[..., Any]]) -> None:
+    import torch
+
+    linear = linear_layers(model)
+    registered = [linear[name].register_forward_hook(hook) for name, hook in hooks.items()]
+    try:
+        with torch.no_grad():
+            model(input_ids=ids)
+    finally:
+        for one in registered:
+            one.remove()
