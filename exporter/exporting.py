@@ -60,7 +60,7 @@ class Exports:
         options = plan.job.options(target.options)
         # A file that an option names counts by its contents, the calibration by its key.
         contents = {name: store.sha256_file(it) if isinstance(it, Path) else it for name, it in options.items()}
-        made_of = [self.checkpoint.sha256, self.checkpoint.task, str(variant), contents]
+        made_of: list[Any] = [self.checkpoint.sha256, self.checkpoint.task, str(variant), contents]
         made_of.append(self.calibration.name if self.calibration and plan.calibrates(variant) else None)
         if plan.quantizes(variant):
             made_of += [plan.how(variant), plan.calibration_text(), asdict(self._limits(variant))]
@@ -164,7 +164,7 @@ def _stricter(limits: Gates, row: Result, attempts: list[dict[str, Any]]) -> flo
 
     The simulated loss must shrink by as much as the artifact was over its limit, two standard errors included.
     """
-    loss = attempts[-1]["loss"]
+    loss: float = attempts[-1]["loss"]
     if len(attempts) == _ATTEMPTS or loss <= 0 or (len(attempts) > 1 and loss >= attempts[-2]["loss"]):
         return None
     over = [1.0]
