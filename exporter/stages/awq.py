@@ -58,7 +58,7 @@ def awq(
     (exporter.stages.input_rows). Without `clip` the model computes what it did. Weights that two modules share stay.
     """
     linear = linear_layers(model)
-    factors = {}
+    factors: dict[str, Tensor] = {}
     done = []
     for one in folds:
         inner = {name: scheme for name in one.layers if (scheme := schemes.get(name)) and name in rows}

@@ -56,7 +56,8 @@ def round_weights(
                 rounded = gptq(torch.cat(weights), batch[names[0]], scheme, damping)
             except BuildError as error:
                 raise BuildError(f"{names[0]}: {error}") from error
-            for weight, part in zip(weights, rounded.split([len(weight) for weight in weights]), strict=True):
+            parts = torch.split(rounded, [len(weight) for weight in weights])
+            for weight, part in zip(weights, parts, strict=True):
                 weight.copy_(part)
             done += names
     return done
@@ -113,6 +114,7 @@ def _inverse_factor(hessian: Tensor, added: float) -> Tensor:
             inverse = torch.cholesky_inverse(lower)
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed:
-                return upper.float()
+                factor: Tensor = upper.float()
+                return factor
         added *= 10
     raise BuildError("the Hessian of its inputs cannot be inverted; give more calibration text (--calib-tokens)")
