@@ -131,7 +131,8 @@ def _errors(groups: Tensor, codes: Codes, counts: Tensor | None) -> Tensor:
 def _own_steps(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor] | None:
     """Scales and zero points of the grid that the values lie on already; None where they lie on none.
 
-    A group that does not use its extreme codes spans fewer steps than the grid has: each number of steps is tried.
+    A group that does not use its extreme codes spans fewer steps than the grid has: each number of steps is tried, the
+    largest first, for most groups use nearly all.
     """
     flat = groups.reshape(-1, groups.shape[-1])
     sample = flat[:: max(len(flat) // _SAMPLED_GROUPS, 1)]
@@ -147,13 +148,13 @@ def _own_steps(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor] | None:
 
 
 def _steps(flat: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """For [groups, size]: the largest step whose multiples all the values are, and whether there is one."""
+    """For [groups, size]: the smallest step whose multiples all the values are, and whether there is one."""
     import torch
 
     lowest, highest = levels(scheme)
     span = flat.abs().amax(-1) if scheme.symmetric else flat.amax(-1).clamp_min(0) - flat.amin(-1).clamp_max(0)
     scales, left = torch.ones_like(span), span > 0
-    for steps in range(1, highest - (0 if scheme.symmetric else lowest) + 1):
+    for steps in range(highest - (0 if scheme.symmetric else lowest), 0, -1):
         [rows] = left.nonzero(as_tuple=True)
         if len(rows) == 0:
             break

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from exporter.errors import JobError, unknown
+from exporter.qat_options import QatOptions
 from exporter.types import BaseQuant, Combination, Gates, MergeDtype
 
 MIN_TOKENS = 64  # fewer cannot carry a standard error that means anything
@@ -111,6 +112,11 @@ class Job(MergeJob):
     rounding: Literal["nearest", "gptq", "awq"] = Field(
         "gptq", description="How 4-bit weights are rounded where a policy is used."
     )
+    qat: str | None = Field(
+        None,
+        description="Train the model for the rounding, such as steps=200,scheme=int4-weight,data=FILE; the options are "
+        f"{', '.join(QatOptions.model_fields)}.",
+    )
     max_ppl_ratio: float | None = Field(None, gt=0, description="Gate: perplexity over the reference's.")
     max_kl: float | None = Field(None, ge=0, description="Gate: mean KL divergence from the reference, in nats.")
     min_top1: float | None = Field(None, ge=0, le=1, description="Gate: share of tokens whose most likely next agrees.")
@@ -137,6 +143,13 @@ class Job(MergeJob):
     @classmethod
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value
+
+    @field_validator("qat")
+    @classmethod
+    def _qat_is_readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            QatOptions.parse(value)
+        return value
 
     def gates(self, default: Gates) -> Gates:
         """The precision's own gates, with this job's limits in their place where it names any."""

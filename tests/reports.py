@@ -85,6 +85,24 @@ MERGE: dict[str, Any] = {
 }
 
 
+QAT: dict[str, Any] = {
+    "steps": 200,
+    "scheme": "int4-weight",
+    "lr": 1e-4,
+    "batch": 4,
+    "window": 512,
+    "kd": 0.9,
+    "lora": None,
+    "checkpointing": False,
+    "seed": 7,
+    "seconds": 311.8,
+    "tokens": 51_200,
+    "layers": 210,
+    "shared": ["lm_head"],
+    "curve": [[step, 0.5 + 0.2 / (1 + step / 20), 0.25 / (1 + step / 20), 2.9] for step in range(200)],
+}
+
+
 def generation(rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     return {
         "schema_version": 1,
@@ -99,6 +117,7 @@ def generation(rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
             "history": ["merged adapter support-v3 (rank 16, 30 layers)", "pruned 0 heads"],
             "notes": ["its weights lie on a 4-bit grid: 4-bit formats keep more of it than of a usual model"],
             "merge": copy.deepcopy(MERGE),
+            "qat": copy.deepcopy(QAT),
         },
         "evaluation": {
             "text": "wikitext-2 test",
@@ -145,6 +164,7 @@ def hostile() -> dict[str, Any]:
     report["name"] = HOSTILE
     report["model"].update(source=HOSTILE, history=[HOSTILE], notes=[HOSTILE], sha256=None, parameters=None)
     report["model"]["merge"]["adapters"][0].update(path=HOSTILE, identity=HOSTILE)
+    report["model"]["qat"].update(scheme=HOSTILE, shared=[HOSTILE], kd=1.0, curve=QAT["curve"][:1])
     report["evaluation"]["text"] = HOSTILE
     report["machine"]["versions"] = {HOSTILE: HOSTILE}
     report["results"][1].update(target=HOSTILE, engine=HOSTILE, path=HOSTILE, reason=HOSTILE)
@@ -159,7 +179,7 @@ def nothing() -> dict[str, Any]:
     report = generation([Result("torch", "fp32").to_json(), Result("onnx", "fp32", reason="timed out").to_json()])
     for section in ("evaluation", "machine"):
         report[section] = dict.fromkeys(report[section])
-    report["model"].update(sha256=None, parameters=None, history=[], notes=[], merge=None)
+    report["model"].update(sha256=None, parameters=None, history=[], notes=[], merge=None, qat=None)
     return report
 
 

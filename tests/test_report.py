@@ -72,11 +72,28 @@ def test_html_says_everything() -> None:
     for text in ("onnx:int4-weight", "1.0124 ± 0.0011", "97.31%", "16,384", "134,515,008", "SIGSEGV", "4-bit grid"):
         assert text in page.text
     assert SKIPPED in page.text
-    assert page.tags.count("svg") == 2 * 2 + 4  # two plots, wide and narrow, and the legend's marks
+    assert page.tags.count("svg") == 3 * 2 + 4  # three plots, wide and narrow, and the legend's marks
     labels = [value for tag, key, value in page.attributes if (tag, key) == ("svg", "aria-label")]
-    assert len(labels) == 4
+    assert len(labels) == 6
     assert "gguf:q4_k_m (passed): 1.031 at 105.5 MB" in str(labels[0])
     assert all(key != "scope" or value in {"row", "col"} for tag, key, value in page.attributes if tag == "th")
+
+
+def test_a_training_is_drawn_and_told() -> None:
+    report = generation()
+    page = Page(render_html(report))
+    lines = [value for tag, key, value in page.attributes if (tag, key) == ("polyline", "points")]
+    assert len(lines) == 2 * 2  # KL and loss, wide and narrow
+    points = [tuple(map(float, point.split(","))) for point in str(lines[0]).split()]
+    assert len(points) == 50
+    assert points == sorted(points)  # from left to right, and from above (a small y) downwards, for the KL falls
+    told = "KL to the float model on the training text: 0.233 at the start, 0.023 at the end"
+    for text in (page.text, render_markdown(report)):
+        assert told in text.replace("\\", "")
+    report["model"]["qat"] = None
+    assert "Quantization-aware" not in Page(render_html(report)).text + render_markdown(report)
+    del report["model"]["qat"]  # a report of an earlier exporter
+    assert render_html(report)
 
 
 def test_html_encoder_has_cosine_and_latency() -> None:

@@ -1,9 +1,9 @@
-"""Scatter plots as plain SVG: no script, no plotting library, colours left to the page's style sheet."""
+"""Scatter plots and curves as plain SVG: no script, no plotting library, colours left to the page's style sheet."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import product
@@ -176,4 +176,44 @@ def scatter(
             high, low = (plot[3] - y_axis.place(point.y + s) * (plot[3] - _TOP) for s in (point.spread, -point.spread))
             out.append(f'<path class="bar" d="M{x:.1f} {low:.1f}V{high:.1f}m-3 0h6M{x - 3:.1f} {low:.1f}h6"/>')
         out.append((_label(point, box, x, y) if box else "") + _mark(point, x, y) + "</g>")
+    return "".join([*out, "</svg>"])
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    width: int,
+    height: int,
+) -> str:
+    """An SVG element of `width` by `height` px: a line for each series of points (x, y), named at its last point.
+
+    Needs a point in each series; x and y start at 0. The lines are told apart by CSS classes curve0, curve1, …, and by
+    their names. Every text is escaped here.
+    """
+    points = [point for line in series.values() for point in line]
+    y_axis = linear(0, max(y for _, y in points) or 1, (height - _TOP - _BOTTOM) // 44)
+    x_axis = linear(0, max(x for x, _ in points) or 1, (width - 60) // 75)
+    left = 10 + _CHARACTER * max(len(y_axis.label(tick)) for tick in y_axis.ticks)
+    plot: Box = (left, _TOP, width - _RIGHT, height - _BOTTOM)
+    ends = (f"{name} from {line[0][1]:.4g} to {line[-1][1]:.4g}" for name, line in series.items())
+    spoken = f"{title}. {'; '.join(ends)}"
+    out = [
+        f'<svg role="img" aria-label="{escape(spoken)}" viewBox="0 0 {width} {height}" font-size="{_FONT}">',
+        f'<text class="axis" x="0" y="14">{escape(y_title)}</text>',
+        f'<text class="axis" x="{plot[2]}" y="{height - 6}" text-anchor="end">{escape(x_title)}</text>',
+        *_grid(x_axis, y_axis, plot, width, 0.0),
+    ]
+    for index, (name, line) in enumerate(series.items()):
+        spots = [
+            (left + x_axis.place(x) * (plot[2] - left), plot[3] - y_axis.place(y) * (plot[3] - _TOP)) for x, y in line
+        ]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+        last_x, last_y = spots[-1]
+        out.append(f'<g><title>{escape(name)}</title><polyline class="curve curve{index}" points="{path}"/>')
+        out.append(
+            f'<text class="label" x="{last_x:.1f}" y="{last_y - 8:.1f}" text-anchor="end">{escape(name)}</text></g>'
+        )
     return "".join([*out, "</svg>"])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.bench import charts, table
 from exporter.bench.merged import merge_lines
+from exporter.bench.training import training_lines, training_plot
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,6 +59,8 @@ def render_html(report: Report) -> str:
         summary=table.summary(report),
         name=table.name,
         merge=[] if report["model"]["merge"] is None else list(merge_lines(report["model"]["merge"])),
+        training=list(training_lines(report["model"]["qat"])) if report["model"].get("qat") else [],
+        training_plot=training_plot(report["model"]["qat"]) if report["model"].get("qat") else None,
         clip=table.clip,
         failure=table.failure,
         gate_limit=table.gate_limit,
@@ -136,6 +139,9 @@ def render_markdown(report: Report) -> str:
         lines += ["", "**Failed gates**", "", *failed]
     if report["model"]["merge"] is not None:
         lines += ["", "**Merge**", "", *(f"- {_text(line)}" for line in merge_lines(report["model"]["merge"]))]
+    if report["model"].get("qat"):
+        told = training_lines(report["model"]["qat"])
+        lines += ["", "**Quantization-aware training**", "", *(f"- {_text(line)}" for line in told)]
     for status, title in (("failed", "Failed"), ("skipped", "Skipped"), ("ok", "Notes")):
         rows = [row for row in report["results"] if row["status"] == status and row["reason"]]
         if rows:
