@@ -13,6 +13,7 @@ from exporter.bench.gates import judge
 from exporter.bench.size import sizes
 from exporter.measure import Bench
 from exporter.plan import Plan
+from exporter.policy import Policy, Scheme
 from exporter.process import HUGE_PAGES, Progress, Worker
 from exporter.types import FEATURES, Checkpoint, Gates, Result, Variant
 
@@ -35,6 +36,7 @@ class Exports:
     progress: Progress
     bench: Bench
     scored: int
+    trained: Policy | None = None  # what the checkpoint was trained for
 
     def export(self, row: Result) -> None:
         """Publishes a row's folder, unless the same artifact is there undamaged, and fills in what is known of it."""
@@ -63,8 +65,20 @@ class Exports:
         made_of: list[Any] = [self.checkpoint.sha256, self.checkpoint.task, str(variant), contents]
         made_of.append(self.calibration.name if self.calibration and plan.calibrates(variant) else None)
         if plan.quantizes(variant):
-            made_of += [plan.how(variant), plan.calibration_text(), asdict(self._limits(variant))]
+            made_of += [self._how(variant), plan.calibration_text(), asdict(self._limits(variant))]
         return store.content_key(["artifact", made_of, machine.versions()])
+
+    def _how(self, variant: Variant) -> dict[str, Any]:
+        """How the variant's policy is made; the one that was trained for, where the target can express it all."""
+        target = targets.get(variant.target)
+        schemes = () if self.trained is None else self.trained.modules.values()
+        if self.trained is None or any(
+            isinstance(one, Scheme) and target.schemes(variant.precision, one) for one in schemes
+        ):
+            return self.plan.how(variant)
+        # Trained weights lie on their grid: the nearest value is their own, and ranges fit the channels as they are.
+        policy = self.trained.model_dump(mode="json")
+        return self.plan.how(variant) | {"policy": policy, "smooth": False, "rounding": "nearest"}
 
     def _limits(self, variant: Variant) -> Gates:
         return self.plan.job.gates(targets.get(variant.target).precisions[variant.precision].gates)
@@ -82,7 +96,7 @@ class Exports:
                 "quantize_open",
                 checkpoint=asdict(self.checkpoint),
                 threads=plan.job.threads,
-                how=plan.how(variant),
+                how=self._how(variant),
                 text=plan.calibration_text(),
             )
             while True:

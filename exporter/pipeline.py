@@ -22,6 +22,7 @@ from exporter.measure import Bench, Failed
 from exporter.merging import check_perplexity, merge_stage
 from exporter.plan import Plan, make_plan
 from exporter.process import HUGE_PAGES, Progress, Worker, silent
+from exporter.training import qat_stage
 from exporter.types import Checkpoint, Gates, Result, Variant
 
 
@@ -41,12 +42,13 @@ def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[
         reference = _reference(plan, checkpoint, output, worker, progress)
         if merged is not None and job.expect_perplexity is not None:
             merged["perplexity"] = check_perplexity(job, reference["ppl"], plan.text_name)
+        checkpoint, training, policy = qat_stage(plan, checkpoint, worker, progress)
         calibration = calibrated(plan, checkpoint, worker, progress)
     checkpoint = replace(checkpoint, parameters=reference["parameters"])
     bench = Bench(output, checkpoint, plan.source.max_length, job.threads, progress, failed)
     rows = [_reference_row(reference)]
     with store.temporary_folder(output, "scratch") as scratch:
-        exports = Exports(plan, checkpoint, calibration, output, scratch, progress, bench, reference["scored"])
+        exports = Exports(plan, checkpoint, calibration, output, scratch, progress, bench, reference["scored"], policy)
         for variant in plan.variants:
             row = Result(variant.target, variant.precision)
             bench.attempt(row, partial(exports.export, row))
@@ -55,7 +57,7 @@ def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[
     bench.quality(rows)
     if job.speed:
         bench.speed(rows, job.repeats)
-    return _finish(job, _describe(plan, checkpoint, reference, merged) | {"machine": here}, rows, output)
+    return _finish(job, _describe(plan, checkpoint, reference, merged, training) | {"machine": here}, rows, output)
 
 
 def bench_again(
@@ -172,7 +174,9 @@ def _reference_row(reference: dict[str, Any]) -> Result:
     return row
 
 
-def _describe(plan: Plan, checkpoint: Checkpoint, reference: dict[str, Any], merged: Any) -> dict[str, Any]:
+def _describe(
+    plan: Plan, checkpoint: Checkpoint, reference: dict[str, Any], merged: Any, training: Any
+) -> dict[str, Any]:
     """What the report says of the model and of the evaluation."""
     return {
         "name": plan.job.model,
@@ -184,6 +188,7 @@ def _describe(plan: Plan, checkpoint: Checkpoint, reference: dict[str, Any], mer
             "history": list(checkpoint.history),
             "notes": list(plan.source.notes),
             "merge": merged,
+            "qat": training,
         },
         "evaluation": {
             "text": plan.text_name,

@@ -14,6 +14,7 @@ from exporter.job import Job, MergeJob
 from exporter.load import is_recipe
 from exporter.policy import Policy, read_policy
 from exporter.process import Progress, Worker
+from exporter.qat_options import HEAD, QatOptions
 from exporter.recipes import Recipe
 from exporter.source import Source, look
 from exporter.store import MANIFEST, cache_folder, existing, sweep, writable
@@ -38,6 +39,7 @@ class Plan:
     stride: int
     calibration: tuple[str, str, int] | None = field(repr=False)  # name, text, tokens to leave out; None: not needed
     policy: Policy | None = None  # that the job gives
+    training: tuple[QatOptions, tuple[str, str, int]] | None = field(default=None, repr=False)  # and its text, as above
 
     def describe(self) -> dict[str, Any]:
         """What --dry-run prints: the resolved job, and what it would do."""
@@ -45,6 +47,7 @@ class Plan:
         steps = [f"merge the adapter {adapter.path} ({self.source.way})" for adapter in self.source.adapters]
         steps += [f"calibrate on {self.job.calib_tokens} tokens of {self.calibration[0]}"] if self.calibration else []
         steps.append(reference)
+        steps += [f"train: {self.job.qat}"] if self.training else []
         for variant in self.variants:
             steps += [f"choose the policy of {variant}"] if self.quantizes(variant) and self.policy is None else []
             steps.append(f"export, check and measure {variant}")
@@ -70,6 +73,19 @@ class Plan:
             "policy": None if self.policy is None else self.policy.model_dump(mode="json"),
             "mixed": self.job.policy != "off",
             **{name: getattr(self.job, name) for name in ("ranges", "smooth", "rounding")},
+        }
+
+    def how_trained(self) -> dict[str, Any]:
+        """What a training begins from: every layer at the scheme that is trained for, or at the job's policy."""
+        assert self.training is not None
+        schemes = [self.training[0].layer_scheme(), HEAD]
+        return {
+            "schemes": [scheme.model_dump(mode="json") for scheme in schemes],
+            "policy": None if self.policy is None else self.policy.model_dump(mode="json"),
+            "mixed": False,
+            "ranges": self.job.ranges,
+            "smooth": False,
+            "rounding": "nearest",
         }
 
     def calibration_text(self) -> dict[str, Any]:
@@ -133,18 +149,30 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     refuse_full_disk(needs)
     calibration = _calibration(job, variants, source.recipe, text)
     policy = _policy(job, variants, source)
-    return Plan(job, source, variants, skipped, text_name, text, window, stride, calibration, policy)
+    training = _training(job, source, text)
+    return Plan(job, source, variants, skipped, text_name, text, window, stride, calibration, policy, training)
 
 
 def _calibration(
     job: Job, variants: tuple[Variant, ...], recipe: Recipe | None, evaluated: str
 ) -> tuple[str, str, int] | None:
     """The text to calibrate on, where a variant wants it or the job names one."""
-    wanted = any(_quantizes(job, variant) or _calibrates(job, variant) for variant in variants)
+    wanted = job.qat is not None or any(_quantizes(job, one) or _calibrates(job, one) for one in variants)
     if not wanted and job.calib_text is None:
         return None
     told = calibration_text(job.calib_text, recipe, evaluated, job.eval_tokens)
     return told if wanted else None
+
+
+def _training(job: Job, source: Source, evaluated: str) -> tuple[QatOptions, tuple[str, str, int]] | None:
+    """The options and the text of quantization-aware training, where the job asks for it. Raises JobError."""
+    if job.qat is None:
+        return None
+    if source.checkpoint.task != GENERATION:
+        raise JobError(f"--qat trains models for {GENERATION}, and this one is for {source.checkpoint.task}")
+    options = QatOptions.parse(job.qat)
+    text = calibration_text(options.data or job.calib_text, source.recipe, evaluated, job.eval_tokens)
+    return options, text
 
 
 def _variants(

@@ -13,6 +13,8 @@ from exporter.policy import Scheme
 
 _SEPARATOR = re.compile(r",(?=\s*[A-Za-z_]+\s*=)")  # a comma within a file's name separates nothing
 
+HEAD = Scheme(weight="int8", group=32)  # what the output head gets, whose weight is often the embedding's too
+
 
 class QatOptions(BaseModel):
     """Quantization-aware training: each default is written here, once."""

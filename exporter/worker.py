@@ -119,6 +119,15 @@ class Session:
 
         return calibrate(_checkpoint(checkpoint), Path(folder), key, threads, self.progress("calibrating"), **how)
 
+    def train(
+        self, checkpoint: dict[str, Any], folder: str, states: str, key: str, threads: int, **how: Any
+    ) -> dict[str, Any]:
+        from exporter.training import train_checkpoint
+
+        source = _checkpoint(checkpoint)
+        made = train_checkpoint(source, Path(folder), Path(states), key, threads, self.progress, **how)
+        return {name: made[name] for name in ("history", "record", "policy")}
+
     def quantize_open(
         self, checkpoint: dict[str, Any], threads: int, how: dict[str, Any], text: dict[str, Any]
     ) -> None:
@@ -161,8 +170,8 @@ class Session:
 
 
 OPS = (
-    "prepare", "inspect", "dequantize", "merge", "reference", "calibrate", "quantize_open", "quantize", "export",
-    "quality", "speed_open", "speed_round",
+    "prepare", "inspect", "dequantize", "merge", "reference", "calibrate", "train", "quantize_open", "quantize",
+    "export", "quality", "speed_open", "speed_round",
 )  # fmt: skip
 
 

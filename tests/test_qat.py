@@ -224,9 +224,9 @@ def test_a_diverged_training_leaves_nothing(tiny, tmp_path):
 def test_a_short_text_is_refused(tiny):
     tokenizer, options = AutoTokenizer.from_pretrained(tiny), QatOptions.parse("window=128")
     with pytest.raises(JobError, match=r"short.txt has \d+ tokens, and one step .* 4 windows of 128: give a longer"):
-        training_windows(tokenizer, "Too short to learn from.", "short.txt", options, 1024)
+        training_windows(tokenizer, "Too short to learn from.", 0, "short.txt", options, 1024)
     with pytest.raises(JobError, match="the model has 64 positions; give a smaller window"):
-        training_windows(tokenizer, "x", "x", options, 64)
+        training_windows(tokenizer, "x", 0, "x", options, 64)
 
 
 @pytest.mark.parametrize(

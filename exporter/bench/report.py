@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.bench import charts, table
 from exporter.bench.merged import merge_lines
+from exporter.bench.quantized import quantization_lines
 from exporter.bench.training import training_lines, training_plot
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ def render_html(report: Report) -> str:
         summary=table.summary(report),
         name=table.name,
         merge=[] if report["model"]["merge"] is None else list(merge_lines(report["model"]["merge"])),
-        training=list(training_lines(report["model"]["qat"])) if report["model"].get("qat") else [],
-        training_plot=training_plot(report["model"]["qat"]) if report["model"].get("qat") else None,
+        policies={table.name(row): lines for row, lines in _policies(report)},
+        training=list(training_lines(report["model"]["qat"])) if report["model"]["qat"] else [],
+        training_plot=training_plot(report["model"]["qat"]) if report["model"]["qat"] else None,
         clip=table.clip,
         failure=table.failure,
         gate_limit=table.gate_limit,
@@ -139,15 +141,23 @@ def render_markdown(report: Report) -> str:
         lines += ["", "**Failed gates**", "", *failed]
     if report["model"]["merge"] is not None:
         lines += ["", "**Merge**", "", *(f"- {_text(line)}" for line in merge_lines(report["model"]["merge"]))]
-    if report["model"].get("qat"):
-        told = training_lines(report["model"]["qat"])
-        lines += ["", "**Quantization-aware training**", "", *(f"- {_text(line)}" for line in told)]
+    if report["model"]["qat"]:
+        learned = training_lines(report["model"]["qat"])
+        lines += ["", "**Quantization-aware training**", "", *(f"- {_text(line)}" for line in learned)]
+    for row, told in _policies(report):
+        lines += ["", f"**Policy of {_code(table.name(row))}**", "", *(f"- {_text(line)}" for line in told)]
     for status, title in (("failed", "Failed"), ("skipped", "Skipped"), ("ok", "Notes")):
         rows = [row for row in report["results"] if row["status"] == status and row["reason"]]
         if rows:
             lines += ["", f"**{title}**", ""]
             lines += [f"- {_code(table.name(row))}: {_text(row['reason'])}" for row in rows]
     return "\n".join([*lines, *_markdown_details(report)]) + "\n"
+
+
+def _policies(report: Report) -> list[tuple[Mapping[str, Any], list[str]]]:
+    """The rows that were exported under a policy, and what is told of it."""
+    told = ((row, list(quantization_lines(row))) for row in report["results"])
+    return [(row, lines) for row, lines in told if lines]
 
 
 def _markdown_details(report: Report) -> list[str]:

@@ -39,13 +39,18 @@ _STEP_RATE = 10.0  # the learned steps' and ranges' learning rate over the weigh
 Progress = Callable[[int, int], None]
 
 
-def training_windows(tokenizer: Any, text: str, name: str, options: QatOptions, max_length: int | None) -> Tensor:
-    """A text's tokens as int64 [windows, window]; what is left over is not used. Raises JobError for a short text."""
+def training_windows(
+    tokenizer: Any, text: str, skip: int, name: str, options: QatOptions, max_length: int | None
+) -> Tensor:
+    """A text's tokens after the first `skip` as int64 [windows, window]; what is left over is not used.
+
+    Raises JobError for a short text.
+    """
     import torch
 
     if max_length is not None and options.window > max_length:
         raise JobError(f"--qat window={options.window}: the model has {max_length} positions; give a smaller window")
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][skip:]
     count = len(ids) // options.window
     if count < options.batch:
         raise JobError(
