@@ -94,7 +94,7 @@ def input_grid(scheme: Scheme) -> tuple[float, int, int, int]:
     assert scheme.range is not None
     low, high = scheme.range
     if scheme.symmetric_input:
-        return high / 127, 0, -127, 127
+        return high / 127, 0, -128, 127  # QuantizeLinear saturates there; weights have no -128
     scale = (high - low) / 255
     return scale, round(-low / scale), 0, 255
 

@@ -108,8 +108,10 @@ def _calibrates(job: Job, variant: Variant) -> bool:
 
 def _quantizes(job: Job, variant: Variant) -> bool:
     schemes = targets.get(variant.target).precisions[variant.precision].schemes
-    # Without a policy the targets round weights themselves; ranges they cannot know.
-    return bool(schemes) and (job.policy != "off" or schemes[0].input == "static")
+    if not schemes or isinstance(job.policy, Path):
+        return bool(schemes)
+    # Ranges must be found, and at 4 bits the layers differ most; targets round 8-bit weights well by their own rules.
+    return schemes[0].input == "static" or (schemes[0].bits == 4 and job.policy == "auto")
 
 
 def _policy(job: Job, variants: tuple[Variant, ...], source: Source) -> Policy | None:

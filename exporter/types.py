@@ -31,19 +31,10 @@ TASKS = (GENERATION, FEATURES, CLASSIFICATION)
 
 # What a tokenizer and its chat template consist of, in any of transformers' ways of saving them.
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
     "chat_template.json",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,12 +92,14 @@ class Gates:
 class Precision:
     """One number format of a target: what it is, and the gates that it keeps unless the job says otherwise.
 
-    `requires`: import names of packages that it needs beyond its target's.
+    `requires`: import names of packages that it needs beyond its target's. `schemes`: what a policy for it chooses
+    from for each layer, cheapest first; the last resort, float, is not listed. Empty: it takes no policy.
     """
 
     summary: str
     gates: Gates
     requires: tuple[str, ...] = ()
+    schemes: tuple[Scheme, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,8 +168,8 @@ class ExportRequest:
     """What a target needs to write one artifact into `folder` (which exists and is empty).
 
     `options` are the job's values of the fields that the target names; `calibration` is the folder that
-    exporter.calibrate wrote, where the target asked for it; `policy` is the scheme of every linear layer by its name,
-    None for one that stays in float.
+    exporter.calibrate wrote, where the target asked for it. `policy`: each linear layer's scheme
+    by its module's name, None where it stays in float; without a policy the precision has a rule of its own.
     """
 
     checkpoint: Checkpoint
@@ -225,8 +218,9 @@ class Target:
     `check` says in one line why this checkpoint cannot be exported, or returns None. It runs before any work and reads
     the config only. `prepare` does the same with the job's `options` (names of the fields that change what is written)
     and the tokenizer at hand, and fetches what no package brings; it raises JobError for an option that is wrong.
-    `calibrates` tells whether a precision wants statistics of the layers' inputs. `selftest` runs the engine on
-    a toy, in a child of exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one.
+    `calibrates` tells whether a precision wants statistics of the layers' inputs. `schemes` says why a precision cannot
+    express a policy's scheme, with what it can, or returns None. `selftest` runs the engine on a toy, in a child of
+    exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one.
     """
 
     name: str
@@ -243,6 +237,7 @@ class Target:
     options: tuple[str, ...] = ()
     prepare: Callable[[Preparation], str | None] = lambda preparation: None
     calibrates: Callable[[str, Mapping[str, Any]], bool] = lambda precision, options: False  # (precision, options)
+    schemes: Callable[[str, Scheme], str | None] = lambda precision, scheme: f"{precision} takes no policy"
     fetch: Callable[[Path, Path | None], Path] | None = None  # (cache, a file at hand): what `exporter fetch` does
     selftest: Callable[[], None] | None = None
     mends_crash: Callable[[], str] | None = None
@@ -290,6 +285,7 @@ class Result:
     peak_rss_bytes: int | None = None
     export_s: float | None = None
     export_peak_rss_bytes: int | None = None
+    quantization: dict[str, Any] | None = None  # what each layer got and why, where the artifact has a policy
     engine: str | None = None
     gates: list[Gate] = field(default_factory=list)
 

@@ -139,12 +139,17 @@ class Session:
         return self._quantizer.write(self._quantizer.choose(budget), budget, Path(folder))
 
     def export(self, target: str, checkpoint: dict[str, Any], threads: int, **places: Any) -> dict[str, Any]:
+        from exporter.policy import Scheme
+
         start = perf_counter()
         folder, scratch, cache = Path(places["folder"]), Path(places["scratch"]), Path(places["cache"])
         statistics = Path(places["calibration"]) if places["calibration"] else None
+        dumped: dict[str, Any] | None = places["policy"]
+        policy = dumped and {name: one and Scheme.model_validate(one) for name, one in dumped.items()}
         request = ExportRequest(
-            _checkpoint(checkpoint), places["precision"], folder, scratch, threads, places["options"], cache, statistics
-        )
+            _checkpoint(checkpoint), places["precision"], folder, scratch, threads, places["options"], cache,
+            statistics, policy,
+        )  # fmt: skip
         exported = targets.get(target).export(request)
         return asdict(exported) | {"export_s": perf_counter() - start, "export_peak_rss_bytes": peak_rss()}
 

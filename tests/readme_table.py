@@ -119,11 +119,11 @@ def part(what: str, work: Path | None, done: Path | None, model: Path | None) ->
         import onnx_ir as ir
 
         from exporter.targets.onnx_file import save_graph
-        from exporter.targets.onnx_quantize import weight_only
+        from exporter.targets.onnx_quantize import quantize_by_rule
 
         assert work is not None
         graph = ir.load(work / "float" / "model.onnx")
-        weight_only(graph, 8)
+        quantize_by_rule(graph, "int8-weight", decoder=True)
         save_graph(graph, work / "int8.onnx")
         return
     assert done is not None

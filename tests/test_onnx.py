@@ -19,7 +19,8 @@ TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
 PRECISIONS = sorted(ONNX.precisions)
 PARAMETERS = 2_295_552
 # Bytes that a parameter takes at each precision, and of what kind the rest is. Norms stay float32 (0.1% of the model).
-BYTES = {"fp32": 4, "fp16": 2, "int8-weight": 1 + 4 / 32, "int8-dynamic": 1 + 4 / 32, "int4-weight": 0.5 + 4.5 / 32}
+BYTES = {"fp32": 4, "fp16": 2, "int4-weight": 0.5 + 4.5 / 32}
+BYTES |= dict.fromkeys(("int8-weight", "int8-dynamic", "int8-static"), 1 + 4 / 32)
 
 
 def graph_of(folder: Path) -> onnx.GraphProto:

@@ -7,61 +7,18 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from exporter.grid import rounded, rounded_input
+from exporter.policy import Scheme
 from exporter.targets.onnx_half import half
 from exporter.targets.onnx_linear import find_matrices
-from exporter.targets.onnx_quantize import asymmetric_4bit, dynamic_int8, symmetric_8bit, weight_only
-from exporter.types import Floats
+from exporter.targets.onnx_nodes import finish
+from exporter.targets.onnx_quantize import quantize_by_rule
+from exporter.targets.onnx_schemes import GROUPS, quantize
 
 RNG = np.random.default_rng(0)
-shapes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.sampled_from([8, 16, 32]))
-
-
-def blocks_of(shape: tuple[int, int, int], seed: int, scale: float) -> Floats:
-    return (np.random.default_rng(seed).standard_t(4, size=shape) * scale).astype(np.float32)
-
-
-@settings(max_examples=50)
-@given(shapes, st.integers(0, 1000), st.sampled_from([1e-6, 1.0, 1e4]))
-def test_8_bit_codes_are_within_half_a_step(shape, seed, scale):
-    blocks = blocks_of(shape, seed, scale)
-    codes, scales = symmetric_8bit(blocks)
-    restored = scales[..., None] * (codes.astype(np.float32) - 128)
-    assert np.all(np.abs(restored - blocks) <= scales[..., None] * 0.5001)
-    assert codes.min() >= 1  # -127 to 127: the range is symmetric
-
-
-def unpack(packed: np.ndarray, count: int) -> np.ndarray:
-    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)[..., :count]
-
-
-@settings(max_examples=50)
-@given(shapes, st.integers(0, 1000), st.sampled_from([1e-6, 1.0, 1e4]))
-def test_4_bit_blocks_are_no_worse_than_plain_rounding_of_their_range(shape, seed, scale):
-    blocks = blocks_of(shape, seed, scale)
-    codes, scales, zeros = asymmetric_4bit(blocks)
-    codes, zeros = unpack(codes, shape[2]).astype(np.float32), unpack(zeros, shape[1]).astype(np.float32)
-    error = np.square(scales[..., None] * (codes - zeros[..., None]) - blocks).sum(-1)
-    low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
-    step = np.maximum((high - low) / 15, 1e-30)
-    zero = np.rint(-low / step)[..., None]
-    plain = (np.clip(np.rint(blocks / step[..., None]) + zero, 0, 15) - zero) * step[..., None]
-    assert np.all(error <= np.square(plain - blocks).sum(-1) * 1.001 + 1e-12)
-
-
-def test_blocks_of_zeros_stay_zero():
-    zeros = np.zeros((2, 2, 32), np.float32)
-    codes, scales = symmetric_8bit(zeros)
-    assert np.all(codes == 128)
-    assert np.all(scales == 1)
-    codes, scales, points = asymmetric_4bit(zeros)
-    assert np.all(unpack(codes, 32) == unpack(points, 2)[..., None])
-    assert np.isfinite(scales).all()
-
-
 VOCABULARY, HIDDEN, INNER = 96, 64, 160
 
 
@@ -129,10 +86,10 @@ def test_all_matrices_are_found_with_their_uses(tied, gemm):
 
 # An int8 block of 32 has a relative error of about 0.4%; three in a row with int8 activations, under 2%.
 @both
-@pytest.mark.parametrize(("bits", "limit"), [(8, 0.02), (4, 0.2)])
-def test_weight_only_keeps_the_function(tied, gemm, bits, limit):
+@pytest.mark.parametrize(("precision", "limit"), [("int8-weight", 0.02), ("int4-weight", 0.2)])
+def test_weight_only_keeps_the_function(tied, gemm, precision, limit):
     model, weights = network(tied, gemm)
-    assert weight_only(model, bits) == []
+    assert quantize_by_rule(model, precision, decoder=True) == []
     kinds = [node.op_type for node in model.graph]
     assert kinds.count("MatMulNBits") == 3
     assert kinds.count("GatherBlockQuantized") == 1
@@ -144,11 +101,46 @@ def test_weight_only_keeps_the_function(tied, gemm, bits, limit):
     assert all(tensor.dtype != ir.DataType.FLOAT for tensor in tables)
 
 
+SCHEMES = [Scheme(weight=w, group=g, symmetric=s) for w in ("int8", "int4") for g in GROUPS for s in (True, False)]
+SCHEMES.append(Scheme(weight="int8", input="dynamic"))
+SCHEMES += [Scheme(weight="int8", input="static", range=(low, 4.0)) for low in (-4.0, -3.5)]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: f"{scheme} {scheme.range or ''}")
+def test_every_scheme_of_a_tied_table_is_what_the_grid_says(scheme):
+    """Its rows to float32's rounding; its product too with a static input. Others round the input in their own way."""
+    weight = RNG.normal(size=(VOCABULARY, 256)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("Transpose", ["table"], ["table_t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["rows", "table_t"], ["logits"]),
+    ]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "n"])
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "n", size])
+        for name, size in (("rows", 256), ("logits", VOCABULARY))
+    ]
+    graph = helper.make_graph(nodes, "tied", [ids], outputs, [numpy_helper.from_array(weight, "table")])
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+    [matrix] = find_matrices(model)
+    quantize(model, matrix, scheme)
+    finish(model)
+    proto = ir.to_proto(model)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    rows, logits = session.run(None, {"ids": np.arange(VOCABULARY).reshape(2, -1)})
+    table = rounded(torch.from_numpy(weight), scheme)
+    np.testing.assert_allclose(rows.reshape(weight.shape), table, atol=1e-6)
+    expected = (rounded_input(table, scheme) @ table.T).numpy()
+    limit = 1e-6 if scheme.input == "static" else 0.015
+    assert relative_error(logits.reshape(expected.shape), expected) < limit
+    assert proto.ByteSize() < weight.size * (scheme.bits / 8 + 4.5 / (scheme.group or 256)) + 2500
+
+
 @both
 @pytest.mark.parametrize("decoder", [True, False])
 def test_dynamic_int8_keeps_the_function(tied, gemm, decoder):
     model, weights = network(tied, gemm)
-    assert dynamic_int8(model, decoder) == []
+    assert quantize_by_rule(model, "int8-dynamic", decoder) == []
     kinds = [node.op_type for node in model.graph]
     # A decoder's narrowing matrix (w2) and its head get blocks; an encoder's do not, but for what is looked up.
     assert kinds.count("MatMulInteger") == (1 if decoder else 2 if tied else 3)
@@ -160,7 +152,7 @@ def test_products_of_one_activation_share_its_quantization():
     first = next(node for node in model.graph if node.op_type == "MatMul")
     twin = ir.node("MatMul", list(first.inputs), name="twin")
     model.graph.insert_after(first, twin)
-    dynamic_int8(model, decoder=False)
+    quantize_by_rule(model, "int8-dynamic", decoder=False)
     assert [node.op_type for node in model.graph].count("DynamicQuantizeLinear") == 3  # not 4
 
 
@@ -173,7 +165,9 @@ def test_a_matrix_that_does_not_fill_its_blocks_stays_in_float_and_is_named():
     table.const_value = ir.Tensor(weights["table"][:, :40].copy(), name="table")
     for changed in (value, table):
         changed.shape = changed.const_value.shape
-    assert set(weight_only(model, 8)) == {"w1", "table"}
+    assert quantize_by_rule(model, "int8-weight", decoder=True) == [
+        "kept in float: table, w1 (no multiple of the block size)"
+    ]
     expected = exact(weights | {"w1": narrow, "table": weights["table"][:, :40]})
     assert relative_error(forward(model), expected) < 0.02
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,17 @@ from exporter.targets import onnx_shell
 from exporter.targets.genai_graph import build_float, builder_takes
 from exporter.targets.onnx_file import save_graph
 from exporter.targets.onnx_half import half
-from exporter.targets.onnx_quantize import dynamic_int8, weight_only
+from exporter.targets.onnx_kernels import Labels, describe, weight_products
+from exporter.targets.onnx_modules import module_rows
+from exporter.targets.onnx_quantize import (
+    SCHEMES,
+    cannot_express,
+    check_policy,
+    quantize_by_policy,
+    quantize_by_rule,
+)
 from exporter.targets.onnx_session import open_onnx
-from exporter.targets.traced_graph import trace_causal_lm, trace_encoder
+from exporter.targets.traced_graph import load_model, trace_causal_lm, trace_encoder
 from exporter.types import (
     CLASSIFICATION,
     FEATURES,
@@ -42,6 +50,7 @@ def export(request: ExportRequest) -> Exported:
     """Writes the artifact's folder. The float graph is made once for all the precisions of a run."""
     import onnx_ir as ir
 
+    check_policy(request.precision, request.policy)
     float_graph = _float_graph(request)
     model = ir.load(float_graph)
     _load_small_tensors(model)
@@ -51,15 +60,16 @@ def export(request: ExportRequest) -> Exported:
         _number_head_size(model, json.loads(genai.read_text(encoding="utf-8")))
         shutil.copyfile(genai, request.folder / genai.name)
         notes.append("batches of unequal lengths are padded on the right: the fused attention counts the mask")
-    model, left = _PASSES[request.precision](model, request.checkpoint.task)
-    if left:
-        notes.append(f"kept in float: {', '.join(left)} (no multiple of the block size)")
+    model, said, labels = _at_precision(model, request)
+    notes += said
     tables = [v.const_value for name, v in model.graph.initializers.items() if name in _ROTARY and v.const_value]
     if tables:
         size = sum(table.nbytes for table in tables) / 1e6
         notes.append(f"{size:.1f} MB of the size are rotary tables, which the fused attention's operator takes")
     onnx_shell.check(model)
     save_graph(model, request.folder / "model.onnx")
+    if request.precision == "int8-static":
+        notes.append(describe(weight_products(request.folder / "model.onnx", request.scratch), labels))
     for name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
         if (request.checkpoint.path / name).is_file():
             shutil.copyfile(request.checkpoint.path / name, request.folder / name)
@@ -106,13 +116,16 @@ def _number_head_size(model: ir.Model, genai: Mapping[str, Any]) -> None:
             value.shape = ir.Shape([*value.shape[:3], int(genai["model"]["decoder"]["head_size"])])
 
 
-_PASSES: Mapping[str, Callable[[Any, str], tuple[Any, list[str]]]] = {
-    "fp32": lambda model, task: (model, []),
-    "fp16": lambda model, task: (half(model), []),
-    "int8-weight": lambda model, task: (model, weight_only(model, 8)),
-    "int4-weight": lambda model, task: (model, weight_only(model, 4)),
-    "int8-dynamic": lambda model, task: (model, dynamic_int8(model, task == GENERATION)),
-}
+def _at_precision(model: ir.Model, request: ExportRequest) -> tuple[ir.Model, list[str], Labels]:
+    """The float graph brought to the request's precision, notes, and what a policy told of its weights."""
+    checkpoint, precision = request.checkpoint, request.precision
+    decoder = checkpoint.task == GENERATION
+    if request.policy is not None:
+        modules = module_rows(load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code))
+        return model, *quantize_by_policy(model, request.policy, modules, decoder)
+    if precision == "fp16":
+        return half(model), [], Labels()
+    return model, quantize_by_rule(model, precision, decoder) if precision in SCHEMES else [], Labels()
 
 
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
@@ -133,15 +146,24 @@ ONNX = Target(
             "float16 weights and arithmetic", Gates(max_ppl_ratio=1.005, min_cosine=0.999, max_cache_kl=1e-3)
         ),
         "int8-weight": Precision(
-            "8-bit weights in blocks of 32", Gates(max_ppl_ratio=1.02, min_cosine=0.99, max_cache_kl=0.01)
+            "8-bit weights in blocks of 32",
+            Gates(max_ppl_ratio=1.02, min_cosine=0.99, max_cache_kl=0.01),
+            schemes=SCHEMES["int8-weight"],
         ),
         "int8-dynamic": Precision(
             "int8 weights per channel, activations quantized at run time",
             Gates(max_ppl_ratio=1.02, min_cosine=0.98, max_cache_kl=0.1),
+            schemes=SCHEMES["int8-dynamic"],
+        ),
+        "int8-static": Precision(
+            "int8 weights per channel, activations in ranges fixed by calibration (Q/DQ)",
+            Gates(max_ppl_ratio=1.02, min_cosine=0.98, max_cache_kl=0.01),
+            schemes=SCHEMES["int8-static"],
         ),
         "int4-weight": Precision(
             "4-bit weights in blocks of 32, embedding and head 8-bit",
             Gates(max_ppl_ratio=1.10, min_cosine=0.95, max_cache_kl=0.05),
+            schemes=SCHEMES["int4-weight"],
         ),
     },
     default="int8",
@@ -151,4 +173,5 @@ ONNX = Target(
     check=check,
     export=export,
     open=open_onnx,
+    schemes=cannot_express,
 )

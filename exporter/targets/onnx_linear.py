@@ -25,6 +25,8 @@ class Matrix:
     stored_as_kn: bool
     products: list[ir.Node] = field(default_factory=list)  # MatMul, or Gemm without scaling
     lookups: list[ir.Node] = field(default_factory=list)  # Gather of rows
+    modules: tuple[str, ...] = ()  # whose weights are stacked in it, where a policy made them known
+    rows: tuple[int, ...] = ()  # how many channels each of them has
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -52,7 +54,7 @@ def find_matrices(model: ir.Model) -> list[Matrix]:
             if operand is None:
                 continue
             value, turned = _behind_transpose(operand)
-            if value is None or not _is_matrix(value):
+            if value is None or not is_matrix(value):
                 continue
             name = str(value.name)
             role = _role(node, position, turned)
@@ -86,7 +88,8 @@ def _behind_transpose(value: ir.Value) -> tuple[ir.Value | None, bool]:
     return None, False
 
 
-def _is_matrix(value: ir.Value) -> bool:
+def is_matrix(value: ir.Value) -> bool:
+    """Whether an initializer is a float32 matrix, whatever it is used for."""
     tensor = value.const_value
     return tensor is not None and len(tensor.shape) == 2 and tensor.dtype.name == "FLOAT"
 

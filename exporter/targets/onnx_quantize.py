@@ -1,221 +1,148 @@
-"""ONNX precisions below float32, as passes over one graph: each takes the model and changes it in place.
+"""ONNX precisions of 8 and 4 bits, as a pass over one graph: which matrix gets which scheme, by rule or by policy.
 
-- weight_only: 8 or 4 bits in blocks along the input channels (com.microsoft's MatMulNBits and GatherBlockQuantized,
-  https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md). A tied embedding is stored once.
-- dynamic_int8: int8 weights per output channel, uint8 activations at run time, in ONNX's own operators.
-- half: float16, by onnxruntime's converter, which is shown the graph without its weights.
+Without a policy a rule gives every matrix one of the precision's schemes. With one each matrix has the scheme of the
+modules that it holds; what is only looked up has no module and gets 8 bits.
 
 Tensors are read from the disk one by one: what is held in memory is the new weights, not the float ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
+from exporter.errors import BuildError
+from exporter.policy import Scheme
+from exporter.targets.onnx_kernels import Labels
 from exporter.targets.onnx_linear import Matrix, find_matrices
-from exporter.types import Floats
+from exporter.targets.onnx_modules import Rows, name_matrices, split_where_schemes_differ
+from exporter.targets.onnx_nodes import finish
+from exporter.targets.onnx_schemes import GROUPS, expressible, quantize
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-Bytes = NDArray[np.uint8]
-BLOCK = 32  # input channels that share a scale; onnxruntime's fast kernels take 32
-TABLE_BLOCK = 128  # for tables that are only looked up: smaller blocks would cost more than they help
-_SHRINK = np.linspace(1.0, 0.7, 7, dtype=np.float32)  # 4-bit ranges that are tried for each block
+INT8 = Scheme(weight="int8", group=32)  # onnxruntime's fast kernels take groups of 32
+INT4 = Scheme(weight="int4", group=32, symmetric=False)
+DYNAMIC = Scheme(weight="int8", group=None, input="dynamic")
+STATIC = Scheme(weight="int8", group=None, input="static")
+TABLE = Scheme(weight="int8", group=128)  # of what is only looked up: smaller groups would cost more than they help
+
+# What a policy chooses from for each precision, cheapest first.
+SCHEMES: Mapping[str, tuple[Scheme, ...]] = {
+    "int8-weight": (INT8,),
+    "int8-dynamic": (DYNAMIC, INT8),
+    "int8-static": (STATIC, INT8),
+    "int4-weight": (INT4, INT8),
+}
 
 
-def weight_only(model: ir.Model, bits: int) -> list[str]:
-    """Every matrix in 8 bits, or in 4 with the embedding and the head kept at 8. Returns what stayed in float."""
+def cannot_express(precision: str, scheme: Scheme) -> str | None:
+    """Why a precision cannot give a layer a scheme, with what it can; None where it can. Ranges are not looked at."""
+    if precision not in SCHEMES:
+        return f"onnx:{precision} quantizes nothing and takes no policy; those that do: {', '.join(SCHEMES)}"
+    inputs = {one.input for one in SCHEMES[precision]}
+    if expressible(scheme) and scheme.input in inputs and (precision, scheme.bits) != ("int8-weight", 4):
+        return None
+    can = "int8" if precision == "int8-weight" else "int8 or int4"
+    groups = ", ".join(map(str, GROUPS))
+    whole = [f"int8 per channel, symmetric, with a {one} input" for one in ("static", "dynamic") if one in inputs]
+    told = "; ".join([*whole, f"{can} in groups of {groups} with a float input; float"])
+    return f"onnx:{precision} cannot express {scheme}; it takes {told}"
+
+
+def quantize_by_rule(model: ir.Model, precision: str, decoder: bool) -> list[str]:
+    """Every matrix by the precision's own rule. Returns notes of what stayed in float.
+
+    int4-weight keeps the embedding and the head at 8 bits. In a decoder, what a per-tensor activation range ruins (the
+    matrices that narrow, such as a feed-forward's second one, whose inputs have outliers, and the head) does not get
+    int8-dynamic's scheme but 8-bit weights in groups.
+    """
     left = []
     for matrix in find_matrices(model):
-        keep_at_8 = bool(matrix.lookups) or matrix.is_last(model.graph)
-        if not _weight_only(model, matrix, 8 if keep_at_8 else bits):
+        if not matrix.products:
+            scheme = _table(matrix)
+        elif matrix.lookups or _delicate(model, matrix, precision, decoder):
+            scheme = INT8
+        else:
+            scheme = SCHEMES[precision][0]
+        if matrix.shape[1] % (scheme.group or 1):
             left.append(str(matrix.value.name))
-    _finish(model)
-    return left
+        else:
+            quantize(model, matrix, scheme)
+    finish(model)
+    return _left(left)
 
 
-def dynamic_int8(model: ir.Model, decoder: bool) -> list[str]:
-    """Products in int8 with activations quantized at run time, tables in 8 bits. Returns what stayed in float.
+def check_policy(precision: str, policy: Mapping[str, Scheme | None] | None) -> None:
+    """Raises BuildError for a policy that the precision cannot take, or that it lacks."""
+    if policy is None and precision == "int8-static":
+        raise BuildError("onnx:int8-static needs a policy with the ranges of its inputs; 'exporter run' makes one")
+    for name, scheme in (policy or {}).items():
+        if scheme is None:
+            continue
+        reason = cannot_express(precision, scheme)
+        if reason is None and scheme.input == "static" and scheme.range is None:
+            reason = "its static input has no range; 'exporter run' finds one"
+        if reason is not None:
+            raise BuildError(f"the policy: {name}: {reason}")
 
-    In a decoder, what a per-tensor activation range ruins (the matrices that narrow, such as a feed-forward's second
-    one, whose inputs have outliers, and the head) gets 8-bit weights in blocks instead.
+
+def quantize_by_policy(
+    model: ir.Model,
+    policy: Mapping[str, Scheme | None],
+    modules: Mapping[str, Rows],
+    decoder: bool,
+) -> tuple[list[str], Labels]:
+    """Every matrix by the schemes of the modules that it holds; `modules` as of onnx_modules.module_rows.
+
+    The policy must have passed check_policy. Returns notes, and what the weights are called. Raises BuildError for a
+    scheme that does not fit its matrix, or that is of a module which is not found in the graph.
     """
+    matrices, notes = name_matrices(model, find_matrices(model), policy, modules)
+    last = [str(matrix.value.name) for matrix in matrices if matrix.is_last(model.graph)]
+    head = last[0] if last and decoder else None
+    matrices = [part for whole in matrices for part in split_where_schemes_differ(model, whole, policy)]
     left = []
-    for matrix in find_matrices(model):
-        channels, inputs = matrix.shape
-        sensitive = decoder and (inputs > channels or matrix.is_last(model.graph))
-        if matrix.lookups or sensitive:
-            if not _weight_only(model, matrix, 8):
-                left.append(str(matrix.value.name))
+    for matrix in matrices:
+        scheme = policy.get(matrix.modules[0]) if matrix.modules else None
+        if not matrix.products:
+            scheme = _table(matrix)
+        if scheme is None:
+            continue
+        inputs = matrix.shape[1]
+        if inputs % (scheme.group or 1) == 0:
+            quantize(model, matrix, scheme)
+        elif matrix.modules:
+            wrong = f"{inputs} inputs, no multiple of the group {scheme.group}"
+            raise BuildError(f"the policy: {matrix.modules[0]} has {wrong}; give it another group, or float")
         else:
-            _dynamic(model, matrix)
-    _finish(model)
-    return left
+            left.append(str(matrix.value.name))
+    finish(model)
+    return notes + _left(left), Labels({str(m.value.name): _label(m) for m in matrices if m.modules}, head)
 
 
-def _weight_only(model: ir.Model, matrix: Matrix, bits: int) -> bool:
+def _label(matrix: Matrix) -> str:
+    """model.layers.0.self_attn.q_proj+k_proj+v_proj"""
+    first, *others = matrix.modules
+    return "+".join([first, *(name.rpartition(".")[2] for name in others)])
+
+
+def _delicate(model: ir.Model, matrix: Matrix, precision: str, decoder: bool) -> bool:
     channels, inputs = matrix.shape
-    block = TABLE_BLOCK if not matrix.products and inputs % TABLE_BLOCK == 0 else BLOCK
-    if inputs % block:
-        return False
-    name = str(matrix.value.name)
-    blocks = matrix.read().reshape(channels, inputs // block, block)
-    if bits == 8:
-        (codes, scales), zeros = symmetric_8bit(blocks), None
-    else:
-        codes, scales, zeros = asymmetric_4bit(blocks)
-    attributes = {"bits": bits, "block_size": block}
-    scale = _add(model, f"{name}_scales", scales)
-    zero = None if zeros is None else _add(model, f"{name}_zero_points", zeros)
-    if matrix.products:
-        packed = _add(model, f"{name}_Q{bits}", codes)
-        for node in matrix.products:
-            bias = node.inputs[2] if len(node.inputs) > 2 else None
-            operands = [node.inputs[0], packed, scale, zero, None, bias]
-            while operands[-1] is None:
-                operands.pop()
-            # accuracy_level 4 lets the kernel multiply int8 by int8, with activations quantized in the same blocks.
-            extra = {"N": channels, "K": inputs, "accuracy_level": 4}
-            _replace(node, "MatMulNBits", operands, attributes | extra, "com.microsoft")
-        rows = _reshaped(model, packed, (channels, inputs)) if matrix.lookups else packed
-    else:
-        rows = _add(model, f"{name}_Q{bits}", codes.reshape(channels, inputs))
-    for node in matrix.lookups:
-        extra = {"gather_axis": 0, "quantize_axis": 1}
-        _replace(node, "GatherBlockQuantized", [rows, node.inputs[1], scale], attributes | extra, "com.microsoft")
-    return True
+    if precision == "int8-dynamic":
+        return decoder and (inputs > channels or matrix.is_last(model.graph))
+    return matrix.is_last(model.graph)
 
 
-def symmetric_8bit(blocks: Floats) -> tuple[Bytes, Floats]:
-    """[N, blocks, size] to codes around 128 of the same shape, and scales [N, blocks]: value = scale * (code - 128)."""
-    scales = np.abs(blocks).max(axis=-1) / np.float32(127)
-    scales[scales == 0] = 1
-    codes = np.rint(blocks / scales[..., None])
-    return (codes + 128).astype(np.uint8), scales
+def _table(matrix: Matrix) -> Scheme:
+    return INT8 if matrix.shape[1] % (TABLE.group or 1) else TABLE
 
 
-def asymmetric_4bit(blocks: Floats) -> tuple[Bytes, Floats, Bytes]:
-    """[N, blocks, size] to codes packed two to a byte (low nibble first), scales, and zero points packed likewise.
-
-    value = scale * (code - zero). Of a few ranges, each block gets the one with the least squared error.
-    """
-    low, high = np.minimum(blocks.min(axis=-1), 0), np.maximum(blocks.max(axis=-1), 0)
-    shape = low.shape
-    best = np.full(shape, np.inf, np.float32)
-    scales, zeros = np.ones(shape, np.float32), np.zeros(shape, np.uint8)
-    codes: Bytes = np.zeros(blocks.shape, np.uint8)
-    for shrink in _SHRINK:
-        scale = (high - low) * shrink / np.float32(15)
-        scale[scale == 0] = 1
-        zero = np.clip(np.rint(-low * shrink / scale), 0, 15)
-        tried = np.clip(np.rint(blocks / scale[..., None]) + zero[..., None], 0, 15)
-        error = np.square((tried - zero[..., None]) * scale[..., None] - blocks).sum(axis=-1)
-        better = error < best
-        best[better], scales[better], zeros[better] = error[better], scale[better], zero[better]
-        codes[better] = tried[better]
-    return _nibbles(codes), scales, _nibbles(zeros)
+def _unfit(scheme: Scheme) -> str | None:
+    lacking = scheme.input == "static" and scheme.range is None
+    return "its static input has no range; 'exporter run' finds one" if lacking else None
 
 
-def _nibbles(codes: Bytes) -> Bytes:
-    """Packs the last axis two to a byte, the first in the low half; an odd one is filled up with zero."""
-    if codes.shape[-1] % 2:
-        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
-    packed: Bytes = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
-    return packed
-
-
-def _dynamic(model: ir.Model, matrix: Matrix) -> None:
-    """x @ W as DynamicQuantizeLinear(x), MatMulInteger, and a rescaling: the pattern that onnxruntime fuses at load."""
-    name = str(matrix.value.name)
-    weights = matrix.read()
-    scales = np.abs(weights).max(axis=1) / np.float32(127)
-    scales[scales == 0] = 1
-    scale = _add(model, f"{name}_scales", scales)
-    packed = _add(model, f"{name}_Q8", np.rint(weights / scales[:, None]).T.astype(np.int8, order="C"))
-    for node in matrix.products:
-        quantized = _quantized_activation(node)
-        before = node.inputs[2] if len(node.inputs) > 2 else None
-        product = _insert(node, "MatMulInteger", [quantized[0], packed, quantized[2]])
-        floats = _insert(node, "Cast", [product[0]], {"to": 1})
-        both = _insert(node, "Mul", [quantized[1], scale], label="scales")
-        if before is None:
-            _replace(node, "Mul", [floats[0], both[0]], {})
-        else:
-            scaled = _insert(node, "Mul", [floats[0], both[0]])
-            _replace(node, "Add", [scaled[0], before], {})
-
-
-def _quantized_activation(node: ir.Node) -> tuple[ir.Value, ...]:
-    """(uint8 codes, scale, zero point) of a node's first input; one for all the products that share it."""
-    operand = node.inputs[0]
-    assert operand is not None
-    for user, _ in operand.uses():
-        if user.op_type == "DynamicQuantizeLinear":
-            return tuple(user.outputs)
-    return _insert(node, "DynamicQuantizeLinear", [operand], outputs=3)
-
-
-def _add(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
-    import onnx_ir as ir
-
-    tensor = ir.Tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
-
-
-def _reshaped(model: ir.Model, value: ir.Value, shape: tuple[int, int]) -> ir.Value:
-    """A view of an initializer in another shape; runtimes fold it when they load the model."""
-    import onnx_ir as ir
-
-    sizes = _add(model, f"{value.name}_shape", np.array(shape, np.int64))
-    node = ir.node("Reshape", [value, sizes], name=f"{value.name}/Reshape")
-    model.graph.insert_before(model.graph[0], node)
-    return node.outputs[0]
-
-
-def _insert(
-    before: ir.Node,
-    op: str,
-    inputs: list[ir.Value],
-    attributes: dict[str, int] | None = None,
-    outputs: int = 1,
-    label: str = "",
-) -> tuple[ir.Value, ...]:
-    """A new node of ONNX's own operators in front of another one; returns its outputs."""
-    import onnx_ir as ir
-
-    name = f"{before.outputs[0].name}/{label or op}"  # values have unique names, nodes need not have any
-    node = ir.node(op, inputs, attributes or {}, num_outputs=outputs, name=name)
-    assert before.graph is not None
-    before.graph.insert_before(before, node)
-    return tuple(node.outputs)
-
-
-def _replace(
-    old: ir.Node, op: str, inputs: list[ir.Value | None], attributes: dict[str, int], domain: str = ""
-) -> None:
-    """Puts another operator in a node's place; its output keeps its name and its users."""
-    import onnx_ir as ir
-
-    graph, output = old.graph, old.outputs[0]
-    assert graph is not None
-    node = ir.node(op, inputs, attributes, domain=domain, name=old.name)
-    graph.insert_before(old, node)
-    node.outputs[0].shape, node.outputs[0].type = output.shape, output.type
-    node.outputs[0].name, output.name = output.name, None
-    output.replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
-    graph.remove(old, safe=True)
-
-
-def _finish(model: ir.Model) -> None:
-    """Drops what nothing reads any more, such as the float weights."""
-    from onnx_ir.passes import common
-
-    model.opset_imports["com.microsoft"] = 1
-    common.RemoveUnusedNodesPass()(model)
-    model.graph.sort()
+def _left(names: list[str]) -> list[str]:
+    return [f"kept in float: {', '.join(names)} (no multiple of the block size)"] if names else []

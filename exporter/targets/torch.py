@@ -15,7 +15,8 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.errors import BuildError, JobError
-from exporter.targets.torch_static import export_static, load_static
+from exporter.policy import Scheme
+from exporter.targets.torch_static import cannot_express, export_static, load_static
 from exporter.types import CLASSIFICATION, GENERATION, Exported, ExportRequest, Floats, Gates, Ids, Precision, Target
 
 
@@ -176,6 +177,7 @@ TORCH = Target(
             "torchao's PT2E for x86: int8 weights per channel, uint8 activations in the policy's ranges",
             Gates(max_ppl_ratio=1.05, min_cosine=0.98, max_cache_kl=0.01),
             requires=("torchao",),
+            schemes=(Scheme(weight="int8", input="static"),),
         ),
     },
     default="fp32",
@@ -184,4 +186,5 @@ TORCH = Target(
     check=check,
     export=export,
     open=open_torch,
+    schemes=cannot_express,
 )

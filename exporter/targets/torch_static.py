@@ -56,6 +56,22 @@ def export_static(model: Any, policy: Mapping[str, Scheme | None] | None, folder
     return Exported((WEIGHTS, POLICY), tuple(notes))
 
 
+def cannot_express(precision: str, scheme: Scheme) -> str | None:
+    """Why a precision cannot give a layer a scheme, with what it can; None where it can. Ranges are not looked at.
+
+    Weights that are rounded beside a float input are kept in float: their rounded values are float32 numbers too.
+    """
+    if precision != "int8-static":
+        return f"torch:{precision} takes no policy; torch:int8-static does"
+    whole = scheme.weight == "int8" and scheme.group is None and scheme.symmetric
+    if scheme.input == "float" or (scheme.input == "static" and whole):
+        return None
+    return (
+        f"torch:int8-static cannot express {scheme}; PyTorch's x86 quantizer has int8 weights per channel, symmetric, "
+        "with a static input; float"
+    )
+
+
 def load_static(model: Any, folder: Path) -> int:
     """Fills a model of the artifact's class, whose weights are empty; returns how many of its layers are int8.
 
@@ -218,11 +234,8 @@ def _static(policy: Mapping[str, Scheme | None] | None, layers: Iterable[str]) -
     for name, scheme in chosen.items():
         if scheme.range is None:
             raise JobError(f"torch:int8-static: {name} has a static input without a range; add range: [low, high]")
-        if scheme.weight != "int8" or scheme.group is not None or not scheme.symmetric:
-            raise JobError(
-                f"torch:int8-static: {name} is {scheme} in the policy; beside a static input PyTorch's x86 quantizer "
-                "has int8 weights per channel only: set {weight: int8} there, or float"
-            )
+        if (reason := cannot_express("int8-static", scheme)) is not None:
+            raise JobError(f"the policy: {name}: {reason}")
     return chosen
 
 

@@ -42,7 +42,7 @@ def trace_causal_lm(
     TorchScript traces it, or torch.export where TorchScript fails, or torch.export at once with `dynamo`; the graph's
     metadata says which, and why. Raises BuildError where neither can do it.
     """
-    model = _load(checkpoint, GENERATION, trust_remote_code)
+    model = load_model(checkpoint, GENERATION, trust_remote_code)
     vocabulary, layers = answer_shapes(model)
     names = ["input_ids", "attention_mask"]
     if "position_ids" in inspect.signature(model.forward).parameters:
@@ -69,7 +69,7 @@ def trace_encoder(
     """
     if task not in OUTPUTS:
         raise BuildError(unknown("task", task, OUTPUTS))
-    model = _load(checkpoint, task, trust_remote_code)
+    model = load_model(checkpoint, task, trust_remote_code)
     # sdpa's graph looks for NaN in rows that are masked whole: a fifth of MiniLM's time at 512 tokens, for rows that
     # no text has.
     model.set_attn_implementation("eager")
@@ -82,7 +82,7 @@ def trace_encoder(
     save_graph(graph, model_onnx)
 
 
-def _load(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
+def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     """The model in float32, with the attention that transformers prefers for it: sdpa where it has it, else eager.
 
     A mixture of experts as one product with gathered weights: the others count tokens or loop over them, which a graph

@@ -1,0 +1,99 @@
+"""What onnxruntime really runs: the kernels that a graph's matrix products got, from the graph as it optimized it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+# Operators whose kernels multiply int8 codes with codes, and the position of their weight.
+_INTEGER = {"MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "QGemm": 3}
+_GROUPED = "MatMulNBits"
+_FLOAT = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1, "FusedGemm": 1}
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What weights are called: their names in the graph begin with a key of `modules`, the head's with `head`."""
+
+    modules: Mapping[str, str] = field(default_factory=dict)
+    head: str | None = None  # the language model's, which is counted apart
+
+    def of(self, weight: str) -> str:
+        fitting = [name for name in self.modules if weight.startswith(name)]
+        return self.modules[max(fitting, key=len)] if fitting else weight
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product with a weight matrix: the operator that computes it, the weight's name, and its N * K."""
+
+    operator: str
+    weight: str
+    size: int
+
+
+def weight_products(model: Path, scratch: Path) -> list[Product]:
+    """The products of a model with its weights, after onnxruntime's own optimization for this machine's CPU.
+
+    The optimized model is written to `scratch` for a moment.
+    """
+    import onnx
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        # The weights beside it: in one file they could be more than a protobuf holds.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    return [product for node in graph.node if (product := _product(node, sizes, makers)) is not None]
+
+
+def _product(
+    node: onnx.NodeProto, sizes: Mapping[str, list[int]], makers: Mapping[str, onnx.NodeProto]
+) -> Product | None:
+    if node.op_type == _GROUPED:
+        numbers = {attribute.name: attribute.i for attribute in node.attribute}
+        return Product(node.op_type, node.input[1], numbers["N"] * numbers["K"])
+    position = (_INTEGER | _FLOAT).get(node.op_type)
+    if position is None:
+        return None
+    weight = node.input[position]
+    while weight not in sizes and weight in makers and makers[weight].op_type in ("DequantizeLinear", "Transpose"):
+        weight = makers[weight].input[0]
+    if len(sizes.get(weight, [])) != 2:
+        return None  # of two activations, as in attention
+    rows, columns = sizes[weight]
+    return Product(node.op_type, weight, rows * columns)
+
+
+def describe(products: list[Product], labels: Labels) -> str:
+    """The share of the multiplications that run in integer kernels, and which do not."""
+    layers = [product for product in products if labels.head is None or not product.weight.startswith(labels.head)]
+    operators = sorted({product.operator for product in products if product.operator in _INTEGER})
+    share = f"{_share(layers):.0%} of the linear layers' multiplications run in integer kernels"
+    share += f" ({', '.join(operators)})" if operators else ""
+    if len(layers) < len(products):
+        share += f", {_share(products):.0%} with the head"
+    kept = list(dict.fromkeys(labels.of(p.weight) for p in products if p.operator not in _INTEGER))
+    if not kept:
+        return share
+    more = f" and {len(kept) - _SHOWN} more" if len(kept) > _SHOWN else ""
+    return f"{share}; kept from it: {', '.join(kept[:_SHOWN])}{more}"
+
+
+def _share(products: list[Product]) -> float:
+    total = sum(product.size for product in products)
+    return sum(product.size for product in products if product.operator in _INTEGER) / max(total, 1)

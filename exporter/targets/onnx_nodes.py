@@ -1,0 +1,85 @@
+"""Edits of an ONNX graph in onnx_ir's form: a new initializer, a node before another one, a node in another's place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def add(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """A new initializer."""
+    import onnx_ir as ir
+
+    tensor = ir.Tensor(array, name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def reshaped(model: ir.Model, value: ir.Value, shape: tuple[int, int]) -> ir.Value:
+    """A view of an initializer in another shape; runtimes fold it when they load the model."""
+    sizes = add(model, f"{value.name}_shape", np.array(shape, np.int64))
+    return _folded(model, "Reshape", [value, sizes])
+
+
+def transposed(model: ir.Model, value: ir.Value) -> ir.Value:
+    """An initializer's transpose, which runtimes fold likewise."""
+    return _folded(model, "Transpose", [value])
+
+
+def _folded(model: ir.Model, op: str, inputs: Sequence[ir.Value]) -> ir.Value:
+    import onnx_ir as ir
+
+    node = ir.node(op, inputs, name=f"{inputs[0].name}/{op}")
+    node.outputs[0].name = f"{inputs[0].name}_{op.lower()}"
+    model.graph.insert_before(model.graph[0], node)
+    return node.outputs[0]
+
+
+def insert(
+    before: ir.Node,
+    op: str,
+    inputs: Sequence[ir.Value],
+    attributes: dict[str, int] | None = None,
+    outputs: int = 1,
+    label: str = "",
+) -> tuple[ir.Value, ...]:
+    """A new node of ONNX's own operators in front of another one; returns its outputs."""
+    import onnx_ir as ir
+
+    name = f"{before.outputs[0].name}/{label or op}"  # values have unique names, nodes need not have any
+    node = ir.node(op, inputs, attributes or {}, num_outputs=outputs, name=name)
+    assert before.graph is not None
+    before.graph.insert_before(before, node)
+    return tuple(node.outputs)
+
+
+def replace(
+    old: ir.Node, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int], domain: str = ""
+) -> None:
+    """Puts another operator in a node's place; its output keeps its name and its users."""
+    import onnx_ir as ir
+
+    graph, output = old.graph, old.outputs[0]
+    assert graph is not None
+    node = ir.node(op, inputs, attributes, domain=domain, name=old.name)
+    graph.insert_before(old, node)
+    node.outputs[0].shape, node.outputs[0].type = output.shape, output.type
+    node.outputs[0].name, output.name = output.name, None
+    output.replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+
+
+def finish(model: ir.Model) -> None:
+    """Drops what nothing reads any more, such as the float weights."""
+    from onnx_ir.passes import common
+
+    model.opset_imports["com.microsoft"] = 1
+    common.RemoveUnusedNodesPass()(model)
+    model.graph.sort()
