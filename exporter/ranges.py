@@ -32,12 +32,11 @@ def min_max(histogram: Histogram, symmetric: bool) -> Range:
 def percentile(histogram: Histogram, symmetric: bool, share: float = 0.9999) -> Range:
     """What holds `share` of the values: of their magnitudes, or with half of the rest cut from either end.
 
-    Within a bin, values are taken to be spread evenly.
+    Within a bin, values are taken to be spread evenly. Where so many are zeros that only they are left, min-max.
     """
-    if symmetric:
-        return _range(0, _magnitude(histogram, share), symmetric)
     cut = (1 - share) / 2
-    return _range(_quantile(histogram, cut), _quantile(histogram, 1 - cut), symmetric)
+    low, high = (0.0, _magnitude(histogram, share)) if symmetric else _quantiles(histogram, cut, 1 - cut)
+    return _range(low, high, symmetric) if low < 0 or high > 0 else min_max(histogram, symmetric)
 
 
 def entropy(histogram: Histogram, symmetric: bool) -> Range:
@@ -109,9 +108,9 @@ def _below(histogram: Histogram, values: NDArray[np.float64]) -> NDArray[np.floa
     return np.interp(values, *_steps(histogram), left=0)
 
 
-def _quantile(histogram: Histogram, share: float) -> float:
+def _quantiles(histogram: Histogram, *shares: float) -> list[float]:
     edges, below = _steps(histogram)
-    return float(np.interp(share * below[-1], below, edges))
+    return [float(value) for value in np.interp(np.array(shares) * below[-1], below, edges)]
 
 
 def _magnitude(histogram: Histogram, share: float) -> float:

@@ -32,7 +32,7 @@ class Histogram:
     """How often values fell into bins: `low` and `high` edges float64 [bins], `counts` int64 [bins].
 
     The bins are in ascending order, none is empty, and what lies between them was never seen. The outer edges are the
-    exact minimum and maximum: a bin of a single value may have no width.
+    exact minimum and maximum: a bin of a single value, such as 0, has no width.
     """
 
     low: NDArray[np.float64]
@@ -158,6 +158,7 @@ def _histogram(codes: NDArray[np.int64], minimum: float, maximum: float) -> Hist
     negative = used < _CODES // 2
     magnitudes = used % (_CODES // 2)
     inner, outer = ((magnitudes + more << 16).astype(np.uint32).view(np.float32) for more in (0, 1))
+    outer[magnitudes == 0] = 0  # the smallest of all numbers, below 1e-40, count as the 0 that most of them are
     low, high = np.where(negative, -outer, inner), np.where(negative, -inner, outer)
     # Of negative numbers the larger code is the smaller number; -0.0 comes before 0.0.
     order = np.lexsort((high, low))

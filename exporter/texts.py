@@ -29,7 +29,7 @@ def calibration_text(path: Path | None, recipe: Recipe | None, evaluated: str, t
     """(its name, the text, how many of its first tokens to leave out) to calibrate on: never what is measured on.
 
     Where both are the standard library's topics, calibration takes what comes after the `tokens` that are measured.
-    Raises JobError for a file that cannot be used, or is the evaluation's text.
+    Raises JobError for a file that cannot be used, or shares a passage with the `tokens` words that are measured.
     """
     if path is None and recipe is not None and recipe.calib_text is not None:
         path = recipe.folder() / recipe.calib_text
@@ -65,11 +65,11 @@ def shared_passage(measured: Sequence[str], calibration: Sequence[str]) -> str |
             while end < min(len(measured), len(calibration) - ahead) and measured[end] == calibration[end + ahead]:
                 end += 1
             if end - start >= long:
-                return abridged(measured[start:end])
+                return _abridged(measured[start:end])
     return None
 
 
-def abridged(words: Sequence[str]) -> str:
+def _abridged(words: Sequence[str]) -> str:
     """A passage in quotes: its first words, and how many there are."""
     shown = " ".join(words[:12])
     return f"'{shown}'" if len(words) <= 12 else f"'{shown} …' ({len(words)} words)"

@@ -49,11 +49,12 @@ def memory(model: Path, windows: int, rounds: int) -> dict[str, float]:
             max_length=None,
         )
         stored = sum(file.stat().st_size for file in (Path(place) / "statistics").iterdir())
-    return {"before": before, "peak": peak_rss(), "stored": stored}
+    weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    return {"before": before, "peak": peak_rss(), "stored": stored, "model": weights}
 
 
 def times(model: Path, windows: int, rounds: int) -> dict[str, float]:
-    """Seconds of the fastest plain and the fastest collecting pass over all windows."""
+    """Seconds of the fastest plain and the fastest collecting pass over all windows: on the clock, and of all cores."""
     import torch
     from transformers import AutoTokenizer
 
@@ -73,11 +74,12 @@ def times(model: Path, windows: int, rounds: int) -> dict[str, float]:
     taken: dict[str, float] = {}
     for _ in range(rounds):
         for name, one in (("plain", plain), ("collecting", lambda: collect(loaded, pieces, silent))):
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             one()
-            taken[name] = min(taken.get(name, float("inf")), time.perf_counter() - start)
-    size = sum(weight.numel() * weight.element_size() for weight in loaded.parameters())
-    return taken | {"windows": len(pieces), "model": size}
+            ends = time.perf_counter(), time.process_time()
+            for kind, begin, end in zip(("", "_cpu"), start, ends, strict=True):
+                taken[name + kind] = min(taken.get(name + kind, float("inf")), end - begin)
+    return taken | {"windows": len(pieces)}
 
 
 def child(what: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -103,13 +105,18 @@ def main() -> None:
         measure = memory if options.only == "memory" else times
         print(json.dumps(measure(options.folder, options.windows, options.rounds)))
         return
-    held, taken = child("memory", options), child("times", options)
+    held = child("memory", options)
+    print(
+        f"Peak memory {held['peak'] / 1e6:,.0f} MB, of which the weights {held['model'] / 1e6:,.0f} MB and "
+        f"Python before it {held['before'] / 1e6:,.0f} MB; on the disk {held['stored'] / 1e6:.1f} MB.",
+        flush=True,
+    )
+    taken = child("times", options)
     print(
         f"{taken['windows']} windows of {WINDOW} tokens, {cpu_name()}, {usable_cores()} cores: plain forward passes "
-        f"{taken['plain']:.1f} s, with statistics {taken['collecting']:.1f} s: "
-        f"{taken['collecting'] / taken['plain']:.2f}×. Peak memory {held['peak'] / 1e6:,.0f} MB, of which the model is "
-        f"{taken['model'] / 1e6:,.0f} MB and Python without it {held['before'] / 1e6:,.0f} MB; on the disk "
-        f"{held['stored'] / 1e6:.1f} MB."
+        f"{taken['plain']:.1f} s ({taken['plain_cpu']:.1f} s of CPU), with statistics {taken['collecting']:.1f} s "
+        f"({taken['collecting_cpu']:.1f} s): {taken['collecting'] / taken['plain']:.2f}× "
+        f"({taken['collecting_cpu'] / taken['plain_cpu']:.2f}×)."
     )
 
 
