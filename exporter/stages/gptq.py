@@ -7,7 +7,8 @@ lie on the grid: exporter.grid.quantized finds their codes again, so that every 
 Three choices, by what SmolLM2 showed at int4 in groups of 32, calibrated on one kind of text and measured on another:
 the columns with the largest inputs go first; groups stay the contiguous ones of the targets, so their ranges are chosen
 beforehand, by errors that the Hessian's diagonal weighs; and the damping is 1, not the paper's 0.01. With 0.01 the
-output error on other text fell less for every kind of layer, and rose above plain rounding's in down projections.
+output error on other text was larger for most layers, and above plain rounding's for down projections. More passes
+over the columns, with scales fitted again, lowered the error on the calibration text and raised the perplexity.
 """
 
 from __future__ import annotations
