@@ -23,13 +23,13 @@ class QatOptions(BaseModel):
 
     steps: int = Field(200, ge=1, description="Updates of the weights.")
     scheme: Literal["int8-static", "int4-weight"] = Field("int4-weight", description="What is trained for.")
-    lr: float = Field(1e-4, gt=0, description="AdamW's highest learning rate; with lora some ten times as much.")
+    lr: float = Field(1e-4, gt=0, description="AdamW's highest learning rate; with lora some three times as much.")
     batch: int = Field(4, ge=1, description="Windows of text in each step.")
     window: int = Field(512, ge=8, description="Tokens in a window.")
     # Where the student is near its teacher, cross entropy's gradient is by far the larger: it would teach the text, and
     # make of it another model than the one that is exported.
     kd: float = Field(1.0, ge=0, le=1, description="Share of the KL to the float model in the loss; the rest is CE.")
-    lora: int | None = Field(None, ge=1, description="Train LoRA factors of this rank only: a third of the memory.")
+    lora: int | None = Field(None, ge=1, description="Train LoRA factors of this rank only: less memory.")
     checkpointing: bool = Field(False, description="Gradient checkpointing, on or off: less memory, a third slower.")
     seed: int = Field(0, ge=0, description="Of the order of the windows and of the LoRA factors.")
     save: int = Field(50, ge=1, description="Steps between two states on disk, from which a killed run goes on.")
