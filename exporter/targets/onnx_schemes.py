@@ -7,8 +7,9 @@
 
 The last two are patterns that onnxruntime fuses when it loads the model, into DynamicQuantizeMatMul and
 MatMulIntegerToFloat. Codes of static inputs are uint8 throughout, a symmetric range's with zero point 128: the same
-numbers as int8 with zero point 0, but on x86 onnxruntime rewrites int8 only in part and leaves a third of the products
-in float (1.31), and its int8 by int8 kernels take six times as long as uint8 by int8 (SmolLM2, AMX).
+numbers as int8 with zero point 0, but of those onnxruntime 1.31 leaves two fifths of SmolLM2's products in float on
+x86, or with session.qdqisint8allowed runs them in kernels that take six times as long. On x86 without VNNI the kernels
+of uint8 by int8 add pairs in 16 bits and may saturate: measure there again.
 """
 
 from __future__ import annotations
