@@ -105,7 +105,7 @@ class Job(MergeJob):
         description="How each linear layer is quantized. auto: the cheapest mix that keeps the gates, found by "
         "measuring; off: the precision's own scheme everywhere; or a policy's FILE.",
     )
-    ranges: Literal["minmax", "percentile", "entropy", "mse"] = Field(
+    ranges: Literal["min-max", "percentile", "entropy", "mse"] = Field(
         "mse", description="How the range of a static input is taken from its histogram."
     )
     smooth: bool = Field(True, description="SmoothQuant: move outliers of static inputs into the weights first.")

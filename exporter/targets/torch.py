@@ -177,7 +177,7 @@ TORCH = Target(
             "torchao's PT2E for x86: int8 weights per channel, uint8 activations in the policy's ranges",
             Gates(max_ppl_ratio=1.05, min_cosine=0.98, max_cache_kl=0.01),
             requires=("torchao",),
-            schemes=(Scheme(weight="int8", input="static"),),
+            schemes=(Scheme(weight="int8", group=None, input="static"),),
         ),
     },
     default="fp32",
