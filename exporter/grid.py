@@ -77,7 +77,12 @@ def rounded_input(inputs: Tensor, scheme: Scheme) -> Tensor:
         scale = (inputs.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-12)
         return (inputs / scale).round() * scale
     step, zero, low, high = input_grid(scheme)
-    return ((inputs / step).round() + zero).clamp(low, high).sub(zero) * step
+    return input_codes(inputs, step, zero, low, high).sub(zero) * step
+
+
+def input_codes(inputs: Tensor, step: float, zero: int, low: int, high: int) -> Tensor:
+    """Static inputs of any shape as the codes of `input_grid`, in float32."""
+    return (inputs / step).round_().add_(zero).clamp_(low, high)  # in place: at long prompts a pass over memory counts
 
 
 def input_grid(scheme: Scheme) -> tuple[float, int, int, int]:

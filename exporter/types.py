@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from exporter.policy import Scheme
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -172,7 +175,8 @@ class ExportRequest:
     """What a target needs to write one artifact into `folder` (which exists and is empty).
 
     `options` are the job's values of the fields that the target names; `calibration` is the folder that
-    exporter.calibrate wrote, where the target asked for it.
+    exporter.calibrate wrote, where the target asked for it; `policy` is the scheme of every linear layer by its name,
+    None for one that stays in float.
     """
 
     checkpoint: Checkpoint
@@ -183,6 +187,7 @@ class ExportRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     cache: Path | None = None  # the user's cache, where what `prepare` fetched is
     calibration: Path | None = None
+    policy: Mapping[str, Scheme | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""PyTorch through transformers: the float32 reference, bfloat16, and torchao's int8 with dynamic activations.
+"""PyTorch through transformers: the float32 reference, bfloat16, and torchao's int8, dynamic and static.
 
 float32 is the checkpoint itself: it is the reference that everything is compared with, and is not written to disk
 again. int8-dynamic quantizes the linear layers: int8 weights per output channel, int8 activations per token at run
-time (torchao's Int8DynamicActivationInt8WeightConfig); the embedding stays in float.
+time (torchao's Int8DynamicActivationInt8WeightConfig); the embedding stays in float. int8-static is in torch_static.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from exporter.errors import BuildError, JobError
+from exporter.targets.torch_static import export_static, load_static
 from exporter.types import CLASSIFICATION, GENERATION, Exported, ExportRequest, Floats, Gates, Ids, Precision, Target
 
 
@@ -98,9 +100,35 @@ def open_checkpoint(path: Path, task: str, threads: int, dtype: str = "float32",
 
 
 def open_torch(folder: Path, threads: int) -> TorchRunner:
-    """An artifact's folder; its precision is in its own config.json, its task in the manifest."""
-    task = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["task"]
-    return open_checkpoint(folder, task, threads, "auto")
+    """An artifact's folder; its task is in the manifest, and its dtype in its own config.json."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if manifest["variant"] == "torch:int8-static":
+        return open_static(folder, manifest["task"], threads)
+    return open_checkpoint(folder, manifest["task"], threads, "auto")
+
+
+def open_static(folder: Path, task: str, threads: int) -> TorchRunner:
+    """An int8-static folder as a runner. Raises BuildError with one line for a folder that is damaged."""
+    import torch
+    from optimum.exporters.tasks import TasksManager
+    from safetensors import SafetensorError
+    from transformers import AutoConfig
+    from transformers.initialization import no_init_weights
+
+    torch.set_num_threads(threads)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        model_class = TasksManager.get_model_class_for_task(task, model_type=config.model_type)
+        with no_init_weights():
+            model = model_class.from_config(config, dtype=torch.float32)
+        model.tie_weights()
+        layers = load_static(model, folder)
+    except (JobError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BuildError(f"{folder} cannot be opened ({reason}); remove it and export it again") from error
+    runner = (TorchDecoder if task == GENERATION else TorchRunner)(model, task)
+    runner.engine = f"torch {torch.__version__} onednn int8 in {layers} layers"
+    return runner
 
 
 def export(request: ExportRequest) -> Exported:
@@ -109,6 +137,9 @@ def export(request: ExportRequest) -> Exported:
     checkpoint = request.checkpoint
     if request.precision == "fp32":  # the reference: measured from the checkpoint itself
         return Exported(())
+    if request.precision == "int8-static":
+        AutoTokenizer.from_pretrained(checkpoint.path).save_pretrained(request.folder)
+        return export_static(load_model(checkpoint.path, checkpoint.task, "float32"), request.policy, request.folder)
     if request.precision == "bf16":
         model = load_model(checkpoint.path, checkpoint.task, "bfloat16")
     else:
@@ -139,6 +170,11 @@ TORCH = Target(
         "int8-dynamic": Precision(
             "torchao: int8 weights per channel, int8 activations per token",
             Gates(max_ppl_ratio=1.05, min_cosine=0.98, max_cache_kl=0.05),
+            requires=("torchao",),
+        ),
+        "int8-static": Precision(
+            "torchao's PT2E for x86: int8 weights per channel, uint8 activations in the policy's ranges",
+            Gates(max_ppl_ratio=1.05, min_cosine=0.98, max_cache_kl=0.01),
             requires=("torchao",),
         ),
     },
