@@ -40,8 +40,7 @@ def export_static(model: Any, policy: Mapping[str, Scheme | None] | None, folder
     check_kernels()
     sizes = {name: layer.weight.numel() for name, layer in layers.items()}
     for name, scheme in static.items():
-        weight, scales = _codes(converted(layers[name], scheme))
-        model.set_submodule(name, _int8_linear()(weight, scales, layers[name].bias, scheme))
+        model.set_submodule(name, static_linear(layers[name], scheme))
     save_model(model, str(folder / WEIGHTS))
     model.config.save_pretrained(folder)
     if model.can_generate():
@@ -119,6 +118,11 @@ def converted(layer: Any, scheme: Scheme) -> Any:
     quantizer = X86InductorQuantizer().set_global(QuantizationConfig(activation, None, weight, None))
     program = torch.export.export(linear, (torch.zeros(2, inputs),))
     return convert_pt2e(prepare_pt2e(program.module(), quantizer))
+
+
+def static_linear(layer: Any, scheme: Scheme) -> Any:
+    """The int8 module that takes a layer's place, before it is packed to run."""
+    return _int8_linear()(*_codes(converted(layer, scheme)), layer.bias, scheme)
 
 
 def unsigned_grid(scheme: Scheme) -> tuple[float, int, int, int]:
