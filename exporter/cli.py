@@ -30,12 +30,15 @@ VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Name each step on 
 
 
 class JobCommand(click.Command):
-    """`run` and `merge`, whose flags are the fields of Job and of MergeJob: a default is written there only."""
+    """`run`, `calibrate` and `merge`, whose flags are the fields of Job and of MergeJob: a default is written there only."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         from exporter.job import Job, MergeJob
 
-        return [*job_options(MergeJob if self.name == "merge" else Job), *super().get_params(ctx)]
+        own = super().get_params(ctx)
+        taken = {"output"} if self.name == "calibrate" else set()  # it writes one file
+        fields = job_options(MergeJob if self.name == "merge" else Job)
+        return [*(option for option in fields if option.name not in taken), *own]
 
 
 def job_options(kind: type[BaseModel]) -> list[click.Parameter]:
@@ -55,7 +58,8 @@ def job_options(kind: type[BaseModel]) -> list[click.Parameter]:
             continue
         choices = [choice for part in (field.annotation, *get_args(field.annotation)) for choice in literals(part)]
         number = int if "int" in text else float if "float" in text else str
-        value = click.Choice(choices) if choices else number
+        # Where a file may stand in the place of one of the words, the job checks what it is.
+        value = number if Path in get_args(field.annotation) or not choices else click.Choice(choices)
         options.append(click.Option(flags, type=value, multiple="tuple" in text, default=None, help=help_text))
     return options
 
@@ -138,6 +142,29 @@ def merge(config: Path | None, form: str, verbose: bool, **flags: Any) -> None:
     with Screen(verbose) as screen:
         record = merge_only(job, screen.progress)
     print_merge(record, job.output, form)
+
+
+@cli.command(cls=JobCommand)
+@click.option("--config", type=click.Path(path_type=Path), help="A YAML file with the same keys; flags win over it.")
+@click.option("--policy-out", type=click.Path(path_type=Path), required=True, help="The YAML file that is written.")
+@FORMAT
+@VERBOSE
+def calibrate(config: Path | None, policy_out: Path, form: str, verbose: bool, **flags: Any) -> None:
+    """Choose what each linear layer gets for one target, and write it as a policy that can be edited.
+
+    \b
+    exporter calibrate -m ./llama -t onnx:int8-static --calib-text own.txt --policy-out policy.yaml
+    exporter run -m ./llama -t onnx:int8-static --policy policy.yaml -o out/llama
+    """
+    from exporter.job import Job, load_job
+    from exporter.policies import make_policy
+    from exporter.show import Screen, print_policy
+    from exporter.store import swept, working_folders
+
+    job = load_job(Job, given(flags) | {"output": policy_out.parent}, config)
+    with Screen(verbose) as screen, swept(*working_folders()):
+        record = make_policy(job, policy_out, screen.progress)
+    print_policy(record, policy_out, form)
 
 
 @cli.command()

@@ -11,10 +11,12 @@ from typing import Any
 from exporter import machine, store, targets
 from exporter.bench.gates import judge
 from exporter.bench.size import sizes
+from exporter.job import Job
 from exporter.measure import Bench
 from exporter.plan import Plan
 from exporter.policy import Policy, Scheme
 from exporter.process import HUGE_PAGES, Progress, Worker
+from exporter.quantizing import POLICY
 from exporter.types import FEATURES, Checkpoint, Gates, Result, Variant
 
 _ATTEMPTS = 4  # mixes that are tried for one artifact, until its gates pass
@@ -65,7 +67,7 @@ class Exports:
         made_of: list[Any] = [self.checkpoint.sha256, self.checkpoint.task, str(variant), contents]
         made_of.append(self.calibration.name if self.calibration and plan.calibrates(variant) else None)
         if plan.quantizes(variant):
-            made_of += [self._how(variant), plan.calibration_text(), asdict(self._limits(variant))]
+            made_of += [self._how(variant), plan.calibration_text(), asdict(limits(plan.job, variant))]
         return store.content_key(["artifact", made_of, machine.versions()])
 
     def _how(self, variant: Variant) -> dict[str, Any]:
@@ -80,14 +82,11 @@ class Exports:
         policy = self.trained.model_dump(mode="json")
         return self.plan.how(variant) | {"policy": policy, "smooth": False, "rounding": "nearest"}
 
-    def _limits(self, variant: Variant) -> Gates:
-        return self.plan.job.gates(targets.get(variant.target).precisions[variant.precision].gates)
-
     def _under_a_policy(self, row: Result, building: Path, key: str) -> dict[str, Any]:
         """Chooses a mix, writes and measures the artifact; with a stricter budget again until its gates pass."""
         plan, variant = self.plan, Variant(row.target, row.precision)
-        limits = self._limits(variant)
-        budget = _budget(limits, self.checkpoint.task)
+        wanted = limits(plan.job, variant)
+        allowed = budget(wanted, self.checkpoint.task)
         attempts: list[dict[str, Any]] = []
         quantized = self.scratch / f"{variant.folder}-float"
         log = self.output / "logs" / f"{variant.folder}.quantize.log"
@@ -103,7 +102,7 @@ class Exports:
                 self.progress(f"choosing the policy of {variant}", 0, 0)
                 shutil.rmtree(quantized, ignore_errors=True)
                 quantized.mkdir()
-                record = worker("quantize", budget=budget, folder=quantized)
+                record = worker("quantize", budget=allowed, folder=quantized)
                 source = replace(
                     self.checkpoint,
                     path=quantized,
@@ -112,15 +111,15 @@ class Exports:
                 )
                 for path in building.iterdir():
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-                shutil.copyfile(quantized / "policy.yaml", building / "policy.yaml")
+                shutil.copyfile(quantized / POLICY, building / POLICY)
                 manifest = self._write(variant, source, building, key, record)
                 self.bench.measure(row, building)
-                failing = [gate for gate in judge(limits, row, frozenset(), self.scored) if not gate.passed]
-                attempts.append({"budget": budget, "loss": record["loss"], "passed": not failing, **_figures(row)})
-                stricter = _stricter(limits, row, attempts)
+                failing = [gate for gate in judge(wanted, row, frozenset(), self.scored) if not gate.passed]
+                attempts.append({"budget": allowed, "loss": record["loss"], "passed": not failing, **_figures(row)})
+                stricter = _stricter(wanted, row, attempts)
                 if not failing or record["given"] or stricter is None:
                     break
-                budget = stricter
+                allowed = stricter
         shutil.rmtree(quantized)
         facts = {name: value for name, value in manifest.items() if name not in ("key", "weights", "files")}
         facts["quantization"] = record | {"attempts": attempts}
@@ -164,7 +163,12 @@ class Exports:
         return store.write_manifest(folder, key, done["weights"], facts)
 
 
-def _budget(limits: Gates, task: str) -> float:
+def limits(job: Job, variant: Variant) -> Gates:
+    """The gates that a variant has in a job."""
+    return job.gates(targets.get(variant.target).precisions[variant.precision].gates)
+
+
+def budget(limits: Gates, task: str) -> float:
     """What a simulated mix may lose for a start: KL in nats, or 1 - cosine."""
     if task == FEATURES:
         return _ROOM * (1 - limits.min_cosine) if limits.min_cosine is not None else _BUDGET

@@ -97,6 +97,19 @@ def print_merge(record: Mapping[str, Any], folder: Path, form: str) -> None:
     console.print(f"merged model: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
+def print_policy(record: Mapping[str, Any], file: Path, form: str) -> None:
+    """What each layer gets, and what the choice was made by; or the record as one line of JSON."""
+    if form == "json":
+        print(json.dumps(record, allow_nan=False))
+        return
+    from exporter.bench.quantized import quantization_lines
+
+    console = _stdout()
+    for line in quantization_lines({"quantization": record}):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"policy: {file}", markup=False, highlight=False, soft_wrap=True)
+
+
 def print_damage(broken: Mapping[str, Sequence[str]], form: str) -> None:
     if form == "json":
         print(json.dumps(broken))

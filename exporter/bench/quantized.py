@@ -21,11 +21,14 @@ def quantization_lines(row: Mapping[str, Any]) -> Iterator[str]:
         more = f" and {len(others) - _NAMED} more; policy.yaml has them all" if len(others) > _NAMED else ""
         yield f"kept from the most common scheme: {', '.join(others[:_NAMED])}{more}"
     unit = record["unit"]
+    within = f"{record['loss']:.3g} {unit} on {record['tokens']} tokens of the calibration text"
+    if not record["given"]:
+        within += f"; the budget is {record['budget']:.2g}"
+    yield f"simulated loss: {within}"
     for attempt in record["attempts"]:
         got = ", ".join(f"{name} {attempt[name]:.4g}" for name in _FIGURES if attempt[name] is not None)
         passed = "passed its gates" if attempt["passed"] else "failed a gate"
-        budget = "" if record["given"] else f" (budget {attempt['budget']:.2g})"
-        yield f"simulated: {unit} {attempt['loss']:.3g}{budget} on {record['tokens']} tokens; measured: {got}: {passed}"
+        yield f"at a simulated loss of {attempt['loss']:.3g} the artifact had {got}: it {passed}"
     worst = [f"{_common(names)} {loss:.2g}" for names, loss in record["sensitivity"][:_WORST]]
     if worst:
         yield f"most sensitive for their size, alone at the lowest scheme ({unit}): {', '.join(worst)}"
