@@ -18,7 +18,7 @@ from exporter.quantizing import POLICY
 
 
 def make_policy(job: Job, file: Path, progress: Progress) -> dict[str, Any]:
-    """Writes the policy that `exporter run` would begin with to a file, and returns its record. Raises ExporterError."""
+    """Writes the policy that `exporter run` would begin with to a file; returns its record. Raises ExporterError."""
     file = file.expanduser()
     store.writable(file.parent, "choose another file with --policy-out")
     log = store.cache_folder() / "logs" / "calibrate.log"

@@ -188,11 +188,11 @@ class Quantizer:
         return Layer(channels * inputs, (*rungs, None) if self._how.mixed or not rungs else (rungs[0],))
 
     def _fitting(self, module: Any) -> list[Scheme]:
-        """The schemes that a layer can have. The head's errors are the model's own: it is never in the lowest ones."""
+        """The schemes that a layer can have. The head's errors are the model's own: it never has 4 bits."""
         inputs = weight_of(module).shape[1]
         fitting = [one for one in self._how.schemes if one.group is None or inputs % one.group == 0]
         if module is self._model.get_output_embeddings():
-            fitting = [one for one in fitting if one.bits == 8 and one.input == "float"]
+            fitting = [one for one in fitting if one.bits == 8]
         return fitting
 
     def _with_range(self, name: str, scheme: Scheme | None) -> Scheme | None:
