@@ -30,7 +30,7 @@ VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Name each step on 
 
 
 class JobCommand(click.Command):
-    """`run`, `calibrate` and `merge`, whose flags are the fields of Job and of MergeJob: a default is written there only."""
+    """`run`, `calibrate`, `merge`: their flags are the fields of Job or MergeJob, where each default is written."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         from exporter.job import Job, MergeJob

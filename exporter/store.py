@@ -34,7 +34,7 @@ def cache_folder() -> Path:
 
 def working_folders() -> tuple[Path, ...]:
     """The cache's folders in which something can be left unfinished."""
-    return tuple(cache_folder() / name for name in ("checkpoints", "calibrations", "llama.cpp"))
+    return tuple(cache_folder() / name for name in ("checkpoints", "calibrations", "llama.cpp", "training"))
 
 
 def content_key(value: Any) -> str:

@@ -54,11 +54,28 @@ def unbuilt(target: str, precision: str, status: Status, reason: str) -> dict[st
 
 
 SKIPPED = "coremltools runs its models on macOS only; on a Mac: pip install 'exporter[coreml]' and exporter bench out/"
+QUANTIZATION: dict[str, Any] = {
+    "policy": {},
+    "given": False,
+    "schemes": {"int4 in groups of 32 with zero points": 180, "int8 in groups of 32": 30, "float": 1},
+    "others": {f"model.layers.{number}.mlp.down_proj": "int8 in groups of 32" for number in range(31)},
+    "loss": 0.031,
+    "budget": 0.038,
+    "unit": "KL, nats",
+    "tokens": 2048,
+    "sensitivity": [[["model.layers.2.mlp.gate_proj", "model.layers.2.mlp.up_proj"], 0.021]],
+    "history": ["GPTQ over 6144 tokens rounded 210 linear layers"],
+    "attempts": [
+        {"budget": 0.038, "loss": 0.031, "passed": False, "ppl_ratio": 1.0871, "kl": 0.05, "top1": 0.89, "cosine": None}
+    ],
+}
+
+
 ROWS = [
     row("torch", "fp32", 538.1, 1.0, 0.0, 0.0, 1.0, 14.2),
     row("onnx", "fp32", 539.6, 1.0, 0.00001, 2.1e-7, 0.99995, 22.8),
     row("onnx", "int8-weight", 164.2, 1.0124, 0.0011, 0.0041, 0.9731, 41.7),
-    row("onnx", "int4-weight", 118.7, 1.0871, 0.0042, 0.0512, 0.8893, 58.9),
+    row("onnx", "int4-weight", 118.7, 1.0871, 0.0042, 0.0512, 0.8893, 58.9) | {"quantization": QUANTIZATION},
     row("gguf", "q8_0", 144.8, 1.0009, 0.0004, 0.0006, 0.9902, 63.1),
     row("gguf", "q4_k_m", 105.5, 1.0312, 0.0021, 0.0193, 0.9357, 88.4),
     row("litert", "int8-dynamic", 140.1, 1.0127, 0.0013, 0.0044, 0.9722, 39.5),
@@ -164,6 +181,10 @@ def hostile() -> dict[str, Any]:
     report["name"] = HOSTILE
     report["model"].update(source=HOSTILE, history=[HOSTILE], notes=[HOSTILE], sha256=None, parameters=None)
     report["model"]["merge"]["adapters"][0].update(path=HOSTILE, identity=HOSTILE)
+    report["results"][2]["quantization"] = {
+        **QUANTIZATION, "schemes": {HOSTILE: 1}, "others": {HOSTILE: HOSTILE}, "history": [HOSTILE], "unit": HOSTILE,
+        "sensitivity": [[[HOSTILE, HOSTILE], 0.1]],
+    }  # fmt: skip
     report["model"]["qat"].update(scheme=HOSTILE, shared=[HOSTILE], kd=1.0, curve=QAT["curve"][:1])
     report["evaluation"]["text"] = HOSTILE
     report["machine"]["versions"] = {HOSTILE: HOSTILE}

@@ -16,7 +16,19 @@ from exporter.job import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--no-speed", "--eval-tokens", 256, "--threads", 1)
-COMMANDS = ("bench", "doctor", "fetch", "merge", "report", "run", "schema", "shell-init", "targets", "verify")
+COMMANDS = (
+    "bench",
+    "calibrate",
+    "doctor",
+    "fetch",
+    "merge",
+    "report",
+    "run",
+    "schema",
+    "shell-init",
+    "targets",
+    "verify",
+)
 HEAVY = {
     "jinja2",
     "numpy",

@@ -44,8 +44,8 @@ def test_the_report_has_every_key_of_the_contract(report):
 def test_every_precision_of_every_target_was_built_measured_and_passed(report):
     variants = [f"{row['target']}:{row['precision']}" for row in report["results"]]
     assert variants == [
-        "torch:fp32", "torch:bf16", "torch:int8-dynamic",
-        "onnx:fp32", "onnx:fp16", "onnx:int8-weight", "onnx:int8-dynamic", "onnx:int4-weight",
+        "torch:fp32", "torch:bf16", "torch:int8-dynamic", "torch:int8-static",
+        "onnx:fp32", "onnx:fp16", "onnx:int8-weight", "onnx:int8-dynamic", "onnx:int8-static", "onnx:int4-weight",
     ]  # fmt: skip
     for row in report["results"]:
         assert row["status"] == "ok"

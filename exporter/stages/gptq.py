@@ -4,11 +4,10 @@ A column is rounded, and what rounding did to the layer's output on calibration 
 that are still in float can. The Hessian X^T X of the layer's inputs says how. The weights that come out are float32 and
 lie on the grid: exporter.grid.quantized finds their codes again, so that every target ships them as they are.
 
-Three choices, by what SmolLM2 showed at int4 in groups of 32, calibrated on one kind of text and measured on another:
-the columns with the largest inputs go first; groups stay the contiguous ones of the targets, so their ranges are chosen
-beforehand, by errors that the Hessian's diagonal weighs; and the damping is 1, not the paper's 0.01. With 0.01 the
-output error on other text was larger for most layers, and above plain rounding's for down projections. More passes
-over the columns, with scales fitted again, lowered the error on the calibration text and raised the perplexity.
+The columns with the largest inputs go first; groups stay the contiguous ones of the targets, so their ranges are chosen
+beforehand, by errors that the Hessian's diagonal weighs. The damping is the paper's: on held-out windows of the
+calibration text SmolLM2 at int4 in groups of 32 lost 0.232 nats of KL by plain rounding, and with dampings of 0.01, 0.1
+and 1: 0.053, 0.059 and 0.085.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from exporter.simulation import linear_layers, shared_weights, weight_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-DAMPING = 1.0  # of the Hessian's mean diagonal, added to it
+DAMPING = 0.01  # of the Hessian's mean diagonal, added to it
 _BLOCK = 128  # columns whose corrections are gathered before the rest of the matrix is touched
 _ATTEMPTS = 6  # at inverting a Hessian, each with ten times the damping
 
