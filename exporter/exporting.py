@@ -116,10 +116,10 @@ class Exports:
                 self.bench.measure(row, building)
                 failing = [gate for gate in judge(wanted, row, frozenset(), self.scored) if not gate.passed]
                 attempts.append({"budget": allowed, "loss": record["loss"], "passed": not failing, **_figures(row)})
-                stricter = _stricter(wanted, row, attempts)
-                if not failing or record["given"] or stricter is None:
+                less = stricter(wanted, row, attempts)
+                if not failing or record["given"] or less is None:
                     break
-                allowed = stricter
+                allowed = less
         shutil.rmtree(quantized)
         facts = {name: value for name, value in manifest.items() if name not in ("key", "weights", "files")}
         facts["quantization"] = record | {"attempts": attempts}
@@ -177,7 +177,7 @@ def budget(limits: Gates, task: str) -> float:
     return max(_ROOM * min(allowed), 0.0) if allowed else _BUDGET
 
 
-def _stricter(limits: Gates, row: Result, attempts: list[dict[str, Any]]) -> float | None:
+def stricter(limits: Gates, row: Result, attempts: list[dict[str, Any]]) -> float | None:
     """A smaller budget after a gate that failed; None where a smaller one has changed nothing, or enough were tried.
 
     The simulated loss must shrink by as much as the artifact was over its limit, two standard errors included.

@@ -152,7 +152,12 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     calibration = _calibration(job, variants, source.recipe, text)
     policy = _policy(job, variants, source)
     training = _training(job, source, text)
-    return Plan(job, source, variants, skipped, text_name, text, window, stride, calibration, policy, training)
+    plan = Plan(job, source, variants, skipped, text_name, text, window, stride, calibration, policy, training)
+    if training or any(map(plan.quantizes, variants)):
+        checkpoint = source.checkpoint
+        where = {"path": checkpoint.path, "trust": checkpoint.trust_remote_code}
+        worker("check_calibration", **where, text=plan.calibration_text())
+    return plan
 
 
 def _calibration(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 POLICY = "policy.yaml"
 _HELD_OUT = 4  # windows at most that nothing is calibrated on: the losses are measured there
+_FEWEST = 4  # windows of which one is held out
 _HESSIANS = 1 << 29  # bytes of GPTQ's matrices at a time
 _BIAS_WINDOWS = 8  # what bias correction runs as one batch
 _WORST = 12  # groups that the record names
@@ -52,17 +53,30 @@ class How:
         return cls(**{**values, "schemes": schemes, "policy": policy})
 
 
-def open_quantizer(checkpoint: Checkpoint, how: How, threads: int, step: Step, **text: Any) -> Quantizer:
-    """Loads the float model, and calibrates it. `text` is what exporter.calibrate's windows are made of."""
-    import torch
+def windows_of(path: Path, trust: bool, text: Mapping[str, Any]) -> Tensor:
+    """The calibration windows of a checkpoint's tokenizer, some of which will be held out. Raises JobError for few."""
     from transformers import AutoTokenizer
 
     from exporter.calibrate import calibration_windows
+
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    windows = calibration_windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
+    if len(windows) < _FEWEST:
+        raise JobError(
+            f"{text['name']} gives {len(windows)} calibration windows of {windows.shape[1]} tokens, and a policy needs "
+            f"{_FEWEST}, for one in four is measured on: raise --calib-tokens, or give a longer --calib-text"
+        )
+    return windows
+
+
+def open_quantizer(checkpoint: Checkpoint, how: How, threads: int, step: Step, **text: Any) -> Quantizer:
+    """Loads the float model, and calibrates it. `text` is what exporter.calibrate's windows are made of."""
+    import torch
+
     from exporter.targets.torch import load_model
 
     torch.set_num_threads(threads)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
-    windows = calibration_windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
+    windows = windows_of(checkpoint.path, checkpoint.trust_remote_code, text)
     model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
     return Quantizer(checkpoint, model, windows, how, step)
 
@@ -77,12 +91,7 @@ class Quantizer:
         from exporter.sensitivity import LossMeter
 
         self._checkpoint, self._model, self._how, self._step = checkpoint, model, how, step
-        held_out = min(_HELD_OUT, len(windows) // 4)
-        if held_out == 0:
-            raise JobError(
-                f"{len(windows)} windows of calibration text are too few (one in four is measured on): "
-                "raise --calib-tokens"
-            )
+        held_out = min(_HELD_OUT, len(windows) // _FEWEST)
         self._windows = windows[:-held_out]
         self._done: list[str] = []
         self._given = how.policy.resolved(linear_layers(model)) if how.policy else None

@@ -128,6 +128,11 @@ class Session:
         made = train_checkpoint(source, Path(folder), Path(states), key, threads, self.progress, **how)
         return {name: made[name] for name in ("history", "record", "policy")}
 
+    def check_calibration(self, path: str, trust: bool, text: dict[str, Any]) -> None:
+        from exporter.quantizing import windows_of
+
+        windows_of(Path(path), trust, text)
+
     def quantize_open(
         self, checkpoint: dict[str, Any], threads: int, how: dict[str, Any], text: dict[str, Any]
     ) -> None:
@@ -175,8 +180,8 @@ class Session:
 
 
 OPS = (
-    "prepare", "inspect", "dequantize", "merge", "reference", "calibrate", "train", "quantize_open", "quantize",
-    "export", "quality", "speed_open", "speed_round",
+    "prepare", "inspect", "dequantize", "merge", "reference", "calibrate", "check_calibration", "train",
+    "quantize_open", "quantize", "export", "quality", "speed_open", "speed_round",
 )  # fmt: skip
 
 

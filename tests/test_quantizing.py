@@ -1,0 +1,184 @@
+"""Exports under a policy, as a user runs them: chosen, given, edited, trained for, and refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from exporter import Job, run
+from exporter.bench.quality import Reference, compare
+from exporter.exporting import stricter
+from exporter.policy import Policy, Scheme, read_policy
+from exporter.simulation import simulated
+from exporter.targets.torch import load_model, open_checkpoint
+from exporter.types import Gates, Result
+
+FEW = {"speed": False, "eval_tokens": 512, "calib_tokens": 2048, "threads": 1}
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+def row_of(report, precision):
+    return next(row for row in report["results"] if row["precision"] == precision)
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory):
+    """The shipped model at the two precisions that choose a policy by themselves."""
+    output = tmp_path_factory.mktemp("chosen") / "out"
+    report = run(Job(model="tiny", target=("onnx:int8-static", "onnx:int4-weight"), output=output, **FEW))
+    return output, report
+
+
+def test_the_report_says_what_each_layer_got_and_what_was_predicted(chosen):
+    _, report = chosen
+    assert report["passed"]
+    for precision, scheme in (
+        ("int8-static", "int8 per channel static input"),
+        ("int4-weight", "int4 in groups of 32"),
+    ):
+        record = row_of(report, precision)["quantization"]
+        assert record["schemes"][next(name for name in record["schemes"] if name.startswith(scheme))] >= 21
+        assert 1e-5 < record["loss"] < record["budget"]
+        [attempt] = record["attempts"]
+        assert attempt["passed"]
+        # Other text than what the loss was simulated on: the same size, not the same number.
+        assert record["loss"] / 3 < attempt["kl"] < record["loss"] * 3
+        losses = [loss for _, loss in record["sensitivity"]]
+        assert len(losses) == 12
+        assert all(0 < loss < record["loss"] * 2 for loss in losses)
+
+
+def test_what_was_simulated_is_what_the_artifact_does(chosen, tiny):
+    """The policy of the folder on the float checkpoint: simulated perplexity against the artifact's."""
+    output, report = chosen
+    policy = read_policy(output / "onnx-int8-static" / "policy.yaml")
+    row = row_of(report, "int8-static")
+    assert any("SmoothQuant" in line for line in row["quantization"]["history"])
+    plain = run(Job(model="tiny", target=("onnx:int8-static",), smooth=False, output=output.parent / "plain", **FEW))
+    policy = read_policy(output.parent / "plain" / "onnx-int8-static" / "policy.yaml")
+    reference = Reference.load(output / "reference" / "reference.npz")
+    with open_checkpoint(tiny, "text-generation", 1) as runner:
+        schemes = policy.resolved(list(policy.modules))
+        with torch.no_grad(), simulated(runner._model, schemes):
+            figures = compare(runner, reference)
+    assert figures["ppl"] == pytest.approx(row_of(plain, "int8-static")["ppl"], rel=2e-3)
+    assert figures["kl"] == pytest.approx(row_of(plain, "int8-static")["kl"], rel=0.25)
+
+
+def test_integer_kernels_are_counted_in_the_graph_that_runs(chosen):
+    _, report = chosen
+    assert (
+        "100% of the linear layers' multiplications run in integer kernels" in row_of(report, "int8-static")["reason"]
+    )
+
+
+def test_a_policy_is_edited_and_given(chosen, run_cli, tmp_path):
+    output, report = chosen
+    text = yaml.safe_load((output / "onnx-int4-weight" / "policy.yaml").read_text())
+    text["modules"][DOWN] = "float"
+    (tmp_path / "my policy's.yaml").write_text(yaml.safe_dump(text))
+    done = run_cli(
+        "run", "-m", "tiny", "-t", "onnx:int4-weight", "--policy", tmp_path / "my policy's.yaml", "--no-speed",
+        "--eval-tokens", 512, "--calib-tokens", 2048, "--threads", 1, "--format", "json", "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    row = row_of(json.loads(done.stdout.splitlines()[-1]), "int4-weight")
+    assert row["quantization"]["given"]
+    assert row["quantization"]["others"][DOWN] == "float"
+    before = row_of(report, "int4-weight")
+    values = 256 * 512
+    assert row["bytes"] - before["bytes"] == pytest.approx(values * (4 - 0.5 - 4.5 / 32), rel=0.01)
+    assert row["kl"] < before["kl"]
+
+
+def test_calibrate_writes_the_policy_that_run_would_use(chosen, run_cli, tmp_path):
+    output, _ = chosen
+    done = run_cli(
+        "calibrate", "-m", "tiny", "-t", "onnx:int8-static", "--calib-tokens", 2048, "--eval-tokens", 512,
+        "--threads", 1, "--policy-out", tmp_path / "policy.yaml",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "most sensitive" in done.stdout
+    made, used = read_policy(tmp_path / "policy.yaml"), read_policy(output / "onnx-int8-static" / "policy.yaml")
+    assert made.modules.keys() == used.modules.keys()
+    for name, scheme in made.modules.items():
+        assert np.allclose(scheme.range or (), used.modules[name].range or (), rtol=1e-4)
+        assert scheme.weight == used.modules[name].weight
+
+
+def test_a_gate_that_nothing_can_keep_fails_after_stricter_mixes(tmp_path):
+    job = Job(
+        model="tiny", target=("onnx:int4-weight",), max_kl=1e-7, rounding="nearest", output=tmp_path / "out", **FEW
+    )
+    report = run(job)
+    assert report["exit_status"] == 3
+    record = row_of(report, "int4-weight")["quantization"]
+    losses = [attempt["loss"] for attempt in record["attempts"]]
+    assert losses == sorted(losses, reverse=True)
+    assert "float" in record["schemes"]
+
+
+def test_budgets_shrink_by_what_was_too_much():
+    gates, row = Gates(max_kl=0.01), Result("onnx", "int4-weight", kl=0.02, kl_se=0.0)
+    assert stricter(gates, row, [{"loss": 0.004}]) == pytest.approx(0.9 * 0.002)
+    assert stricter(gates, row, [{"loss": 0.004}, {"loss": 0.004}]) is None  # the same mix again
+    assert stricter(gates, row, [{"loss": 0.0}]) is None  # nothing is left to give
+
+
+def test_off_takes_the_lowest_scheme_everywhere(tmp_path):
+    report = run(Job(model="tiny", target=("onnx:int8-static",), policy="off", output=tmp_path / "out", **FEW))
+    assert set(row_of(report, "int8-static")["quantization"]["schemes"]) == {"int8 per channel static input"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "target", "said"),
+    [
+        ({"model.layers.1.mlp.downproj": "float"}, "onnx:int4-weight", "did you mean model.layers.1.mlp.down_proj"),
+        ({"*": Scheme(weight="int4", group=32)}, "torch:int8-static", None),
+        ({"*": Scheme(weight="int4", input="dynamic")}, "onnx:int4-weight", "it takes int8 or int4 in groups of"),
+        ({"*": Scheme(weight="int4", input="static")}, "torch:int8-static", "has int8 weights per channel"),
+        ({"*": Scheme(weight="int8")}, "onnx:fp16", "takes none; see 'exporter targets'"),
+    ],
+)
+def test_what_cannot_be_made_is_said_before_any_work(refused, tmp_path, modules, target, said):
+    (tmp_path / "policy.yaml").write_text(Policy(modules=modules).to_yaml())
+    if said is None:  # weights in groups beside a float input: torch keeps their rounded values, so there is no int8
+        line = refused("-m", "tiny", "-t", target, "--policy", tmp_path / "policy.yaml", status=4)
+        assert "no layer has 'input: static'" in line
+    else:
+        assert said in refused("-m", "tiny", "-t", target, "--policy", tmp_path / "policy.yaml")
+
+
+def test_too_little_calibration_text_is_said(refused, tmp_path):
+    (tmp_path / "short.txt").write_text("Too short to learn anything from it. " * 4)
+    line = refused("-m", "tiny", "-t", "onnx:int8-static", "--calib-text", tmp_path / "short.txt")
+    assert "give a longer one with --calib-text" in line
+    line = refused("-m", "tiny", "-t", "onnx:int8-static", "--calib-tokens", 600)
+    assert "calib.txt gives 1 calibration windows of 512 tokens, and a policy needs 4" in line
+
+
+def test_a_trained_model_is_exported_as_it_was_trained(tmp_path, tiny):
+    """The artifact's perplexity is the trained checkpoint's own, within 0.5%, and the report draws its loss."""
+    output = tmp_path / "out"
+    report = run(
+        Job(
+            model="tiny",
+            target=("onnx:int4-weight", "onnx:fp32"),
+            qat="steps=6,scheme=int4-weight,window=128,batch=2",
+            output=output,
+            **FEW,
+        )
+    )
+    row = row_of(report, "int4-weight")
+    assert row["quantization"]["given"]
+    assert len(report["model"]["qat"]["curve"]) == 6
+    assert "Quantization-aware training" in (output / "report.html").read_text()
+    assert any("trained 6 steps" in line for line in report["model"]["history"])
+    # Trained weights lie on their grid: the float graph of the same checkpoint computes what the 4-bit one does, but
+    # for the head's 8 bits and the kernels' rounding of inputs.
+    assert row["ppl"] == pytest.approx(row_of(report, "fp32")["ppl"], rel=5e-3)
+    plain = load_model(tiny, "text-generation", "float32").state_dict()[f"{DOWN}.weight"]
+    assert row["kl"] > 1e-5
+    assert plain.shape == (256, 512)
