@@ -36,10 +36,15 @@ class LossMeter:
         self._answers = [self._record(window) for window in self._windows]
         self.tokens = self._windows.numel()
 
-    def loss(self, schemes: Mapping[str, Scheme | None], weights: Mapping[str, Tensor] | None = None) -> float:
+    def loss(
+        self,
+        schemes: Mapping[str, Scheme | None],
+        weights: Mapping[str, Tensor] | None = None,
+        windows: int | None = None,
+    ) -> float:
         """The loss of a model whose layers have these schemes; a layer that is not named stays in float.
 
-        `weights`: rounded weights [N, K] in the place of the nearest ones, by name.
+        `weights`: rounded weights [N, K] in the place of the nearest ones, by name. `windows`: on so many alone.
         """
         import torch
 
@@ -49,10 +54,11 @@ class LossMeter:
         first = min(self._block_of(name) for name in quantized)
         total = 0.0
         with torch.inference_mode(), simulated(self._model, schemes, weights or {}):
-            for window, kept, expected in zip(self._windows, self._kept, self._answers, strict=True):
+            measured = list(zip(self._windows, self._kept, self._answers, strict=True))[:windows]
+            for window, kept, expected in measured:
                 with _skipping(self._blocks[:first], kept):
                     total += _distance(expected, _answer(self._model, self._task, window), self._task)
-        return total / len(self._windows)
+        return total / len(measured)
 
     def _block_of(self, name: str) -> int:
         """How many blocks come before a layer: those need not run again."""
