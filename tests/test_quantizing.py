@@ -108,16 +108,16 @@ def test_calibrate_writes_the_policy_that_run_would_use(chosen, run_cli, tmp_pat
         assert scheme.weight == used.modules[name].weight
 
 
-def test_a_gate_that_nothing_can_keep_fails_after_stricter_mixes(tmp_path):
+def test_a_gate_is_kept_by_stricter_mixes(tmp_path):
+    """One that no quantized layer can keep ends in float, which the report shows."""
     job = Job(
         model="tiny", target=("onnx:int4-weight",), max_kl=1e-7, rounding="nearest", output=tmp_path / "out", **FEW
     )
-    report = run(job)
-    assert report["exit_status"] == 3
-    record = row_of(report, "int4-weight")["quantization"]
+    record = row_of(run(job), "int4-weight")["quantization"]
     losses = [attempt["loss"] for attempt in record["attempts"]]
     assert losses == sorted(losses, reverse=True)
-    assert "float" in record["schemes"]
+    assert record["schemes"]["float"] >= 15
+    assert record["loss"] <= 5e-8
 
 
 def test_budgets_shrink_by_what_was_too_much():
@@ -136,7 +136,6 @@ def test_off_takes_the_lowest_scheme_everywhere(tmp_path):
     ("modules", "target", "said"),
     [
         ({"model.layers.1.mlp.downproj": "float"}, "onnx:int4-weight", "did you mean model.layers.1.mlp.down_proj"),
-        ({"*": Scheme(weight="int4", group=32)}, "torch:int8-static", None),
         ({"*": Scheme(weight="int4", input="dynamic")}, "onnx:int4-weight", "it takes int8 or int4 in groups of"),
         ({"*": Scheme(weight="int4", input="static")}, "torch:int8-static", "has int8 weights per channel"),
         ({"*": Scheme(weight="int8")}, "onnx:fp16", "takes none; see 'exporter targets'"),
@@ -144,11 +143,7 @@ def test_off_takes_the_lowest_scheme_everywhere(tmp_path):
 )
 def test_what_cannot_be_made_is_said_before_any_work(refused, tmp_path, modules, target, said):
     (tmp_path / "policy.yaml").write_text(Policy(modules=modules).to_yaml())
-    if said is None:  # weights in groups beside a float input: torch keeps their rounded values, so there is no int8
-        line = refused("-m", "tiny", "-t", target, "--policy", tmp_path / "policy.yaml", status=4)
-        assert "no layer has 'input: static'" in line
-    else:
-        assert said in refused("-m", "tiny", "-t", target, "--policy", tmp_path / "policy.yaml")
+    assert said in refused("-m", "tiny", "-t", target, "--policy", tmp_path / "policy.yaml")
 
 
 def test_too_little_calibration_text_is_said(refused, tmp_path):
