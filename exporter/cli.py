@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn
 
 import click
 
 from exporter.errors import EXIT_INTERRUPTED, EXIT_JOB, ExporterError
+from exporter.flags import JobCommand, given
 from exporter.shell import SHELLS
 from exporter.shell import shell_init as shell_text
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 FORMAT = click.option(
     "--format",
@@ -27,46 +25,6 @@ FORMAT = click.option(
     help="json: the last line of stdout is the result.",
 )
 VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Name each step on stderr, in a file or a pipe too.")
-
-
-class JobCommand(click.Command):
-    """`run`, `calibrate`, `merge`: their flags are the fields of Job or MergeJob, where each default is written."""
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from exporter.job import Job, MergeJob
-
-        own = super().get_params(ctx)
-        taken = {"output"} if self.name == "calibrate" else set()  # it writes one file
-        fields = job_options(MergeJob if self.name == "merge" else Job)
-        return [*(option for option in fields if option.name not in taken), *own]
-
-
-def job_options(kind: type[BaseModel]) -> list[click.Parameter]:
-    """A click option for each field of a job. Unset flags stay out of it, so that the file's values hold."""
-    options: list[click.Parameter] = []
-    for name, field in kind.model_fields.items():
-        flag = "--" + name.replace("_", "-")
-        text = str(field.annotation)
-        help_text = field.description or ""
-        default = None if field.is_required() or field.default_factory else field.default
-        if default and not isinstance(default, bool):
-            help_text += f"  [default: {', '.join(default) if isinstance(default, tuple) else default}]"
-        flags = {"model": ["-m", flag], "output": ["-o", flag], "target": ["-t", flag]}.get(name, [flag])
-        if field.annotation is bool:
-            flags = [f"{flag}/--no-{name}"] if field.default else [flag]
-            options.append(click.Option(flags, is_flag=True, default=None, help=help_text))
-            continue
-        choices = [choice for part in (field.annotation, *get_args(field.annotation)) for choice in literals(part)]
-        number = int if "int" in text else float if "float" in text else str
-        # Where a file may stand in the place of one of the words, the job checks what it is.
-        value = number if Path in get_args(field.annotation) or not choices else click.Choice(choices)
-        options.append(click.Option(flags, type=value, multiple="tuple" in text, default=None, help=help_text))
-    return options
-
-
-def literals(annotation: Any) -> tuple[str, ...]:
-    """The values of a Literal; of any other annotation none."""
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -116,10 +74,6 @@ def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: A
         return
     print_result(report, job.output, form)
     sys.exit(report["exit_status"])
-
-
-def given(flags: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value is not None and value != ()}
 
 
 @cli.command(cls=JobCommand)
