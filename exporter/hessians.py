@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import JobError
-from exporter.simulation import linear_layers, weight_of
+from exporter.linear import linear_layers, weight_of
 from exporter.statistics import watched
 
 if TYPE_CHECKING:

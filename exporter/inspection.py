@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import JobError, unknown
+from exporter.linear import linear_layers
 from exporter.load import check_config, read_config
-from exporter.simulation import linear_layers
 from exporter.types import FEATURES, TASKS
 
 _NO_LIMIT = 1 << 20  # tokenizers without a limit of their own say 10^30

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import JobError
+from exporter.linear import linear_layers, weight_of
 from exporter.policy import FLOAT, Policy, Scheme
 from exporter.selection import Choice, Group, Layer, choose, rank
-from exporter.simulation import linear_layers, weight_of
 from exporter.types import FEATURES, Checkpoint
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from exporter.linear import linear_layers
 from exporter.policy import Scheme
-from exporter.simulation import linear_layers, simulated
+from exporter.simulation import simulated
 from exporter.types import FEATURES, GENERATION
 
 if TYPE_CHECKING:

@@ -12,34 +12,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from exporter.grid import rounded, rounded_input
+from exporter.linear import linear_layers, weight_of
 from exporter.policy import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def linear_layers(model: Any) -> dict[str, Any]:
-    """The modules that a policy speaks of, by name, in the model's own order: Linear, and GPT-2's Conv1D."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    return {name: one for name, one in model.named_modules() if isinstance(one, torch.nn.Linear | Conv1D)}
-
-
-def weight_of(module: Any) -> Tensor:
-    """A linear layer's weight as [outputs, inputs], a view of what it holds; Conv1D stores it the other way round."""
-    import torch
-
-    weight: Tensor = module.weight.data
-    return weight if isinstance(module, torch.nn.Linear) else weight.T
-
-
-def shared_weights(model: Any) -> set[str]:
-    """The modules whose weight is another's too, such as a head's that is tied to the embedding."""
-    users: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        users.setdefault(id(parameter), []).append(name.rpartition(".")[0])
-    return {name for names in users.values() if len(names) > 1 for name in names}
 
 
 @contextmanager

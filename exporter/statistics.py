@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import JobError
-from exporter.simulation import linear_layers
+from exporter.linear import linear_layers
 from exporter.types import Floats
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ import torch
 from weight_models import answer, made, windows
 
 from exporter.grid import quantized
+from exporter.linear import linear_layers, weight_of
 from exporter.policy import Scheme
-from exporter.simulation import linear_layers, simulated, weight_of
+from exporter.simulation import simulated
 from exporter.stages.awq import awq, clipped, salience
 from exporter.stages.folds import Fold, find_folds, fold
 from exporter.stages.input_rows import input_rows

@@ -12,7 +12,7 @@ from exporter.bench.tokenization import EVALUATION, HARD, TokenizedTexts, compar
 from exporter.calibrate import calibrate, calibration_windows
 from exporter.errors import JobError
 from exporter.hessians import hessians
-from exporter.simulation import linear_layers
+from exporter.linear import linear_layers
 from exporter.statistics import collect, load_statistics, watched
 from exporter.types import GENERATION, Checkpoint
 

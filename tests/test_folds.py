@@ -4,7 +4,7 @@ import pytest
 import torch
 from weight_models import answer, made, windows
 
-from exporter.simulation import linear_layers
+from exporter.linear import linear_layers
 from exporter.stages.folds import find_folds, fold
 
 BLOCK = "model.layers.0."

@@ -7,8 +7,9 @@ from weight_models import made, windows
 from exporter.errors import BuildError
 from exporter.grid import quantized, rounded
 from exporter.hessians import hessians
+from exporter.linear import linear_layers, weight_of
 from exporter.policy import Scheme
-from exporter.simulation import linear_layers, simulated, weight_of
+from exporter.simulation import simulated
 from exporter.stages.gptq import DAMPING, gptq, round_weights
 
 SCHEMES = [

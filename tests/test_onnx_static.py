@@ -17,8 +17,9 @@ from onnx import numpy_helper
 
 from exporter.errors import BuildError
 from exporter.grid import quantized, rounded
+from exporter.linear import linear_layers, weight_of
 from exporter.policy import Scheme
-from exporter.simulation import linear_layers, simulated, weight_of
+from exporter.simulation import simulated
 from exporter.targets.onnx import ONNX
 from exporter.targets.onnx_linear import find_matrices
 from exporter.targets.onnx_modules import module_rows

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from exporter.errors import BuildError, JobError
 from exporter.grid import rounded, rounded_input
 from exporter.job import Job, load_job
+from exporter.linear import linear_layers, weight_of
 from exporter.policy import Scheme
 from exporter.qat_options import QatOptions
-from exporter.simulation import linear_layers, simulated, weight_of
+from exporter.simulation import simulated
 from exporter.stages.qat import train, training_windows
 from exporter.stages.qat_loss import losses
 from exporter.stages.qat_rounding import RoundedInput, RoundedWeight

@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from exporter.linear import linear_layers, weight_of
 from exporter.policy import Scheme
 from exporter.selection import Layer, choose, rank
 from exporter.sensitivity import LossMeter
-from exporter.simulation import linear_layers, simulated, weight_of
+from exporter.simulation import simulated
 from exporter.targets.torch import load_model
 
 INT4 = Scheme(weight="int4", group=32, symmetric=False)

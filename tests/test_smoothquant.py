@@ -6,8 +6,9 @@ from transformers import AutoModelForCausalLM
 from weight_models import answer, made, windows
 
 from exporter.errors import BuildError
+from exporter.linear import linear_layers
 from exporter.policy import Scheme
-from exporter.simulation import linear_layers, simulated
+from exporter.simulation import simulated
 from exporter.stages.bias_correction import correct_biases, mean_outputs
 from exporter.stages.folds import Fold, find_folds, fold
 from exporter.stages.input_rows import input_rows

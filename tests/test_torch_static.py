@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from exporter.errors import BuildError, JobError
 from exporter.grid import quantized, rounded, rounded_input
+from exporter.linear import linear_layers
 from exporter.policy import Scheme, read_policy
-from exporter.simulation import linear_layers, simulated
+from exporter.simulation import simulated
 from exporter.targets.torch import TORCH, load_model
 from exporter.targets.torch_static import converted, static_linear
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, CachedRunner, Checkpoint, ExportRequest

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporter.grid import quantized
+from exporter.linear import linear_layers, shared_weights, weight_of
 from exporter.policy import Scheme
-from exporter.simulation import linear_layers, shared_weights, weight_of
 from exporter.stages.folds import Fold, fold
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError
+from exporter.linear import linear_layers
 from exporter.policy import Scheme
-from exporter.simulation import linear_layers, simulated
+from exporter.simulation import simulated
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError
 from exporter.grid import Codes, coded, quantized
+from exporter.linear import linear_layers, shared_weights, weight_of
 from exporter.policy import Scheme
-from exporter.simulation import linear_layers, shared_weights, weight_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError
-from exporter.simulation import linear_layers
+from exporter.linear import linear_layers
 from exporter.statistics import watched
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError, JobError, unknown
+from exporter.linear import linear_layers, weight_of
 from exporter.policy import Scheme
 from exporter.qat_options import QatOptions
-from exporter.simulation import linear_layers, weight_of
 from exporter.stages.folder import carry
 from exporter.stages.merge import Load
 from exporter.stages.qat_loss import losses

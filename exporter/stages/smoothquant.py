@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporter.grid import rounded, rounded_input
+from exporter.linear import linear_layers, weight_of
 from exporter.policy import Scheme
-from exporter.simulation import linear_layers, weight_of
 from exporter.stages.folds import Fold, fold
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import BuildError
+from exporter.linear import linear_layers, weight_of
 from exporter.policy import Scheme
 from exporter.targets import onnx_nodes as nodes
 from exporter.targets.onnx_linear import Matrix, is_matrix
@@ -46,12 +47,8 @@ def rows_of(matrix: Floats) -> Rows:
 
 def module_rows(model: Any) -> dict[str, Rows]:
     """The rows of every linear layer of a float torch model by the module's name: Linear, and GPT-2's Conv1D."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    linear = [(name, one) for name, one in model.named_modules() if isinstance(one, torch.nn.Linear | Conv1D)]
-    weights = {name: one.weight.T if isinstance(one, Conv1D) else one.weight for name, one in linear}
-    return {name: rows_of(weight.detach().float().numpy()) for name, weight in weights.items()}
+    layers = linear_layers(model).items()
+    return {name: rows_of(weight_of(layer).float().numpy()) for name, layer in layers}
 
 
 def name_matrices(

@@ -24,6 +24,7 @@ from typing import Any
 
 from exporter.errors import BuildError, JobError, unknown
 from exporter.grid import input_codes, input_grid, quantized
+from exporter.linear import linear_layers, weight_of
 from exporter.policy import FLOAT, Policy, Scheme, read_policy
 from exporter.types import Exported
 
@@ -85,21 +86,13 @@ def load_static(model: Any, folder: Path) -> int:
     layers = linear_layers(model)
     static = _static(read_policy(folder / POLICY).resolved(layers), layers)
     for name, scheme in static.items():
-        outputs, inputs = _rows(layers[name]).shape
+        outputs, inputs = weight_of(layers[name]).shape
         weight = torch.empty(outputs, inputs, dtype=torch.int8)
         model.set_submodule(name, _int8_linear()(weight, torch.empty(outputs), layers[name].bias, scheme))
     load_model(model, folder / WEIGHTS)
     for name in static:
         model.get_submodule(name).pack()
     return len(static)
-
-
-def linear_layers(model: Any) -> dict[str, Any]:
-    """The modules that a policy speaks of, by name: Linear, and GPT-2's Conv1D."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    return {name: one for name, one in model.named_modules() if isinstance(one, torch.nn.Linear | Conv1D)}
 
 
 def converted(layer: Any, scheme: Scheme) -> Any:
@@ -118,8 +111,8 @@ def converted(layer: Any, scheme: Scheme) -> Any:
         from torchao.quantization.pt2e.quantizer.utils import QuantizationConfig
         from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
 
-    codes = quantized(_rows(layer).detach(), scheme)
-    outputs, inputs = _rows(layer).shape
+    codes = quantized(weight_of(layer).detach(), scheme)
+    outputs, inputs = weight_of(layer).shape
     linear = torch.nn.Linear(inputs, outputs, bias=layer.bias is not None).eval().requires_grad_(False)
     linear.weight.copy_(codes.floats())
     if layer.bias is not None:
@@ -247,10 +240,3 @@ def _codes(graph: Any) -> tuple[Any, Any]:
     [node] = [node for node in graph.graph.nodes if node.target == wanted]
     weight, scales = (getattr(graph, argument.target) for argument in node.args[:2])
     return weight, scales
-
-
-def _rows(layer: Any) -> Any:
-    """A layer's weight as [outputs, inputs]; Conv1D has it the other way round."""
-    import torch
-
-    return layer.weight if isinstance(layer, torch.nn.Linear) else layer.weight.T
