@@ -57,7 +57,7 @@ def schemes_of(folder, scheme):
 
 def windows_of(tiny, options):
     text = (tiny / "calib.txt").read_text(encoding="utf-8")
-    return training_windows(AutoTokenizer.from_pretrained(tiny), text, "calib.txt", QatOptions.parse(options), 1024)
+    return training_windows(AutoTokenizer.from_pretrained(tiny), text, 0, "calib.txt", QatOptions.parse(options), 1024)
 
 
 def trained(tiny, tmp_path, options, schemes, progress=lambda done, total: None, first=None):
