@@ -11,7 +11,7 @@ _WORST = 6  # groups of layers
 
 def quantization_lines(row: Mapping[str, Any]) -> Iterator[str]:
     """What a row's `quantization` says; nothing where there was none."""
-    record = row["quantization"]
+    record = row.get("quantization")  # reports of earlier versions have none
     if record is None:
         return
     kinds = ", ".join(f"{count} {kind}" for kind, count in record["schemes"].items())

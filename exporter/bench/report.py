@@ -61,8 +61,8 @@ def render_html(report: Report) -> str:
         name=table.name,
         merge=[] if report["model"]["merge"] is None else list(merge_lines(report["model"]["merge"])),
         policies={table.name(row): lines for row, lines in _policies(report)},
-        training=list(training_lines(report["model"]["qat"])) if report["model"]["qat"] else [],
-        training_plot=training_plot(report["model"]["qat"]) if report["model"]["qat"] else None,
+        training=list(training_lines(report["model"]["qat"])) if report["model"].get("qat") else [],
+        training_plot=training_plot(report["model"]["qat"]) if report["model"].get("qat") else None,
         clip=table.clip,
         failure=table.failure,
         gate_limit=table.gate_limit,
@@ -141,7 +141,7 @@ def render_markdown(report: Report) -> str:
         lines += ["", "**Failed gates**", "", *failed]
     if report["model"]["merge"] is not None:
         lines += ["", "**Merge**", "", *(f"- {_text(line)}" for line in merge_lines(report["model"]["merge"]))]
-    if report["model"]["qat"]:
+    if report["model"].get("qat"):
         learned = training_lines(report["model"]["qat"])
         lines += ["", "**Quantization-aware training**", "", *(f"- {_text(line)}" for line in learned)]
     for row, told in _policies(report):
