@@ -253,7 +253,10 @@ def test_a_damaged_artifact_is_one_clear_line(decoder, tmp_path, name, keep):
         (None, "needs the ranges of the layers' inputs: give --policy FILE"),
         ({"lm_head": Scheme(weight="int8")}, "no layer has 'input: static' in the policy"),
         ({"lm_head": Scheme(weight="int8", input="static")}, "lm_head has a static input without a range"),
-        ({"lm_head": INT8.model_copy(update={"weight": "int4", "group": 32})}, "groups of 32 .*has int8 weights per channel"),
+        (
+            {"lm_head": INT8.model_copy(update={"weight": "int4", "group": 32})},
+            "groups of 32 .*has int8 weights per channel",
+        ),
         ({"lm_head": INT8.model_copy(update={"symmetric": False})}, "with zero points"),
         ({"lm_heat": INT8}, "unknown module 'lm_heat'; did you mean lm_head"),
     ],
