@@ -106,7 +106,7 @@ class Job(MergeJob):
         "measuring; off: the precision's own scheme everywhere; or a policy's FILE.",
     )
     ranges: Literal["min-max", "percentile", "entropy", "mse"] = Field(
-        "mse", description="How the range of a static input is taken from its histogram."
+        "min-max", description="How the range of a static input is taken from its histogram."
     )
     smooth: bool = Field(True, description="SmoothQuant: move outliers of static inputs into the weights first.")
     rounding: Literal["nearest", "gptq", "awq"] = Field(
