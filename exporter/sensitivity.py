@@ -6,13 +6,14 @@ of mean-pooled hidden states. Neither needs labels, and both see harm that perpl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from exporter.linear import linear_layers
+from exporter.linear import linear_layers, shared_weights
 from exporter.policy import Scheme
 from exporter.simulation import simulated
+from exporter.statistics import watched
 from exporter.types import FEATURES, GENERATION
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class LossMeter:
         self.groups: list[tuple[str, ...]] = []
         self._answers = [self._record(window) for window in self._windows]
         self.tokens = self._windows.numel()
+        self._first = self._blocks_before()
 
     def loss(
         self,
@@ -52,7 +54,7 @@ class LossMeter:
         quantized = {name for name, scheme in schemes.items() if scheme is not None}
         if not quantized:
             return 0.0
-        first = min(self._block_of(name) for name in quantized)
+        first = min(self._first[name] for name in quantized)
         total = 0.0
         with torch.inference_mode(), simulated(self._model, schemes, weights or {}):
             measured = list(zip(self._windows, self._kept, self._answers, strict=True))[:windows]
@@ -61,21 +63,17 @@ class LossMeter:
                     total += _distance(expected, _answer(self._model, self._task, window), self._task)
         return total / len(measured)
 
-    def _block_of(self, name: str) -> int:
-        """How many blocks come before a layer: those need not run again."""
-        if linear_layers(self._model)[name].weight is self._model.get_input_embeddings().weight:
-            return 0
-        order = [member for group in self.groups for member in group]
-        place = order.index(name)
-        inside = {one: index for index, block in enumerate(self._blocks) for one in self._names(block)}
-        if name in inside:
-            return inside[name]
-        # The head comes after all the blocks; a projection of the embeddings before them.
-        return max((inside[one] + 1 for one in order[:place] if one in inside), default=0)
-
-    def _names(self, block: Any) -> list[str]:
-        mine = set(map(id, block.modules()))
-        return [name for name, module in linear_layers(self._model).items() if id(module) in mine]
+    def _blocks_before(self) -> dict[str, int]:
+        """How many blocks come before each layer: those need not run again when it is quantized."""
+        names = {id(module): name for name, module in linear_layers(self._model).items()}
+        inside = {names[id(m)]: at for at, block in enumerate(self._blocks) for m in block.modules() if id(m) in names}
+        shared = shared_weights(self._model)
+        before: dict[str, int] = {}
+        done = 0  # the head comes after all the blocks; a projection of the embeddings before them
+        for name in (name for group in self.groups for name in group):
+            before[name] = 0 if name in shared else inside.get(name, done)
+            done = max(done, inside.get(name, -1) + 1)
+        return before
 
     def _record(self, window: Tensor) -> Tensor:
         """The float model's answer; remembers what the blocks returned and which layers share an input."""
@@ -85,18 +83,13 @@ class LossMeter:
         inputs: list[Any] = []
         names: list[str] = []
 
-        def arrived(name: str) -> Callable[[Any, Any], None]:
-            def note(module: Any, arguments: Any) -> None:
-                inputs.append(arguments[0])  # kept: a freed tensor's place could be another's
-                names.append(name)
-
-            return note
+        def arrived(name: str, tensor: Tensor) -> None:
+            inputs.append(tensor)  # kept: a freed tensor's place could be another's
+            names.append(name)
 
         hooks = [block.register_forward_hook(lambda m, i, out: outputs.append(out)) for block in self._blocks]
-        for name, module in linear_layers(self._model).items():
-            hooks.append(module.register_forward_pre_hook(arrived(name)))
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), watched(linear_layers(self._model), arrived):
                 answer = _answer(self._model, self._task, window)
         finally:
             for hook in hooks:

@@ -181,7 +181,7 @@ def main() -> None:
         sys.exit(f"error: no text at {arguments.text}; give WikiText-2's wiki.test.raw: make bench BENCH_TEXT=FILE")
     lines = []
     for model, targets in JOBS.items():
-        report = measure(model, arguments.text, targets, model)
+        report = measure(model, arguments.text, targets, model, policy="off")  # each precision's own scheme
         about, load = report["evaluation"], report["machine"]["load_average"][0]
         unit = "tokens" if about["reference_ppl"] else f"passages of {about['window']} tokens"
         title = f"**{model}**, {about['tokens_scored']:,} {unit} of {about['text']}, {THREADS} threads"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError, JobError, unknown
-from exporter.linear import linear_layers, weight_of
+from exporter.linear import linear_layers, shared_weights, weight_of
 from exporter.policy import Scheme
 from exporter.qat_options import QatOptions
 from exporter.stages.folder import carry
@@ -138,7 +137,7 @@ def _how(options: QatOptions) -> str:
 def _roundable(model: Any, schemes: Mapping[str, Scheme | None]) -> tuple[dict[str, Scheme], list[str]]:
     """The layers to round, and those that stay in float because another module has their weight. Raises JobError."""
     modules = linear_layers(model)
-    uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    tied = shared_weights(model)
     rounded, shared = {}, []
     for name, scheme in schemes.items():
         if name not in modules:
@@ -150,7 +149,7 @@ def _roundable(model: Any, schemes: Mapping[str, Scheme | None]) -> tuple[dict[s
             raise JobError(f"QAT: {name} has {columns} inputs, no multiple of the group {scheme.group}: leave it float")
         if scheme.input == "static" and scheme.range is None:
             raise JobError(f"QAT: {name} has a static input without a range; give one, or let calibration find it")
-        if uses[id(modules[name].weight)] > 1:
+        if name in tied:
             shared.append(name)
         else:
             rounded[name] = scheme
