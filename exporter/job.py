@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from exporter.errors import JobError, unknown
 from exporter.qat_options import QatOptions
 from exporter.types import BaseQuant, Combination, Gates, MergeDtype
+from exporter.yaml_file import read_yaml
 
 MIN_TOKENS = 64  # fewer cannot carry a standard error that means anything
 
@@ -172,12 +172,7 @@ def load_job(kind: type[AnyJob], flags: Mapping[str, Any], config: Path | None =
     """The job of a YAML file and flags; flags win. Raises JobError with one line for each thing that is wrong."""
     values: dict[str, Any] = {}
     if config is not None:
-        try:
-            loaded = yaml.safe_load(config.expanduser().read_text(encoding="utf-8"))
-        except OSError as error:
-            raise JobError(f"cannot read the job file {config}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise JobError(f"{config} is not valid YAML: {' '.join(str(error).split())}") from error
+        loaded = read_yaml(config, "job file")
         if not isinstance(loaded, dict):
             raise JobError(f"{config} must hold a mapping of keys such as 'model: …'; see 'exporter schema'")
         values.update(loaded)

@@ -24,6 +24,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from exporter.errors import JobError, unknown
+from exporter.yaml_file import read_yaml
 
 FLOAT: Literal["float"] = "float"
 
@@ -112,12 +113,7 @@ def _flow(scheme: Scheme) -> str:
 
 def read_policy(file: Path) -> Policy:
     """A policy's YAML file. Raises JobError with the line that says what is wrong."""
-    try:
-        loaded = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JobError(f"cannot read the policy {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    loaded = read_yaml(file, "policy")
     if not isinstance(loaded, Mapping) or not isinstance(loaded.get("modules"), Mapping):
         raise JobError(f"{file} is no policy: it must hold 'modules:', a mapping of module names to schemes")
     modules = {str(name): _scheme(file, str(name), value) for name, value in loaded["modules"].items()}
