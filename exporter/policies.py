@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 from exporter import store
@@ -32,9 +33,11 @@ def make_policy(job: Job, file: Path, progress: Progress) -> dict[str, Any]:
         [variant] = plan.variants
         checkpoint, _ = merge_stage(job, plan.source, plan.text, worker, progress)
         how, text = plan.how(variant), plan.calibration_text()
+        began = perf_counter()
         worker("quantize_open", checkpoint=asdict(checkpoint), threads=job.threads, how=how, text=text)
         progress(f"choosing the policy of {variant}", 0, 0)
         allowed = budget(limits(job, variant), checkpoint.task)
         record: dict[str, Any] = worker("quantize", budget=allowed, folder=folder)
+        seconds = perf_counter() - began
         store.write_text(file, (Path(folder) / POLICY).read_text(encoding="utf-8"))
-    return record | {"attempts": []}
+    return record | {"attempts": [], "seconds": seconds}

@@ -28,6 +28,7 @@ _HELD_OUT = 4  # windows at most that nothing is calibrated on: the losses are m
 _FEWEST = 4  # windows of which one is held out
 _HESSIANS = 1 << 29  # bytes of GPTQ's matrices at a time
 _BIAS_WINDOWS = 8  # what bias correction runs as one batch
+_ROW_WINDOWS = 16  # spread over the text: a few hundred rows of a layer's inputs are taken from them
 _WORST = 12  # groups that the record names
 Step = Callable[[str], Callable[[int, int], None]]  # a step's name to what is told of its progress
 
@@ -161,7 +162,7 @@ class Quantizer:
         schemes = {name: scheme for name, scheme in self._lowest().items() if scheme and scheme.input == "static"}
         found = find_folds(self._model, self._windows)
         absmax = {name: torch.from_numpy(its.absmax) for name, its in self._collect().items()}
-        rows = input_rows(self._model, self._windows, schemes)
+        rows = input_rows(self._model, self._some_windows(), schemes)
         done = [one for one in smooth(self._model, schemes, found.folds, absmax, rows) if one.alpha is not None]
         layers = sum(len(one.fold.layers) for one in done)
         self._done.append(f"smoothed the inputs of {layers} of {len(schemes)} linear layers (SmoothQuant)")
@@ -172,9 +173,12 @@ class Quantizer:
         from exporter.stages.input_rows import input_rows
 
         schemes = {name: scheme for name, scheme in self._lowest().items() if scheme and scheme.bits == 4}
-        rows = input_rows(self._model, self._windows, schemes)
+        rows = input_rows(self._model, self._some_windows(), schemes)
         made = awq(self._model, schemes, find_folds(self._model, self._windows).folds, rows, clip=False)
         self._done.append(f"scaled the inputs of {len(schemes) - len(made.unscaled)} linear layers (AWQ)")
+
+    def _some_windows(self) -> Tensor:
+        return self._windows[:: -(-len(self._windows) // _ROW_WINDOWS)]
 
     def _collect(self) -> dict[str, Statistics]:
         from exporter.statistics import collect
@@ -221,7 +225,7 @@ class Quantizer:
             from exporter.stages.awq import clipped
             from exporter.stages.input_rows import input_rows
 
-            rows = input_rows(self._model, self._windows, four)
+            rows = input_rows(self._model, self._some_windows(), four)
             return {name: clipped(kept[name], scheme, rows[name]) for name, scheme in four.items() if name in rows}
         from exporter.hessians import hessians
         from exporter.stages.gptq import round_weights

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from exporter.sensitivity import LossMeter
 
 Progress = Callable[[int, int], None]
-_RANKED_ON = 2  # windows: an order needs less evidence than a loss, and there are hundreds of groups
+_RANKED_ON = 1  # window: an order needs less evidence than a loss, and there are hundreds of groups
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ def quantization_lines(row: Mapping[str, Any]) -> Iterator[str]:
     if worst:
         yield f"most sensitive for their size, alone at the lowest scheme ({unit}): {', '.join(worst)}"
     yield from record["history"]
+    yield f"calibrating, choosing and rounding took {record['seconds']:,.0f} s"
 
 
 _FIGURES = ("ppl_ratio", "kl", "top1", "cosine")
