@@ -125,3 +125,42 @@ def converter_cache(cache):
 
     gguf_converter.fetch(cache, offline=False)
     return cache
+
+
+@pytest.fixture(scope="session")
+def policied_models(tmp_path_factory):
+    """policied_models(kind): a checkpoint's folder and task; "tiny" is the shipped one."""
+    from policied import TINY, random_model
+
+    from exporter.types import GENERATION
+
+    made = {"tiny": (TINY, GENERATION)}
+
+    def get(kind):
+        if kind not in made:
+            made[kind] = random_model(tmp_path_factory.mktemp(kind), kind)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture
+def policied(policied_models, tmp_path, tmp_path_factory):
+    """policied(kind, precision, policy): model.onnx and the notes; the float graph is made once for each model."""
+
+    from exporter.targets.onnx import ONNX
+    from exporter.types import Checkpoint, ExportRequest
+
+    def write(kind, precision, policy):
+        checkpoint, task = policied_models(kind)
+        scratch = tmp_path_factory.getbasetemp() / f"{kind}-scratch"
+        scratch.mkdir(exist_ok=True)
+        folder = tmp_path / f"{precision}-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        request = ExportRequest(
+            Checkpoint(checkpoint, task, kind, "0" * 64, 0), precision, folder, scratch, threads=1, policy=policy
+        )
+        notes = ONNX.export(request).notes
+        return folder / "model.onnx", "\n".join(notes)
+
+    return write
