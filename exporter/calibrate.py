@@ -1,7 +1,8 @@
 """One pass over calibration text through the float model: what its linear layers are fed.
 
-The folder holds statistics.safetensors (exporter.statistics has what is in it) and calibration.json (text, tokens,
-windows, window).
+The folder holds statistics.safetensors (exporter.statistics has what is in it), windows.npy (the token ids, int64
+[windows, window], for targets that run a graph of their own on them) and calibration.json (text, tokens, windows,
+window).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from exporter import machine, store
 from exporter.errors import JobError
@@ -32,7 +35,8 @@ def calibrated(plan: Plan, checkpoint: Checkpoint, worker: Worker, progress: Pro
         return None
     progress("calibrating", 0, 0)
     how = plan.calibration_text()
-    key = store.content_key(["calibration statistics", checkpoint.sha256, checkpoint.task, how, machine.versions()])
+    made_of = ["calibration statistics, windows", checkpoint.sha256, checkpoint.task, how, machine.versions()]
+    key = store.content_key(made_of)
     folder = store.cache_folder() / "calibrations" / key
     worker("calibrate", checkpoint=asdict(checkpoint), folder=folder, key=key, threads=plan.job.threads, **how)
     return folder
@@ -71,6 +75,7 @@ def calibrate(
     about = {"text": name, "tokens": pieces.numel(), "windows": len(pieces), "window": pieces.shape[1]}
     with store.publish(folder) as building:
         save_statistics(statistics, building)
+        np.save(building / "windows.npy", pieces.numpy())
         (building / "calibration.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         return store.write_manifest(building, key, [], about)
 

@@ -35,7 +35,7 @@ class Scheme(BaseModel):
     Weights are int8 or int4, with a scale per output channel or per `group` of input channels. The input stays in
     float, is quantized at run time (`dynamic`: each target in its own granularity), or with the fixed `range`
     (`static`, one scale per tensor; without a range: calibration finds one). A range that is symmetric about 0 is int8
-    with zero point 0; any other is uint8.
+    with zero point 0; any other is uint8. `signed` asks calibration for a symmetric one, where an engine has no other.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -45,6 +45,7 @@ class Scheme(BaseModel):
     symmetric: bool = True
     input: Literal["float", "dynamic", "static"] = "float"
     range: tuple[float, float] | None = None
+    signed: bool = False
 
     @model_validator(mode="after")
     def _range_goes_with_static(self) -> Self:
@@ -52,6 +53,10 @@ class Scheme(BaseModel):
             raise ValueError("range goes with 'input: static', and only with it")
         if self.range is not None and not self.range[0] <= 0 <= self.range[1] > self.range[0]:
             raise ValueError(f"range {list(self.range)} must be [low, high] around 0")
+        if self.signed and self.input != "static":
+            raise ValueError("signed goes with 'input: static', and only with it")
+        if self.signed and self.range is not None and not self.symmetric_input:
+            raise ValueError(f"range {list(self.range)} of a signed input must be [-high, high]")
         return self
 
     @property
@@ -65,6 +70,7 @@ class Scheme(BaseModel):
     def __str__(self) -> str:
         words = [self.weight, f"in groups of {self.group}" if self.group else "per channel"]
         words += [] if self.symmetric else ["with zero points"]
+        words += ["signed"] if self.signed else []
         words += [] if self.input == "float" else [f"{self.input} input"]
         return " ".join(words)
 

@@ -103,7 +103,7 @@ class Quantizer:
         if how.rounding == "awq" and any(scheme.bits == 4 for scheme in asked):
             self._scale()
         self._meter = LossMeter(model, checkpoint.task, windows[-held_out:])
-        self._ranges = self._find_ranges() if static else {}
+        self._ranges = self._find_ranges({one.signed for one in asked if one.input == "static"})
         self._layers = {name: self._layer(name) for group in self._meter.groups for name in group}
         self._weights = self._round()
         self._groups: list[Group] = []
@@ -185,12 +185,16 @@ class Quantizer:
 
         return collect(self._model, self._windows, self._step("calibrating"))
 
-    def _find_ranges(self) -> dict[str, tuple[float, float]]:
+    def _find_ranges(self, kinds: set[bool]) -> dict[tuple[str, bool], tuple[float, float]]:
+        """By a layer's name and whether the range is signed; {} where nothing is static."""
+        if not kinds:
+            return {}
         from exporter.ranges import METHODS
 
         self._done.append(f"static ranges: {self._how.ranges}, over {self._windows.numel()} tokens")
         method = METHODS[self._how.ranges]
-        return {name: method(its.histogram, False) for name, its in self._collect().items()}
+        found = self._collect().items()
+        return {(name, signed): method(its.histogram, signed) for name, its in found for signed in kinds}
 
     def _layer(self, name: str) -> Layer:
         module = linear_layers(self._model)[name]
@@ -211,7 +215,7 @@ class Quantizer:
     def _with_range(self, name: str, scheme: Scheme | None) -> Scheme | None:
         if scheme is None or scheme.input != "static" or scheme.range is not None:
             return scheme
-        return scheme.model_copy(update={"range": self._ranges[name]})
+        return scheme.model_copy(update={"range": self._ranges[name, scheme.signed]})
 
     def _round(self) -> dict[str, Tensor]:
         """4-bit weights [N, K] by name, rounded so that the layers' outputs suffer least; {}: each to its nearest."""

@@ -190,6 +190,7 @@ def test_windows_are_whole_and_begin_after_what_is_left_out(tiny, tmp_path):
     told = statistics(tiny, tmp_path / "a")
     assert (told["tokens"], told["windows"], told["window"]) == (512, 2, 256)
     assert json.loads((tmp_path / "a" / "calibration.json").read_text())["text"] == "text"
+    assert np.load(tmp_path / "a" / "windows.npy").shape == (2, 256)
     assert {its.rows for its in load_statistics(tmp_path / "a").values()} == {512}
     text = gguf_checkpoints.TEXT.read_text()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)

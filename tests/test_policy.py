@@ -81,6 +81,18 @@ def test_the_file_is_read_back(tmp_path):
     assert "  a.b: {weight: int8, symmetric: false, input: static, range: [-3.25, 4.5]}\n" in policy.to_yaml()
 
 
+def test_a_signed_input_has_a_symmetric_range(tmp_path):
+    scheme = Scheme(weight="int8", input="static", range=(-3.0, 3.0), signed=True)
+    assert "signed static input" in str(scheme)
+    policy = Policy(modules={"a": scheme})
+    (tmp_path / "policy.yaml").write_text(policy.to_yaml(), encoding="utf-8")
+    assert read_policy(tmp_path / "policy.yaml") == policy
+    with pytest.raises(ValueError, match=r"signed goes with 'input: static'"):
+        Scheme(weight="int8", signed=True)
+    with pytest.raises(ValueError, match=r"must be \[-high, high\]"):
+        Scheme(weight="int8", input="static", range=(-3.0, 2.0), signed=True)
+
+
 def test_a_name_that_fits_nothing_shows_the_nearest():
     with pytest.raises(
         JobError, match=r"unknown module 'model.layers.1.mlp.upproj'; did you mean .*layers.1.mlp.up_proj"

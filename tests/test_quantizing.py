@@ -11,9 +11,10 @@ from exporter import Job, run
 from exporter.bench.quality import Reference, compare
 from exporter.exporting import stricter
 from exporter.policy import Policy, Scheme, read_policy
+from exporter.quantizing import How, open_quantizer
 from exporter.simulation import simulated
 from exporter.targets.torch import load_model, open_checkpoint
-from exporter.types import Gates, Result
+from exporter.types import GENERATION, Checkpoint, Gates, Result
 
 FEW = {"speed": False, "eval_tokens": 512, "calib_tokens": 2048, "threads": 1}
 DOWN = "model.layers.1.mlp.down_proj"
@@ -48,6 +49,28 @@ def test_the_report_says_what_each_layer_got_and_what_was_predicted(chosen):
         losses = [loss for _, loss in record["sensitivity"]]
         assert len(losses) == 12
         assert all(0 < loss < record["loss"] * 2 for loss in losses)
+
+
+def test_a_signed_input_gets_a_symmetric_range_and_another_its_own(tiny):
+    signed = Scheme(weight="int8", input="static", signed=True)
+    other = signed.model_copy(update={"signed": False})
+    policy = Policy(modules={"*.q_proj": signed, "*.up_proj": other, "lm_head": Scheme(weight="int8")})
+    how = How((), False, "min-max", False, "nearest", policy)
+    text = {"name": "calib", "text": (tiny / "calib.txt").read_text(encoding="utf-8")}
+    checkpoint = Checkpoint(tiny, GENERATION, "tiny", "0" * 64, 0)
+    quantizer = open_quantizer(
+        checkpoint, how, 1, lambda name: lambda done, total: None, **text, skip=0, tokens=1024, max_length=128
+    )
+    chosen = quantizer.choose(1.0).schemes
+    for name, scheme in chosen.items():
+        if name.endswith((".q_proj", ".up_proj")):
+            low, high = scheme.range
+            assert (low == -high) == name.endswith(".q_proj")
+            assert scheme.signed == name.endswith(".q_proj")
+        elif name == "lm_head":
+            assert scheme.range is None
+        else:
+            assert scheme is None
 
 
 def test_what_was_simulated_is_what_the_artifact_does(chosen, tiny):
