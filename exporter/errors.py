@@ -34,12 +34,15 @@ class BuildError(ExporterError):
 
 
 class MissingPackage(BuildError):
-    """A package that this target needs is not installed. `extra`: exporter's extra that brings it, "" for none."""
+    """A package that this target needs is not installed. `extra`: exporter's extra that brings it, "" for none.
 
-    def __init__(self, what: str, packages: Iterable[str], extra: str) -> None:
+    `instead`: what else mends it, to follow the command.
+    """
+
+    def __init__(self, what: str, packages: Iterable[str], extra: str, instead: str = "") -> None:
         names = list(packages)
         remedy = f"'exporter[{extra}]'" if extra else " ".join(names)
-        super().__init__(f"{what} needs {', '.join(names)}; install with: pip install {remedy}")
+        super().__init__(f"{what} needs {', '.join(names)}; install with: pip install {remedy}{instead}")
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> str:

@@ -57,7 +57,7 @@ class Exports:
         row.bytes, row.tokenizer_bytes = sizes(manifest)
         row.size_ratio = row.bytes / (4 * self.checkpoint.parameters)
         row.export_s, row.export_peak_rss_bytes = manifest["export_s"], manifest["export_peak_rss_bytes"]
-        row.quantization = manifest["quantization"]
+        row.quantization, row.build = manifest["quantization"], manifest.get("build")
         row.reason = "; ".join(manifest["notes"]) or None
 
     def _key(self, variant: Variant) -> str:
@@ -163,7 +163,7 @@ class Exports:
             "versions": machine.versions(),
             "job": plan.job.identity(),
             "quantization": quantization,
-            **{name: done[name] for name in ("notes", "export_s", "export_peak_rss_bytes")},
+            **{name: done[name] for name in ("notes", "extras", "build", "export_s", "export_peak_rss_bytes")},
         }
         return store.write_manifest(folder, key, done["weights"], facts)
 

@@ -136,6 +136,28 @@ class Job(MergeJob):
     gguf_split_max_size: str | None = Field(
         None, description="gguf: split into files of at most this size, such as 4G; powers of 1000."
     )
+    engine: bool = Field(
+        True, description="tensorrt: build the engine. --no-engine: the graph, its profile and its proof alone."
+    )
+    trt_profile: str = Field(
+        "batch=1:1:8,length=1:128:512",
+        description="tensorrt: the sizes that an engine takes, min:opt:max. length: tokens of a text; with a KV cache "
+        "of the prompt and its answer together.",
+    )
+    trt_compute_capability: str | None = Field(
+        None,
+        description="tensorrt-rtx: the GPUs that the engine is for, such as sm80,sm86,sm89,sm120. Default: all that "
+        "TensorRT-RTX supports by itself, 8.0 and later RTX.",
+    )
+    trt_hardware_compatible: bool = Field(
+        False, description="tensorrt: an engine for every GPU from Ampere on, not only for this machine's."
+    )
+    trt_version_compatible: bool = Field(
+        False, description="tensorrt: an engine that other versions of TensorRT of the same major one run too."
+    )
+    trt_workspace: str | None = Field(
+        None, description="tensorrt: memory that a layer may use on the GPU, such as 4G. Default: the GPU's."
+    )
     speed: bool = Field(True, description="Measure latency and memory; --no-speed leaves them out.")
     repeats: int = Field(5, ge=1, description="Rounds of the speed measurement, interleaved between the variants.")
 

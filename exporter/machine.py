@@ -27,6 +27,8 @@ PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime-genai",
     "llama-cpp-python",
+    "tensorrt",
+    "tensorrt-rtx",
     "gguf",
     "numpy",
 )

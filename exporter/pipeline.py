@@ -96,8 +96,9 @@ def bench_again(
             "export_s",
             "export_peak_rss_bytes",
             "quantization",
+            "build",
         ):
-            setattr(row, name, old[name])
+            setattr(row, name, old.get(name))  # an older exporter's report may lack one
         if variant == targets.REFERENCE:
             row = _reference_row(reference)
             if not checkpoint.path.is_dir():
@@ -107,7 +108,7 @@ def bench_again(
                 )
         elif old["path"] is None:
             row.status, row.reason = old["status"], old["reason"]
-        if row.status == "ok" and (reason := targets.unavailable(variant)) is not None:
+        if row.status == "ok" and (reason := targets.unavailable(variant, None)) is not None:
             row.status, row.reason = "skipped", reason
         rows.append(row)
     bench = Bench(output, checkpoint, report["evaluation"]["max_length"], job.threads, progress, failed)
@@ -212,7 +213,8 @@ def _finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output:
             limits = job.gates(targets.get(row.target).precisions[row.precision].gates)
             row.gates = judge(limits, row, asked, described["evaluation"]["tokens_scored"])
         if row.status == "ok" and row.prefill_tokens_per_s is None:
-            row.reason = "; ".join(filter(None, (row.reason, "speed and memory: not measured (--no-speed)")))
+            lack = f"latency: {row.untimed}" if row.untimed else "speed and memory: not measured (--no-speed)"
+            row.reason = "; ".join(filter(None, (row.reason, lack)))
         elif row.status == "ok" and row.decode_tokens_per_s is None and row.ppl is not None:
             row.reason = "; ".join(
                 filter(None, (row.reason, "decode: the model's positions are too few to measure it"))

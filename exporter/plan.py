@@ -141,8 +141,8 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     _refuse_other_results(output, job)
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     source = look(job, worker)
-    variants, skipped = _variants(job, source.checkpoint.task, source.config, source.checkpoint.path)
     window, stride = window_of(job, source.checkpoint.task, source.max_length)
+    variants, skipped = _variants(job, source, window)
     # A float graph, and on average half its size for each artifact; and a merged checkpoint in the cache.
     whole = 4 * source.checkpoint.parameters
     needs = {output: int(whole * (1 + len(variants) / 2))}
@@ -182,23 +182,21 @@ def _training(job: Job, source: Source, evaluated: str) -> tuple[QatOptions, tup
     return options, text
 
 
-def _variants(
-    job: Job, task: str, config: dict[str, Any], path: Path
-) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
+def _variants(job: Job, source: Source, window: int) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
     """What will be built, and what is skipped and why. A variant that was named and cannot be built is an error."""
+    task, config, path = source.checkpoint.task, source.config, source.checkpoint.path
     chosen: dict[Variant, bool] = {}  # in order, each once; whether it was named
     for text in job.target:
         for variant in targets.parse(text, task):
             chosen[variant] = chosen.get(variant, False) or not text.endswith("all")
     skipped = {}
     for variant, named in chosen.items():
-        reason = targets.unavailable(variant) or targets.get(variant.target).check(config, task, variant.precision)
-        if reason is None:
-            target = targets.get(variant.target)
-            chosen_options = job.options(target.options)
-            reason = target.prepare(
-                Preparation(path, config, task, variant.precision, chosen_options, cache_folder(), job.offline)
-            )
+        target = targets.all_targets().get(variant.target)
+        options = job.options(target.options) if target else {}
+        reason = targets.unavailable(variant, options)
+        if target and reason is None:
+            where = Preparation(path, config, task, variant.precision, options, cache_folder(), job.offline, window)
+            reason = target.check(config, task, variant.precision) or target.prepare(where)
         if reason is not None and named:
             raise BuildError(f"{variant} cannot be built here: {reason}")
         if reason is not None:

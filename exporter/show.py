@@ -160,7 +160,9 @@ def print_doctor(form: str) -> None:
 
     needed: set[str] = set()
     for target in targets.all_targets().values():
-        needed.update(target.requires, *(precision.requires for precision in target.precisions.values()))
+        needed.update(
+            target.requires, target.builds_with({}), *(precision.requires for precision in target.precisions.values())
+        )
     facts = doctor.examine(sorted(needed))
     facts["troubles"] += doctor.crashes()
     facts["troubles"] += [f"the target {name} cannot be used: {why}" for name, why in targets.broken().items()]

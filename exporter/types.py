@@ -1,7 +1,7 @@
 """The nouns of the project: a newcomer reads this file first.
 
 A job takes a `Checkpoint` through stages to one `Artifact` for each `Variant`; a `Target` exports an artifact and opens
-it as a `Runner`; what was measured on it is a `Result`, one row of the report.
+it as a `Runner` (exporter/runner.py); what was measured on it is a `Result`, one row of the report.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from exporter.policy import Scheme
+    from exporter.runner import Runner
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -115,54 +116,6 @@ class Probe:
     answers: Floats
 
 
-class Runner(Protocol):
-    """An opened artifact. Used with `with`: closing frees the engine."""
-
-    engine: str  # what really runs it, such as "onnxruntime 1.31 CPUExecutionProvider"
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *exc: object) -> None: ...
-
-    def logits(self, ids: Ids) -> Floats:
-        """[T] token ids to float32 [T, V] logits, without a cache.
-
-        For feature extraction the last hidden states [T, H]; for classification the class logits [1, C].
-        """
-        ...
-
-
-@runtime_checkable
-class BatchRunner(Runner, Protocol):
-    """A runner that takes several padded sequences at once."""
-
-    def batch(self, ids: Ids, mask: Ids) -> Floats:
-        """[B, T] ids and mask to [B, T, V] (classification: [B, C]); what is masked out may hold anything."""
-        ...
-
-
-@runtime_checkable
-class CachedRunner(Runner, Protocol):
-    """A runner whose format has a KV cache."""
-
-    def prefill(self, ids: Ids) -> Floats:
-        """Empties the cache, reads [T] ids into it, and returns the last position's logits [V]."""
-        ...
-
-    def step(self, token: int) -> Floats:
-        """Decodes one token after those in the cache: its logits [V]."""
-        ...
-
-
-@runtime_checkable
-class TokenizingRunner(Runner, Protocol):
-    """A runner whose artifact carries a tokenizer of its own, which its users get."""
-
-    def tokenize(self, text: str) -> Ids:
-        """A text's ids [T], special tokens parsed and added as the checkpoint's own tokenizer does by default."""
-        ...
-
-
 @dataclass(frozen=True)
 class ExportRequest:
     """What a target needs to write one artifact into `folder` (which exists and is empty).
@@ -182,11 +135,15 @@ class ExportRequest:
     cache: Path | None = None  # the user's cache, where what `prepare` fetched is
     calibration: Path | None = None
     policy: Mapping[str, Scheme | None] | None = None
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None  # for an engine that builds for minutes
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is known before any work of a variant that was asked for; `options` as in ExportRequest."""
+    """What is known before any work of a variant that was asked for; `options` as in ExportRequest.
+
+    `window`: tokens of the longest text that the artifact will be measured on.
+    """
 
     path: Path  # of the checkpoint before the stages: its tokenizer and configuration are final, its weights are not
     config: Mapping[str, Any]
@@ -195,6 +152,7 @@ class Preparation:
     options: Mapping[str, Any]
     cache: Path
     offline: bool
+    window: int
 
 
 @dataclass(frozen=True)
@@ -203,10 +161,14 @@ class Exported:
 
     `weights` are the files that inference needs besides tokenizer and configuration, relative to the folder; their sum
     is the artifact's size. `notes` go into the report's reason, such as a second copy that the operators force.
+    `extras` are files that inference does not need and no size counts, such as the graph that an engine was built from;
+    `build` is what is known of an engine that was built ahead of time (Result.build).
     """
 
     weights: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
+    build: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -214,7 +176,8 @@ class Target:
     """One format: how it is written and how it is run, side by side. A frozen record, in targets' BUILTIN table.
 
     `requires` are the import names of the packages that export and open need beyond exporter's own; `extra` is
-    exporter's pip extra that brings them ("": none; a third party's package brings its own).
+    exporter's pip extra that brings them ("": none; a third party's package brings its own). `builds_with` are those
+    that export alone needs, by the job's options; `instead`: what else mends their lack, for the end of the error.
     `default` is the precision of a bare target name; `aliases` maps a task to what the alias precision means there.
     `check` says in one line why this checkpoint cannot be exported, or returns None. It runs before any work and reads
     the config only. `prepare` does the same with the job's `options` (names of the fields that change what is written)
@@ -234,6 +197,8 @@ class Target:
     export: Callable[[ExportRequest], Exported]
     open: Callable[[Path, int], Runner]  # (artifact's folder, threads)
     aliases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # {"int8": {task: precision}}
+    builds_with: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda options: ()
+    instead: str = ""
     available: Callable[[], str | None] = lambda: None  # why it cannot run on this machine, packages aside
     options: tuple[str, ...] = ()
     prepare: Callable[[Preparation], str | None] = lambda preparation: None
@@ -287,7 +252,10 @@ class Result:
     export_s: float | None = None
     export_peak_rss_bytes: int | None = None
     quantization: dict[str, Any] | None = None  # what each layer got and why, where the artifact has a policy
+    build: dict[str, Any] | None = None  # parsed, by what, engine's bytes, layers: of an engine built ahead of time
     engine: str | None = None
+    device_memory_bytes: dict[str, int] | None = None  # on a GPU: of the engine (weights) and of its context
+    untimed: str | None = None  # why no speed was measured of an artifact whose quality was
     gates: list[Gate] = field(default_factory=list)
 
     @property

@@ -25,7 +25,8 @@ from exporter import store, targets
 from exporter.bench import latency, quality
 from exporter.bench.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
 from exporter.errors import BuildError, ExporterError
-from exporter.types import Checkpoint, ExportRequest, Runner, TokenizingRunner, Variant
+from exporter.runner import BoundedRunner, DeviceRunner, Runner, StandInRunner, TokenizingRunner
+from exporter.types import Checkpoint, ExportRequest, Variant
 
 
 class Session:
@@ -153,7 +154,7 @@ class Session:
         policy = dumped and {name: one and Scheme.model_validate(one) for name, one in dumped.items()}
         request = ExportRequest(
             _checkpoint(checkpoint), places["precision"], folder, scratch, threads, places["options"], cache,
-            statistics, policy,
+            statistics, policy, lambda what, done, total: self.reply({"progress": [what, done, total]}),
         )  # fmt: skip
         exported = targets.get(target).export(request)
         return asdict(exported) | {"export_s": perf_counter() - start, "export_peak_rss_bytes": peak_rss()}
@@ -165,12 +166,18 @@ class Session:
             figures |= quality.compare_probe(runner, told.probe, told.passages.task)
             if isinstance(runner, TokenizingRunner):
                 figures |= compare_tokenizer(runner, TokenizedTexts.load(Path(reference).with_name(TOKENIZED)))
+            if isinstance(runner, StandInRunner):
+                figures["untimed"] = runner.untimed
+            if isinstance(runner, DeviceRunner):
+                figures["device_memory_bytes"] = runner.device_memory_bytes
             return {"engine": runner.engine, **figures}
 
     def speed_open(self, variant: list[str], checkpoint: dict[str, Any], folder: str, threads: int, **text: Any) -> Any:
         self._ids = quality.Reference.load(Path(text["reference"])).passages.ids
         self._max_length = int(text["max_length"])
         self._runner = _open(Variant(*variant), checkpoint, folder, threads).__enter__()
+        if isinstance(self._runner, BoundedRunner):
+            self._max_length = min(self._max_length, self._runner.max_length)
         latency.warm_up(self._runner, self._ids, self._max_length)
         return {"engine": self._runner.engine}
 

@@ -92,6 +92,26 @@ def model(tiny, tmp_path):
     return make
 
 
+def _has_device():
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(items):
+    on_device = [item for item in items if item.get_closest_marker("gpu")]
+    if on_device and not _has_device():
+        for item in on_device:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Names the tests that need a device and had none: a summary without them would look like all."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if "gpu" in report.keywords]
+    for report in skipped:
+        terminalreporter.write_line(f"not run, no CUDA device: {report.nodeid}")
+
+
 def rewrite(path, content):
     """Puts a file of its own in the place of a link."""
     path.unlink(missing_ok=True)

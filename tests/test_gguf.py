@@ -170,7 +170,7 @@ def test_what_is_no_matrix_is_refused(content, says, tmp_path, exported):
 def preparation(path, cache, precision="q4_k_m", offline=False, **options):
     options = {"imatrix": "auto", "gguf_tensor": (), "gguf_split_max_size": None} | options
     return Preparation(
-        path, json.loads((path / "config.json").read_text()), GENERATION, precision, options, cache, offline
+        path, json.loads((path / "config.json").read_text()), GENERATION, precision, options, cache, offline, window=512
     )
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from exporter import Job, run
 from exporter.errors import BuildError, JobError
+from exporter.runner import CachedRunner, TokenizingRunner
 from exporter.targets import gguf_converter
 from exporter.targets.gguf import GGUF
 from exporter.targets.gguf_runner import GgufDecoder, GgufEncoder
 from exporter.targets.gguf_toy import mending_command
-from exporter.types import CachedRunner, TokenizingRunner
 
 TEXT = gguf_checkpoints.ROOT / "models" / "tiny" / "eval.txt"
 

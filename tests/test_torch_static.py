@@ -16,10 +16,11 @@ from exporter.errors import BuildError, JobError
 from exporter.grid import quantized, rounded, rounded_input
 from exporter.linear import linear_layers
 from exporter.policy import Scheme, read_policy
+from exporter.runner import CachedRunner
 from exporter.simulation import simulated
 from exporter.targets.torch import TORCH, load_model
 from exporter.targets.torch_static import converted, static_linear
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, CachedRunner, Checkpoint, ExportRequest
+from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Checkpoint, ExportRequest
 
 INT8 = Scheme(weight="int8", input="static", range=(-1.0, 1.0))
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from exporter.types import CachedRunner, Ids, Runner
+from exporter.runner import CachedRunner, DeviceRunner, Runner
+from exporter.types import Ids
 
 T = TypeVar("T")
 PREFILL_LENGTHS = (128, 512)
@@ -35,10 +36,10 @@ def measure_round(runner: Runner, ids: Ids, max_length: int) -> Round:
     for length in PREFILL_LENGTHS:
         if length <= max_length:
             forward(ids[:length])
-            times[name_of(length)] = [_milliseconds(forward, ids[:length]) for _ in range(CALLS)]
+            times[name_of(length)] = [_milliseconds(runner, forward, ids[:length]) for _ in range(CALLS)]
     if isinstance(runner, CachedRunner) and max_length >= PROMPT + DECODED:
         runner.prefill(ids[:PROMPT])
-        times["decode"] = [_milliseconds(runner.step, int(token)) for token in ids[PROMPT : PROMPT + DECODED]]
+        times["decode"] = [_milliseconds(runner, runner.step, int(token)) for token in ids[PROMPT : PROMPT + DECODED]]
     return times
 
 
@@ -68,7 +69,9 @@ def summarize(rounds: Iterable[Round]) -> dict[str, Any]:
     return {"latency_ms": latency, "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode}
 
 
-def _milliseconds(call: Callable[[T], object], argument: T) -> float:
+def _milliseconds(runner: Runner, call: Callable[[T], object], argument: T) -> float:
+    """Of one call: on a GPU its engine's own time, between CUDA events."""
     start = perf_counter()
     call(argument)
-    return (perf_counter() - start) * 1000
+    elapsed = (perf_counter() - start) * 1000
+    return runner.device_ms if isinstance(runner, DeviceRunner) else elapsed

@@ -18,17 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.types import (
-    CLASSIFICATION,
-    FEATURES,
-    GENERATION,
-    BatchRunner,
-    CachedRunner,
-    Floats,
-    Ids,
-    Probe,
-    Runner,
-)
+from exporter.runner import BatchRunner, CachedRunner, Runner
+from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Floats, Ids, Probe
 
 TOP_K = 256
 Doubles = NDArray[np.float64]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.bench import charts, table
+from exporter.bench.built import build_lines
 from exporter.bench.merged import merge_lines
 from exporter.bench.quantized import quantization_lines
 from exporter.bench.training import training_lines, training_plot
@@ -60,7 +61,8 @@ def render_html(report: Report) -> str:
         summary=table.summary(report),
         name=table.name,
         merge=[] if report["model"]["merge"] is None else list(merge_lines(report["model"]["merge"])),
-        policies={table.name(row): lines for row, lines in _policies(report)},
+        policies={table.name(row): lines for row, lines in _told(report, quantization_lines)},
+        builds={table.name(row): lines for row, lines in _told(report, build_lines)},
         training=list(training_lines(report["model"]["qat"])) if report["model"].get("qat") else [],
         training_plot=training_plot(report["model"]["qat"]) if report["model"].get("qat") else None,
         clip=table.clip,
@@ -144,8 +146,9 @@ def render_markdown(report: Report) -> str:
     if report["model"].get("qat"):
         learned = training_lines(report["model"]["qat"])
         lines += ["", "**Quantization-aware training**", "", *(f"- {_text(line)}" for line in learned)]
-    for row, told in _policies(report):
-        lines += ["", f"**Policy of {_code(table.name(row))}**", "", *(f"- {_text(line)}" for line in told)]
+    for title, about in (("Policy", quantization_lines), ("Engine", build_lines)):
+        for row, told in _told(report, about):
+            lines += ["", f"**{title} of {_code(table.name(row))}**", "", *(f"- {_text(line)}" for line in told)]
     for status, title in (("failed", "Failed"), ("skipped", "Skipped"), ("ok", "Notes")):
         rows = [row for row in report["results"] if row["status"] == status and row["reason"]]
         if rows:
@@ -154,9 +157,9 @@ def render_markdown(report: Report) -> str:
     return "\n".join([*lines, *_markdown_details(report)]) + "\n"
 
 
-def _policies(report: Report) -> list[tuple[Mapping[str, Any], list[str]]]:
-    """The rows that were exported under a policy, and what is told of it."""
-    told = ((row, list(quantization_lines(row))) for row in report["results"])
+def _told(report: Report, about: Callable[[table.Row], Iterable[str]]) -> list[tuple[table.Row, list[str]]]:
+    """The rows that something is told about, and what: of their policies, or of engines."""
+    told = ((row, list(about(row))) for row in report["results"])
     return [(row, lines) for row, lines in told if lines]
 
 
@@ -247,6 +250,8 @@ def print_table(report: Report, console: Console) -> None:
         what = [table.failure(gate) for gate in row["gates"] if not gate["passed"]]
         if row["status"] != "ok":
             what.append(f"{row['status']}: {row['reason']}")
+        elif row.get("untimed"):
+            what.append(f"quality: {row['engine']}; latency: {row['untimed']}")
         lines += [Text.assemble((table.name(row), "bold"), "  ", table.clip(text, _REASON)) for text in what]
     dropped = [column.title for column in every if column not in columns]
     if dropped:

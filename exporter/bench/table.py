@@ -214,6 +214,7 @@ _DETAILS = (
     Column("Prefill", "ms p50 / p90 / p99", lambda row: _percentiles(row, "prefill")),
     Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode")),
     Column("Tokenizer", "MB", lambda row: megabytes(row.get("tokenizer_bytes"))),
+    Column("Engine", "× graph", lambda row: _times((row.get("build") or {}).get("engine_over_onnx"))),
     Column("Export", "s", lambda row: _rate(row.get("export_s"))),
     Column("Export RSS", "MB", lambda row: megabytes(row.get("export_peak_rss_bytes"))),
     Column("Engine", "", lambda row: row.get("engine")),

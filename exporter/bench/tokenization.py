@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.types import Ids, TokenizingRunner
+from exporter.runner import TokenizingRunner
+from exporter.types import Ids
 
 TOKENIZED = "tokenizer.npz"
 EVALUATION = "the evaluation's text"

@@ -10,14 +10,16 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from types import MappingProxyType
+from typing import Any
 
 from exporter.errors import BuildError, ExporterError, JobError, MissingPackage, unknown
 from exporter.targets.gguf import GGUF
 from exporter.targets.onnx import ONNX
+from exporter.targets.tensorrt import RTX_TARGET, TENSORRT_TARGET
 from exporter.targets.torch import TORCH
 from exporter.types import Target, Variant
 
-BUILTIN = {target.name: target for target in (TORCH, ONNX, GGUF)}
+BUILTIN = {target.name: target for target in (TORCH, ONNX, GGUF, TENSORRT_TARGET, RTX_TARGET)}
 GROUP = "exporter.targets"
 REFERENCE = Variant("torch", "fp32")
 UNKNOWN = "unknown"  # the precision of a broken target's row under `all`
@@ -97,11 +99,17 @@ def parse(text: str, task: str) -> list[Variant]:
     return [Variant(name, precision)]
 
 
-def missing(target: Target, precision: str) -> MissingPackage | None:
-    """The error for the packages that a target's precision needs and this environment lacks."""
-    required = (*target.requires, *target.precisions[precision].requires)
+def missing(
+    target: Target, precision: str, options: Mapping[str, Any] | None = MappingProxyType({})
+) -> MissingPackage | None:
+    """The error for the packages that a target's precision needs and this environment lacks.
+
+    `options`: of the job that exports, where it sets any; None: an artifact that is there is only opened.
+    """
+    required = [*target.requires, *target.precisions[precision].requires]
+    required += [] if options is None else target.builds_with(options)
     absent = [name.replace("_", "-") for name in required if not _importable(name)]
-    return MissingPackage(f"{target.name}:{precision}", absent, target.extra) if absent else None
+    return MissingPackage(f"{target.name}:{precision}", absent, target.extra, target.instead) if absent else None
 
 
 def _importable(module: str) -> bool:
@@ -111,11 +119,11 @@ def _importable(module: str) -> bool:
         return False
 
 
-def unavailable(variant: Variant) -> str | None:
-    """Why a variant cannot be built or opened here, with the command that mends it, or None."""
+def unavailable(variant: Variant, options: Mapping[str, Any] | None = MappingProxyType({})) -> str | None:
+    """Why a variant cannot be built (or, with None, opened) here, with the command that mends it, or None."""
     try:
         target = get(variant.target)
     except ExporterError as error:
         return str(error)
-    absent = missing(target, variant.precision)
+    absent = missing(target, variant.precision, options)
     return str(absent) if absent else target.available()

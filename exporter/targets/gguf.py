@@ -7,9 +7,6 @@ Ollama Modelfile, and the checkpoint's configuration and tokenizer. Needs the ex
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -19,6 +16,8 @@ from typing import Any
 
 from exporter.errors import BuildError, JobError
 from exporter.targets import gguf_converter
+from exporter.targets.byte_size import parse_bytes
+from exporter.targets.folder_files import copy_configuration, hard_link, model_name
 from exporter.targets.gguf_imatrix import ImportanceMatrix, from_calibration, read_imatrix, write_imatrix
 from exporter.targets.gguf_modelfile import modelfile
 from exporter.targets.gguf_quantize import quantize
@@ -31,12 +30,10 @@ from exporter.targets.gguf_types import (
     demands_matrix,
     describe_types,
     parse_overrides,
-    parse_size,
 )
 from exporter.types import (
     CLASSIFICATION,
     GENERATION,
-    TOKENIZER_FILES,
     Exported,
     ExportRequest,
     Gates,
@@ -45,7 +42,7 @@ from exporter.types import (
     Target,
 )
 
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+_SPLIT = "--gguf-split-max-size"
 
 
 def export(request: ExportRequest) -> Exported:
@@ -58,11 +55,11 @@ def export(request: ExportRequest) -> Exported:
 
 def _export(request: ExportRequest, modelfile_text: Future[tuple[str, list[str]]]) -> Exported:
     options, precision = request.options, request.precision
-    name = f"{_name(request.checkpoint.source)}-{precision.upper()}.gguf"
+    name = f"{model_name(request.checkpoint.source)}-{precision.upper()}.gguf"
     building = request.folder / name
     notes = []
     if precision in FLOATS:
-        _hard_link(_float_file(request, precision), building)
+        hard_link(_float_file(request, precision), building)
         if options.get("gguf_tensor"):
             notes.append("--gguf-tensor does not apply to a float file")
     else:
@@ -77,23 +74,16 @@ def _export(request: ExportRequest, modelfile_text: Future[tuple[str, list[str]]
             tokens = int(max(count.max() for count in matrix.counts.values()))
             notes.append(f"importance matrix of {len(matrix.sums)} tensors over {tokens} tokens of {matrix.dataset}")
     notes.insert(0, describe_types(building, precision))
-    for other in ("config.json", "generation_config.json", *TOKENIZER_FILES):
-        if (request.checkpoint.path / other).is_file():
-            shutil.copyfile(request.checkpoint.path / other, request.folder / other)
+    copy_configuration(request.checkpoint.path, request.folder)
     if request.checkpoint.task == GENERATION:
         text, lacks = modelfile_text.result()
         (request.folder / "Modelfile").write_text(f"FROM ./{name}\n{text}", encoding="utf-8")
         notes += lacks
     limit = options.get("gguf_split_max_size")
-    weights = split(building, parse_size(limit)) if limit else (name,)
+    weights = split(building, parse_bytes(_SPLIT, limit)) if limit else (name,)
     if len(weights) > 1:
         notes.append(f"in {len(weights)} parts: Ollama takes one file only (llama-gguf-split --merge makes one)")
     return Exported(weights, tuple(notes))
-
-
-def _name(source: str) -> str:
-    """What the file is called after: the model's folder, recipe or hub id, without what a path cannot hold."""
-    return _NOT_IN_NAMES.sub("-", Path(source).resolve().name if Path(source).is_dir() else source.rpartition("/")[2])
 
 
 def _float_file(request: ExportRequest, kind: str) -> Path:
@@ -103,17 +93,9 @@ def _float_file(request: ExportRequest, kind: str) -> Path:
         _refuse_tokenizer_code(request)
         assert request.cache is not None
         converter = gguf_converter.fetch(request.cache, offline=True)  # `prepare` filled the cache
-        gguf_converter.convert(converter, request.checkpoint.path, _name(request.checkpoint.source), file, kind)
+        gguf_converter.convert(converter, request.checkpoint.path, model_name(request.checkpoint.source), file, kind)
         done.touch()
     return file
-
-
-def _hard_link(file: Path, name: Path) -> None:
-    """A second name of the same bytes, which cost no time and no room; a copy where the file system has only one."""
-    try:
-        os.link(file, name)
-    except OSError:
-        shutil.copyfile(file, name)
 
 
 def _modelfile(request: ExportRequest) -> tuple[str, list[str]]:
@@ -166,7 +148,7 @@ def prepare(wanted: Preparation) -> str | None:
     """Checks the options, fetches the converter, and lets it read the tokenizer."""
     overrides = parse_overrides(wanted.options.get("gguf_tensor") or ())
     if limit := wanted.options.get("gguf_split_max_size"):
-        parse_size(limit)
+        parse_bytes(_SPLIT, limit)
     matrix = wanted.options.get("imatrix", "off")
     if matrix not in ("auto", "off"):
         read_imatrix(Path(matrix))

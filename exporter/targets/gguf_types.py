@@ -28,7 +28,6 @@ DEMAND_MATRIX = frozenset({"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_
 IGNORE_MATRIX = frozenset({*FLOATS, "q8_0"})
 _BLOCK = 256  # columns of a block of the K-quants and most IQ types; where a row is no multiple, another type is used
 _SMALL_BLOCKS = frozenset({"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", *FLOATS})
-_SIZE = re.compile(r"^([1-9][0-9]*)(K|M|G)?$")
 
 
 def parse_overrides(lines: Sequence[str]) -> list[tuple[str, str]]:
@@ -46,14 +45,6 @@ def parse_overrides(lines: Sequence[str]) -> list[tuple[str, str]]:
             raise JobError(f"--gguf-tensor {line!r}: {unknown('tensor type', kind, TENSOR_TYPES)}")
         overrides.append((pattern, kind.lower()))
     return overrides
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a number with K, M or G (powers of 1000, as in llama.cpp's tools). Raises JobError."""
-    found = _SIZE.match(text)
-    if not found:
-        raise JobError(f"--gguf-split-max-size {text!r}: give a number of bytes, or one with K, M or G, such as 4G")
-    return int(found[1]) * {None: 1, "K": 10**3, "M": 10**6, "G": 10**9}[found[2]]
 
 
 def demands_matrix(precision: str, overrides: Iterable[tuple[str, str]]) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.targets import onnx_shell
+from exporter.targets.folder_files import copy_configuration
 from exporter.targets.genai_graph import build_float, builder_takes
 from exporter.targets.onnx_file import save_graph
 from exporter.targets.onnx_half import half
@@ -32,7 +33,6 @@ from exporter.types import (
     CLASSIFICATION,
     FEATURES,
     GENERATION,
-    TOKENIZER_FILES,
     Exported,
     ExportRequest,
     Gates,
@@ -70,9 +70,7 @@ def export(request: ExportRequest) -> Exported:
     save_graph(model, request.folder / "model.onnx")
     if request.precision == "int8-static":
         notes.append(describe(weight_products(request.folder / "model.onnx", request.scratch), labels))
-    for name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
-        if (request.checkpoint.path / name).is_file():
-            shutil.copyfile(request.checkpoint.path / name, request.folder / name)
+    copy_configuration(request.checkpoint.path, request.folder)
     weights = [name for name in ("model.onnx", "model.onnx_data") if (request.folder / name).is_file()]
     return Exported(tuple(weights), tuple(notes))
 

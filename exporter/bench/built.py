@@ -1,0 +1,52 @@
+"""What is known of an engine that was built ahead of time, in words: parsed, by what, for which GPUs, its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_NAMED = 12  # nodes that stayed in float32; more of them are counted
+
+
+def build_lines(row: Mapping[str, Any]) -> Iterator[str]:
+    """What a row's `build` says; nothing where nothing was built."""
+    record = row.get("build")  # reports of earlier versions have none
+    if record is None:
+        return
+    if record["parsed"] is None:
+        yield "not parsed: no parser of TensorRT or TensorRT-RTX can run here"
+    else:
+        yield f"parsed by {record['parsed_by']}: {'yes' if record['parsed'] else 'no'}"
+    if record["refused"]:
+        yield f"refused: {', '.join(record['refused'])}"
+    if record["built_by"] is None:
+        yield f"no engine (--no-engine); graph {record['onnx_bytes'] / 1e6:,.1f} MB"
+    else:
+        yield (
+            f"engine built by {record['built_by']}: {record['engine_bytes'] / 1e6:,.1f} MB, "
+            f"{record['engine_over_onnx']:.2f} × its graph's {record['onnx_bytes'] / 1e6:,.1f} MB"
+        )
+        yield f"for {', '.join(_gpus(record))}"
+    yield f"profile (min:opt:max): {record['profile']}"
+    yield "seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in record["seconds"].items())
+    if (layers := record["layers"]) is not None:
+        kinds = (", ".join(f"{count} {name}" for name, count in layers[by].items()) for by in _BY)
+        yield f"{layers['count']} layers, by {layers['source']}: {'; '.join(kinds)}"
+    if record["int8_share"] is not None:
+        yield f"{record['int8_share']:.0%} of the linear layers' multiplications in int8"
+    if kept := record["kept_float"]:
+        more = f" and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
+        yield f"kept in float32: {', '.join(kept[:_NAMED])}{more}"
+    if memory := row.get("device_memory_bytes"):
+        yield "on the GPU: " + ", ".join(f"{name} {value / 1e6:,.1f} MB" for name, value in memory.items())
+
+
+_BY = ("by_precision", "by_type")
+
+
+def _gpus(record: Mapping[str, Any]) -> list[str]:
+    named = record["capabilities"] or []
+    if record["built_by"].startswith("tensorrt-rtx"):
+        return named or ["RTX GPUs of compute capability 8.0, 8.6, 8.9 and 12.x, TensorRT-RTX's default"]
+    which = "every GPU from Ampere on" if record["hardware_compatible"] else "the GPU that it was built on"
+    return [which, *(["later versions of TensorRT too"] if record["version_compatible"] else [])]

@@ -1,0 +1,77 @@
+"""What an opened artifact can do: the protocols that `Target.open` returns, and that bench measures through."""
+
+from __future__ import annotations
+
+from typing import Protocol, Self, runtime_checkable
+
+from exporter.types import Floats, Ids
+
+
+class Runner(Protocol):
+    """An opened artifact. Used with `with`: closing frees the engine."""
+
+    engine: str  # what really runs it, such as "onnxruntime 1.31 CPUExecutionProvider"
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def logits(self, ids: Ids) -> Floats:
+        """[T] token ids to float32 [T, V] logits, without a cache.
+
+        For feature extraction the last hidden states [T, H]; for classification the class logits [1, C].
+        """
+        ...
+
+
+@runtime_checkable
+class BatchRunner(Runner, Protocol):
+    """A runner that takes several padded sequences at once."""
+
+    def batch(self, ids: Ids, mask: Ids) -> Floats:
+        """[B, T] ids and mask to [B, T, V] (classification: [B, C]); what is masked out may hold anything."""
+        ...
+
+
+@runtime_checkable
+class CachedRunner(Runner, Protocol):
+    """A runner whose format has a KV cache."""
+
+    def prefill(self, ids: Ids) -> Floats:
+        """Empties the cache, reads [T] ids into it, and returns the last position's logits [V]."""
+        ...
+
+    def step(self, token: int) -> Floats:
+        """Decodes one token after those in the cache: its logits [V]."""
+        ...
+
+
+@runtime_checkable
+class TokenizingRunner(Runner, Protocol):
+    """A runner whose artifact carries a tokenizer of its own, which its users get."""
+
+    def tokenize(self, text: str) -> Ids:
+        """A text's ids [T], special tokens parsed and added as the checkpoint's own tokenizer does by default."""
+        ...
+
+
+@runtime_checkable
+class BoundedRunner(Runner, Protocol):
+    """A runner that takes no longer texts than this many tokens, whatever the model could."""
+
+    max_length: int
+
+
+@runtime_checkable
+class DeviceRunner(Runner, Protocol):
+    """A runner on a GPU."""
+
+    device_ms: float  # of the last call, between CUDA events: the engine's own time
+    device_memory_bytes: dict[str, int]
+
+
+@runtime_checkable
+class StandInRunner(Runner, Protocol):
+    """A runner that answers as the artifact's own engine would, where that cannot run: its speed would mean nothing."""
+
+    untimed: str  # why, such as "no CUDA device"

@@ -1,0 +1,79 @@
+"""TensorRT and TensorRT-RTX: one Python API in two packages, whose engines are not each other's.
+
+TensorRT builds on the GPU that the engine is for. TensorRT-RTX builds ahead of time, with no GPU, for the compute
+capabilities of RTX GPUs (https://docs.nvidia.com/deeplearning/tensorrt-rtx), and compiles on the GPU at the first run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Platform:
+    """One of the two. `package` is the target's name too; `tool` is NVIDIA's command line for it."""
+
+    package: str
+    module: str
+    tool: str
+    ahead_of_time: bool  # builds without a GPU, for compute capabilities; and knows no other kind of compatibility
+
+    def load(self) -> Any:
+        return importlib.import_module(self.module)
+
+    def version(self) -> str | None:
+        """The installed package's version; None where it is not installed."""
+        try:
+            return metadata.version(self.package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version()}"
+
+
+TENSORRT = Platform("tensorrt", "tensorrt", "trtexec", ahead_of_time=False)
+RTX = Platform("tensorrt-rtx", "tensorrt_rtx", "tensorrt_rtx", ahead_of_time=True)
+
+
+def capabilities(trt: Any) -> dict[str, Any]:
+    """What --trt-compute-capability can name, such as sm89, in the words of TensorRT-RTX's module."""
+    members = trt.ComputeCapability.__members__.items()
+    return {name.lower(): value for name, value in members if name.startswith("SM")}
+
+
+def has_device() -> bool:
+    """Whether NVIDIA's driver has a GPU. Asked of the driver itself: importing torch takes seconds."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def cannot_run(platform: Platform) -> str | None:
+    """Why this process cannot run the platform's engines, or None. An engine is never opened before this says None:
+
+    deserializing one without a driver can crash the process.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if platform.version() is None:
+        return f"{platform.package} is not installed: pip install 'exporter[{platform.package}]'"
+    capability = torch.cuda.get_device_capability()
+    if platform.ahead_of_time and not _rtx(capability, platform.load()):
+        here = f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}"
+        return f"TensorRT-RTX runs on RTX GPUs only (8.0, 8.6, 8.9, 12.x), and {here}: --target tensorrt is for it"
+    return None
+
+
+def _rtx(capability: tuple[int, int], trt: Any) -> bool:
+    """Whether TensorRT-RTX knows a capability, or an engine that names none would run on it as on a later one."""
+    return f"sm{capability[0]}{capability[1]}" in capabilities(trt) or capability >= (12, 0)

@@ -1,0 +1,324 @@
+"""TensorRT-RTX's real parser and builder on tiny models, without a GPU; and what must be said where one is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from exporter import Job, run, targets
+from exporter.errors import BuildError, JobError
+from exporter.runner import CachedRunner, StandInRunner
+from exporter.targets.tensorrt_platform import RTX, cannot_run
+from exporter.targets.tensorrt_profile import Profile
+from exporter.targets.tensorrt_proof import ENGINE, DecoderProof
+from exporter.types import FEATURES, GENERATION, Checkpoint, ExportRequest, Preparation, Variant
+
+TINY = Path(__file__).resolve().parents[1] / "models" / "tiny"
+SIZES = {"vocab_size": 184, "max_position_embeddings": 512}
+FAMILIES = {
+    "LlamaForCausalLM": transformers.LlamaConfig(
+        **SIZES, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, rope_theta=50_000.0,
+    ),
+    "GPT2LMHeadModel": transformers.GPT2Config(vocab_size=184, n_embd=64, n_layer=2, n_head=4, n_positions=512),
+    "BertModel": transformers.BertConfig(
+        **SIZES, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def builder():
+    """tensorrt-rtx is a part of the environment that CI tests in: without it nothing here says anything."""
+    if find_spec("tensorrt_rtx") is None:
+        give_up = pytest.fail if os.environ.get("CI") == "true" and sys.platform == "linux" else pytest.skip
+        give_up("tensorrt-rtx is not installed: pip install -e '.[tensorrt-rtx]'")
+
+
+def job(model, output, *target, **more):
+    small = {"eval_tokens": 256, "window": 64, "threads": 1}
+    return Job(model=str(model), target=target or ("tensorrt-rtx",), output=output, **small | more)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """(report, output folder) of the shipped model's fp32 and fp16 engines, for two kinds of GPU."""
+    if cannot_run(RTX) is None:
+        pytest.skip("here the engine itself is measured: see the tests marked gpu")
+    output = tmp_path_factory.mktemp("trt") / "out"
+    variants = ("tensorrt-rtx:fp32", "tensorrt-rtx:fp16")
+    return run(job("tiny", output, *variants, trt_compute_capability="sm89,sm120", repeats=1)), output
+
+
+def rows_of(report):
+    return {row["precision"]: row for row in report["results"] if row["target"].startswith("tensorrt")}
+
+
+def test_rows(done):
+    report, _ = done
+    assert report["passed"], report["results"]
+    rows = rows_of(report)
+    for row in rows.values():
+        build = row["build"]
+        assert build["parsed"] is True
+        assert build["refused"] == []
+        assert re.fullmatch(r"tensorrt-rtx \d+\.\d+\.\d+\.\d+", build["built_by"])
+        assert build["capabilities"] == ["sm89", "sm120"]
+        assert build["engine_bytes"] == row["bytes"] > 1_000_000
+        assert build["seconds"].keys() >= {"graph", "parse", "build"}
+        assert build["layers"]["count"] == sum(build["layers"]["by_type"].values()) > 10
+        assert row["engine"] == ENGINE
+        assert row["latency_ms"] is row["decode_tokens_per_s"] is row["peak_rss_bytes"] is None
+        assert row["untimed"] == cannot_run(RTX)
+        assert row["reason"].endswith(f"latency: {row['untimed']}")
+    assert rows["fp32"]["ppl_ratio"] == pytest.approx(1, abs=1e-5)
+    assert rows["fp16"]["bytes"] < rows["fp32"]["bytes"]
+    assert rows["fp16"]["build"]["layers"]["by_precision"]["Half"] > 10
+    assert "Half" not in rows["fp32"]["build"]["layers"]["by_precision"]
+    assert 0 < rows["fp16"]["kl"] < 1e-3
+
+
+def test_the_folder(done):
+    _, output = done
+    folder = output / "tensorrt-rtx-fp16"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        "model.plan", "model.onnx", "profiles.json", "build.log", "layers.json", "rebuild.sh", "manifest.json",
+        "triton/tiny/config.pbtxt", "triton/tiny/1/model.onnx",
+        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["weights"] == ["model.plan"]
+    assert manifest["build"]["built_by"].startswith("tensorrt-rtx ")
+    assert (folder / "model.plan").stat().st_size == manifest["build"]["engine_bytes"]
+    assert "Engine generation completed" in (folder / "build.log").read_text()
+    assert str(output) not in (folder / "build.log").read_text()
+    layers = json.loads((folder / "layers.json").read_text())
+    assert any(layer["type"] == "gemm" and layer["inputs"][0] == "Half" for layer in layers)
+    shapes = json.loads((folder / "profiles.json").read_text())["inputs"]
+    assert shapes["input_ids"] == {"min": [1, 1], "opt": [1, 128], "max": [8, 512]}
+    assert shapes["past_key_values.0.key"] == {"min": [1, 2, 0, 64], "opt": [1, 2, 0, 64], "max": [8, 2, 511, 64]}
+    # past + new = total, at each of the three
+    assert shapes["attention_mask"] == {"min": [1, 1], "opt": [1, 128], "max": [8, 1023]}
+
+
+def test_no_size_counts_what_inference_does_not_need(done):
+    report, output = done
+    row = rows_of(report)["fp16"]
+    folder = output / "tensorrt-rtx-fp16"
+    assert row["bytes"] == (folder / "model.plan").stat().st_size
+    assert row["tokenizer_bytes"] == sum(
+        (folder / name).stat().st_size
+        for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+    )
+
+
+def test_tritons_repository_is_whole_by_itself_and_holds_no_engine_that_triton_cannot_open(done):
+    _, output = done
+    model = output / "tensorrt-rtx-fp16" / "triton" / "tiny"
+    assert (model / "1" / "model.onnx").stat().st_ino == (model.parents[1] / "model.onnx").stat().st_ino
+    text = (model / "config.pbtxt").read_text()
+    assert text.startswith('name: "tiny"\nbackend: "onnxruntime"\nmax_batch_size: 0\n')
+    assert '{ name: "past_key_values.2.value" data_type: TYPE_' in text
+    assert '{ name: "logits" data_type: TYPE_FP32 dims: [ -1, -1, 2048 ] }' in text
+
+
+def test_the_command_that_builds_it_again(done):
+    _, output = done
+    [_, _, line] = (output / "tensorrt-rtx-fp32" / "rebuild.sh").read_text().splitlines()
+    assert line.startswith("tensorrt_rtx --onnx=model.onnx --saveEngine=model.plan --minShapes=input_ids:1x1,")
+    assert ",past_key_values.0.key:8x2x511x64," in line
+    assert "--noTF32 --computeCapabilities=89,120" in line
+
+
+def test_the_report_tells_of_the_engine(done):
+    _, output = done
+    for name in ("report.md", "report.html"):
+        text = (output / name).read_text()
+        assert re.search(r"engine built by tensorrt-rtx 1\.\d+.*× its graph", text), name
+        assert "for sm89, sm120" in text
+
+
+def test_the_proof_is_held_to_the_profile(done):
+    _, output = done
+    target = targets.get("tensorrt-rtx")
+    with target.open(output / "tensorrt-rtx-fp16", 1) as runner:
+        assert isinstance(runner, CachedRunner)
+        assert isinstance(runner, StandInRunner)
+        ids = np.arange(3, 23).reshape(10, 2)  # more rows than the profile's greatest batch
+        together = runner.batch(ids, np.ones_like(ids))
+        assert together.shape == (10, 2, 2048)
+        assert np.abs(together[9] - runner.logits(ids[9])).max() < 0.05
+        long = np.ones(513, np.int64)
+        outside = r"a text of 513 tokens is outside the engine's profile, length=1:128:512; .* --trt-profile"
+        with pytest.raises(BuildError, match=outside):
+            runner.logits(long)
+        runner.prefill(long[:512])
+        with pytest.raises(BuildError, match=outside):
+            runner.step(1)
+
+
+def exported(checkpoint, task, folder, precision="fp16", **options):
+    """What the target writes and says, in this process; the folder can be opened afterwards."""
+    target = targets.get("tensorrt-rtx")
+    told = Job(model="tiny", output="out", **options).options(target.options)
+    folder.mkdir()
+    source = Checkpoint(checkpoint, task, "model", "0" * 64, 1)
+    steps = []
+    request = ExportRequest(source, precision, folder, folder, 1, told, progress=lambda *step: steps.append(step))
+    made = target.export(request)
+    (folder / "manifest.json").write_text(json.dumps({"task": task}))
+    return made, steps
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_family(architecture, tmp_path):
+    """An engine is built, and the graph that it was built from answers as PyTorch does."""
+    transformers.set_seed(0)
+    model = getattr(transformers, architecture)(FAMILIES[architecture]).eval()
+    model.save_pretrained(tmp_path / "model")
+    encoder = architecture == "BertModel"
+    made, steps = exported(tmp_path / "model", FEATURES if encoder else GENERATION, tmp_path / "artifact")
+    assert made.weights == ("model.plan",)
+    assert made.build["built_by"].startswith("tensorrt-rtx ")
+    assert (tmp_path / "artifact" / "model.plan").stat().st_size == made.build["engine_bytes"] > 100_000
+    assert any("building" in what and done == total > 0 for what, done, total in steps), steps
+    with targets.get("tensorrt-rtx").open(tmp_path / "artifact", 1) as runner, torch.no_grad():
+        for length in (1, 7, 40):
+            ids = np.arange(4, 4 + length)
+            answer = model(input_ids=torch.tensor(ids[None]))
+            expected = (answer.last_hidden_state if encoder else answer.logits)[0].numpy()
+            assert np.abs(runner.logits(ids) - expected).max() < 0.02
+        if not encoder:
+            steps = [runner.prefill(ids[:9]), *(runner.step(int(token)) for token in ids[9:])]
+            assert np.abs(np.stack(steps) - expected[8:]).max() < 0.02
+
+
+def test_an_engine_that_cannot_be_built_says_the_last_lines_of_its_log(tmp_path, capfd):
+    with pytest.raises(BuildError) as failure:
+        exported(TINY, GENERATION, tmp_path / "artifact", trt_workspace="1K")
+    assert "could not build the engine" in str(failure.value)
+    assert "no tactics to implement the operation within workspace limit" in str(failure.value)
+    assert str(failure.value).endswith("allow more with --trt-workspace")
+    assert "[ERROR] " in (tmp_path / "artifact" / "build.log").read_text()
+    assert "[ERROR] " in capfd.readouterr().err  # which is OUT/logs/…export.log: the folder itself is gone
+
+
+def test_without_an_engine(tmp_path):
+    """TensorRT itself is not needed then; TensorRT-RTX's parser still reads the graph."""
+    report = run(job("tiny", tmp_path / "out", "tensorrt", engine=False))
+    [row] = rows_of(report).values()
+    assert report["passed"], row
+    assert row["target"] == "tensorrt"
+    assert row["build"]["built_by"] is row["build"]["engine_bytes"] is None
+    assert row["build"]["parsed"] is True
+    assert row["build"]["parsed_by"].startswith("tensorrt-rtx ")
+    assert row["untimed"] == "no engine was built (--no-engine)"
+    folder = tmp_path / "out" / "tensorrt-fp16"
+    assert row["bytes"] == (folder / "model.onnx").stat().st_size
+    assert not (folder / "model.plan").exists()
+    assert (folder / "rebuild.sh").read_text().splitlines()[2].startswith("trtexec --onnx=model.onnx ")
+    again = targets.unavailable(Variant("tensorrt", "fp16"), None)
+    assert again is None, "what is there can be measured again without TensorRT"
+
+
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="tensorrt is installed")
+def test_without_the_package(refused):
+    said = refused("-m", "tiny", "-t", "tensorrt", status=4)
+    assert "tensorrt:fp16 needs tensorrt" in said
+    assert "pip install 'exporter[tensorrt]'" in said
+    assert "NVIDIA's own package index" in said
+    assert "--target tensorrt-rtx" in said
+
+
+def prepared(name, task=GENERATION, **options):
+    """What the target says to a job's options before any work; the defaults are Job's."""
+    target = targets.get(name)
+    told = Job(model="tiny", output="out", **options).options(target.options)
+    return target.prepare(Preparation(TINY, {}, task, "fp16", told, Path("cache"), True, window=512))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"trt_compute_capability": "sm98"}, "unknown compute capability 'sm98'; did you mean sm89"),
+        ({"trt_compute_capability": "sm80,SM89"}, "unknown compute capability 'SM89'"),
+        ({"trt_profile": "length=1:128:512"}, "names no batch; give all, as in batch="),
+        ({"trt_profile": "batch=1:1:8,lenght=1:2:3"}, "unknown size 'lenght'; did you mean length?"),
+        ({"trt_profile": "batch=1:9:8,length=1:2:600"}, "batch=1:9:8: the sizes must be at least 1 and in order"),
+        ({"trt_profile": "batch=1:1:8,length=1:2"}, "'length=1:2': give NAME=MIN:OPT:MAX"),
+        ({"trt_profile": "batch=1:1:8,batch=1:1:8"}, "names batch twice"),
+        ({"trt_profile": "batch=1:1:8,length=2:2:600"}, "batch and length must begin at 1"),
+        ({"trt_profile": "batch=1:1:8,length=1:64:128"}, "measured on texts of 512 tokens; raise the profile's"),
+        ({"trt_workspace": "4Gi"}, "--trt-workspace '4Gi': give a number of bytes"),
+    ],
+    ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_a_wrong_option(options, says):
+    with pytest.raises(JobError, match=re.escape(says)):
+        prepared("tensorrt-rtx", **options)
+
+
+def test_what_only_one_of_the_two_has():
+    assert prepared("tensorrt-rtx") is None
+    assert "--trt-hardware-compatible is TensorRT's" in prepared("tensorrt-rtx", trt_hardware_compatible=True)
+    assert "--trt-version-compatible is TensorRT's" in prepared("tensorrt-rtx", trt_version_compatible=True)
+    assert prepared("tensorrt", engine=False, trt_version_compatible=True) is None
+    assert "is TensorRT-RTX's" in prepared("tensorrt", engine=False, trt_compute_capability="sm89")
+    fixed = "batch=8:8:8,length=16:16:600"  # an encoder may have it: smaller batches are filled up
+    assert prepared("tensorrt-rtx", FEATURES, trt_profile=fixed) is None
+
+
+def test_a_mistyped_capability_in_the_command(refused):
+    said = refused("-m", "tiny", "-t", "tensorrt-rtx", "--trt-compute-capability", "sm98")
+    assert "--trt-compute-capability: unknown compute capability 'sm98'; did you mean sm89" in said
+
+
+def test_batches_are_cut_and_filled_to_the_profile():
+    profile = Profile.parse("batch=4:4:6,length=1:2:3")
+    seen = []
+
+    def forward(ids, mask):
+        seen.append(len(ids))
+        assert (mask == 1).all()
+        return (ids * 2).astype(np.float32)
+
+    ids = np.arange(14).reshape(7, 2)
+    assert (profile.batched(ids, np.ones_like(ids), forward) == ids * 2).all()
+    assert seen == [6, 4]
+
+
+@pytest.mark.gpu
+def test_engine_on_a_device(tmp_path):
+    """The engine's own logits against those of its graph on the CPU, alone, in a batch, and through the cache."""
+    name = "tensorrt" if targets.unavailable(Variant("tensorrt", "fp16")) is None else "tensorrt-rtx"
+    report = run(job("tiny", tmp_path / "out", name))
+    [row] = rows_of(report).values()
+    assert row["status"] == "ok", row["reason"]
+    assert row["untimed"] is None, row["untimed"]
+    assert torch.cuda.get_device_name() in row["engine"]
+    assert row["engine"].startswith(f"{name} ")
+    assert row["device_memory_bytes"].keys() == {"engine", "context"}
+    assert row["latency_ms"]["decode"]["p50"] > 0
+    folder = tmp_path / "out" / f"{name}-fp16"
+    profile = Profile.read((folder / "profiles.json").read_text())
+    ids = np.arange(5, 45)
+    with (
+        targets.get(name).open(folder, 1) as engine,
+        DecoderProof(folder / "model.onnx", 1, profile, "compared") as proof,
+    ):
+        expected = proof.logits(ids)
+        assert np.abs(engine.logits(ids) - expected).max() < 0.05
+        steps = [engine.prefill(ids[:20]), *(engine.step(int(token)) for token in ids[20:])]
+        assert np.abs(np.stack(steps) - expected[19:]).max() < 0.05
+        steps = [engine.prefill(ids[:7]), *(engine.step(int(token)) for token in ids[7:])]
+        assert np.abs(np.stack(steps) - expected[6:]).max() < 0.05
