@@ -38,12 +38,14 @@ ROUNDINGS = {"nearest": "RTN", "gptq": "GPTQ", "awq": "AWQ"}
 QAT = "steps=200,scheme=int4-weight"
 
 
-def rows(model: str, text: Path, calibration: Path) -> list[str]:
+def rows(model: str, text: Path, calibration: Path, again: bool) -> list[str]:
     """The model's table: one job for each limit, so that every mix is chosen for its own gate."""
     lines = []
     for target, options in JOBS[model].items():
         calibrated = {"calib_text": calibration, "calib_tokens": CALIBRATED} if options or "static" in target else {}
-        report = measure(model, text, (target,), f"policy-{model}-{target.replace(':', '-')}", **options, **calibrated)
+        report = measure(
+            model, text, (target,), f"policy-{model}-{target.replace(':', '-')}", again=again, **options, **calibrated
+        )
         row = report["results"][-1]
         decoder = row["ppl_ratio"] is not None
         share = re.search(r"(\d+%) of the linear layers' multiplications", row["reason"] or "")
@@ -70,7 +72,7 @@ def rows(model: str, text: Path, calibration: Path) -> list[str]:
     return [title, "", "| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 2) + "|---|", *lines, ""]
 
 
-def four_bits(scratch: Path) -> list[str]:
+def four_bits(scratch: Path, again: bool) -> list[str]:
     """RTN, GPTQ, AWQ and QAT of one policy, on the model that exporter ships: int4 in groups of 32, the head int8."""
     scratch.mkdir(parents=True, exist_ok=True)
     policy = scratch / "four-bits.yaml"
@@ -84,7 +86,9 @@ def four_bits(scratch: Path) -> list[str]:
     first = None
     for name, options in jobs.items():
         given = {} if "qat" in options else {"policy": policy}
-        report = measure("tiny", TINY_TEXT, ("onnx:int4-weight",), f"four-bits-{name}", speed=False, **given, **options)
+        report = measure(
+            "tiny", TINY_TEXT, ("onnx:int4-weight",), f"four-bits-{name}", again=again, speed=False, **given, **options
+        )
         row = report["results"][-1]
         seconds = row["quantization"]["seconds"]
         if "qat" in options:
@@ -105,6 +109,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--keep-readme", action="store_true")
     parser.add_argument("--only", choices=(DECODER, ENCODER, "tiny"), help="one of the tables; implies --keep-readme")
+    parser.add_argument("--again", action="store_true", help="measure what is in out/bench again; build what is not")
     arguments = parser.parse_args()
     whole = arguments.text.read_text(encoding="utf-8")
     calibration = OUT / "calibration.txt"
@@ -113,9 +118,9 @@ def main() -> None:
     lines: list[str] = []
     for model in JOBS:
         if arguments.only in (None, model):
-            lines += rows(model, arguments.text, calibration)
+            lines += rows(model, arguments.text, calibration, arguments.again)
     if arguments.only in (None, "tiny"):
-        lines += four_bits(OUT)
+        lines += four_bits(OUT, arguments.again)
     text = "\n".join(
         [*lines, "", f"- {cpu_name()}, 2 cores. Calibrated on {CALIBRATED:,} tokens of the text's second half."]
     )

@@ -33,9 +33,15 @@ JOBS = {
 }
 
 
-def measure(model: str, text: Path, targets: tuple[str, ...], name: str, **options: Any) -> dict[str, Any]:
-    """The report of one whole job on a new folder; `options` are more fields of the job."""
-    shutil.rmtree(OUT / name, ignore_errors=True)
+def measure(
+    model: str, text: Path, targets: tuple[str, ...], name: str, *, again: bool = False, **options: Any
+) -> dict[str, Any]:
+    """The report of one whole job on a new folder; `options` are more fields of the job.
+
+    `again`: on the folder as it is, whose artifacts are used where they are the same, and measured anew.
+    """
+    if not again:
+        shutil.rmtree(OUT / name, ignore_errors=True)
     print(f"{name}: {', '.join(targets)}", file=sys.stderr)
     return run(
         Job(
