@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # 4-bit ranges that are tried for each group: the one with the least squared error is taken.
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _SAMPLED_GROUPS = 64
+INT32 = 2**31  # biases are added to integer products in 32 bits
 _OFF_GRID = 1e-3  # of a step: further off than float32 rounding ever brings a value of the grid
 
 

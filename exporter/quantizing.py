@@ -123,7 +123,7 @@ class Quantizer:
         import torch
 
         from exporter.grid import rounded
-        from exporter.stages.bias_correction import correct_biases, mean_outputs
+        from exporter.stages.bias_correction import correct_biases, mean_outputs, round_biases
         from exporter.stages.folder import carry
 
         modules = linear_layers(self._model)
@@ -136,6 +136,7 @@ class Quantizer:
                     best = self._weights.get(name) if scheme == self._layers[name].choices[0] else None
                     weight.copy_(rounded(weight, scheme) if best is None else best)
             corrected = correct_biases(self._model, self._windows[:_BIAS_WINDOWS], choice.schemes, expected)
+            round_biases(self._model, choice.schemes)
             loss = self._meter.loss(choice.schemes)
             self._model.save_pretrained(folder)
             self._model.load_state_dict(kept)

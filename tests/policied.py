@@ -13,6 +13,7 @@ import torch
 from exporter.grid import rounded
 from exporter.linear import linear_layers
 from exporter.policy import Scheme
+from exporter.stages.bias_correction import round_biases
 from exporter.targets.onnx_session import OnnxDecoder, OnnxRunner
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, TOKENIZER_FILES
 
@@ -85,8 +86,9 @@ def static_policy(model, ids, symmetric=False) -> dict[str, Scheme]:
     return {name: Scheme(weight="int8", input="static", range=ranges[name]) for name in seen}
 
 
-def round_tables(model) -> None:
-    """What is only looked up gets 8 bits in every artifact; a policy, and so its simulation, does not speak of it."""
+def round_the_rest(model, policy) -> None:
+    """What a simulation does not speak of: what is only looked up gets 8 bits, and biases are added as integers."""
+    round_biases(model, policy)
     products = {id(layer.weight) for layer in linear_layers(model).values()}
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding) and id(module.weight) not in products:

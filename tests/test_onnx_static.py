@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from policied import INT8, answers, operators, rms, round_tables, run, static_policy, windows
+from policied import INT8, answers, operators, rms, round_the_rest, run, static_policy, windows
 
 from exporter.policy import Scheme
 from exporter.simulation import simulated
@@ -42,7 +42,7 @@ def test_all_static_is_what_was_simulated_in_integer_kernels(policied_models, po
     policy = static_policy(model, ids[:2], symmetric)
     path, notes = policied(kind, "int8-static", policy)
     exact = answers(model, ids)
-    round_tables(model)
+    round_the_rest(model, policy)
     with simulated(model, policy):
         expected = answers(model, ids)
     got = run(kind, path, ids)
@@ -62,7 +62,7 @@ def test_padding_and_other_lengths_are_no_matter_to_an_encoder(policied_models, 
     ids = windows("bert", 3, 17)
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
-    round_tables(model)
+    round_the_rest(model, policy)
     with simulated(model, policy):
         expected = answers(model, ids, mask)
     np.testing.assert_allclose(run("bert", path, ids, mask)[1, :9], expected[1, :9], atol=1e-4)
@@ -121,7 +121,7 @@ def test_what_is_kept_in_groups_or_in_float_is_named_and_counted(policied_models
     # 64 x 64 x (3 + 1 + 4 + 4) in each of two layers, of which 64 x 256 twice.
     assert f"{(24 - 8) / 24:.0%} of the linear layers' multiplications run in integer kernels" in notes
     assert notes.endswith(f"kept from it: {', '.join(kept)}")
-    round_tables(model)
+    round_the_rest(model, policy)
     with simulated(model, policy | kept):
         expected = answers(model, ids)
     # The kernels in groups round their inputs too, to 8 bits in groups, which no simulation knows.

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError
-from exporter.linear import linear_layers
+from exporter.grid import INT32, input_grid, quantized
+from exporter.linear import linear_layers, weight_of
 from exporter.policy import Scheme
 from exporter.simulation import simulated
 
@@ -64,6 +65,25 @@ def correct_biases(
     with simulated(model, schemes):
         _run(model, ids, {name: mend(name) for name in with_bias})
     return Corrected(tuple(with_bias), tuple(name for name in quantized if linear[name].bias is None))
+
+
+def round_biases(model: Any, schemes: Mapping[str, Scheme | None]) -> None:
+    """Rounds the biases of layers with a static input in place, to multiples of the input's step times the weight's.
+
+    That is the scale of an integer product, to which engines add a bias in int32 (Jacob et al. 2017, arXiv 1712.05877,
+    section 2.4). One that is too large for int32 stays: no target takes it as integers.
+    """
+    import torch
+
+    linear = linear_layers(model)
+    for name, scheme in schemes.items():
+        if scheme is None or scheme.range is None or scheme.group is not None or linear[name].bias is None:
+            continue
+        steps = quantized(weight_of(linear[name]), scheme).scales[:, 0].double() * input_grid(scheme)[0]
+        codes = (linear[name].bias.double() / steps).round()
+        if codes.abs().max() < INT32:
+            with torch.no_grad():
+                linear[name].bias.copy_(codes * steps)
 
 
 def _mean(name: str, output: Tensor) -> Tensor:
