@@ -19,7 +19,7 @@ from exporter.errors import BuildError, JobError
 from exporter.runner import CachedRunner, StandInRunner
 from exporter.targets.tensorrt_platform import RTX, cannot_run
 from exporter.targets.tensorrt_profile import Profile
-from exporter.targets.tensorrt_proof import ENGINE, DecoderProof
+from exporter.targets.tensorrt_stand_in import ENGINE, DecoderProof
 from exporter.types import FEATURES, GENERATION, Checkpoint, ExportRequest, Preparation, Variant
 
 TINY = Path(__file__).resolve().parents[1] / "models" / "tiny"

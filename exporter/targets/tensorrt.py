@@ -26,9 +26,9 @@ from exporter.targets.tensorrt_lint import refused
 from exporter.targets.tensorrt_log import Log
 from exporter.targets.tensorrt_platform import RTX, TENSORRT, Platform, cannot_run, capabilities, has_device
 from exporter.targets.tensorrt_profile import Profile, ports
-from exporter.targets.tensorrt_proof import DecoderProof, EncoderProof
 from exporter.targets.tensorrt_runner import open_engine
 from exporter.targets.tensorrt_serving import REBUILD, rebuild_command, write_repository
+from exporter.targets.tensorrt_stand_in import DecoderProof, EncoderProof
 from exporter.types import (
     GENERATION,
     TOKENIZER_FILES,
