@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -18,11 +19,13 @@ from exporter.errors import BuildError
 from exporter.linear import linear_layers
 from exporter.policy import Scheme
 from exporter.simulation import simulated
+from exporter.targets.onnx_modules import module_rows
+from exporter.targets.onnx_nodes import finish
 from exporter.targets.tensorrt_graph import Graph, write_graph
 from exporter.targets.tensorrt_lint import refused
 from exporter.targets.tensorrt_proof import write_proof
-from exporter.targets.tensorrt_quantize import cannot_express
-from exporter.targets.traced_graph import load_model
+from exporter.targets.tensorrt_quantize import cannot_express, quantize
+from exporter.targets.traced_graph import load_model, trace_causal_lm
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Checkpoint, ExportRequest
 
 TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
@@ -302,3 +305,29 @@ def test_int8_weights_in_groups(models, write):
     assert parse(path, profile) == []
     ids = some_ids(2, 9)
     assert off(Opened(path, "int8-weight")(ids), expected(load_model(folder, GENERATION, False), ids)) < 3e-2
+
+
+def test_int8_is_what_was_simulated(tmp_path):
+    """In float32 arithmetic and with scales that float16 holds: the same codes, so the same numbers."""
+    torch.manual_seed(0)
+    model = t.LlamaForCausalLM(t.LlamaConfig(**SIZES, num_key_value_heads=2))
+    with torch.no_grad():
+        for layer in linear_layers(model).values():  # weights on an int8 grid whose steps float16 holds exactly
+            codes = torch.randint(-127, 128, layer.weight.shape)
+            codes[:, 0] = 127
+            layer.weight.copy_(codes * 2.0**-9)
+    model.save_pretrained(tmp_path / "checkpoint")
+    model = load_model(tmp_path / "checkpoint", GENERATION, False)
+    policy, ids = static_policy(model, some_ids(2, 32)), some_ids(2, 24)
+    trace_causal_lm(tmp_path / "checkpoint", tmp_path / "float.onnx")
+    graph = ir.load(tmp_path / "float.onnx")
+    share, _ = quantize(graph, policy, module_rows(model), True)
+    assert share == 1.0
+    finish(graph)
+    ir.save(graph, tmp_path / "model.onnx")
+    exact = expected(model, ids)
+    with torch.no_grad(), simulated(model, policy):
+        want = expected(model, ids)
+    got = Opened(tmp_path / "model.onnx", "int8")(ids)
+    errors, costs = (np.sqrt(np.square(this - want).mean(-1)) for this in (got, exact))
+    assert np.median(errors / costs) < 1e-3

@@ -101,12 +101,42 @@ def _compute_in_float(model: ir.Model, node: ir.Node, kinds: dict[str, ir.DataTy
         codes, scale, *_ = node.inputs
         assert codes is not None
         assert scale is not None
-        if not codes.is_initializer():  # ONNX Runtime would make an integer kernel of it, which may saturate on x86
+        # ONNX Runtime would fuse either into integer kernels: those of int8 weights round their float inputs too.
+        if codes.is_initializer():
+            _fold(model, node, codes, scale)
+        else:
             replace(node, "Mul", [insert(node, "Cast", [codes], {"to": 1}, label="codes")[0], scale], {})
     elif node.op_type not in _MOVING:
         for value in list(node.outputs):
             if str(value.name) in kinds:
                 _round(node, value, kinds[str(value.name)])
+
+
+def _fold(model: ir.Model, node: ir.Node, codes: ir.Value, scale: ir.Value) -> None:
+    """The float32 weight in the place of its DequantizeLinear."""
+    import onnx_ir as ir
+
+    assert codes.const_value is not None
+    assert scale.const_value is not None
+    axis = node.attributes["axis"].as_int()
+    name, shape = f"{node.outputs[0].name}/float", ir.Shape(codes.const_value.shape.numpy())
+    lazy = partial(_dequantized, codes.const_value, scale.const_value, axis, name)
+    value = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
+    value.const_value = ir.LazyTensor(lazy, dtype=ir.DataType.FLOAT, shape=shape, name=name)
+    model.graph.register_initializer(value)
+    node.outputs[0].replace_all_uses_with(value)
+    model.graph.remove(node, safe=True)
+
+
+def _dequantized(codes: ir.TensorProtocol, scale: ir.TensorProtocol, axis: int, name: str) -> ir.TensorProtocol:
+    import onnx_ir as ir
+
+    numbers, scales = codes.numpy(), scale.numpy().astype(np.float32)
+    if scales.ndim == numbers.ndim:  # in blocks along the axis
+        scales = scales.repeat(numbers.shape[axis] // scales.shape[axis], axis)
+    else:
+        scales = np.expand_dims(scales, [other for other in range(numbers.ndim) if other != axis])
+    return ir.Tensor(numbers.astype(np.float32) * scales, name=name)
 
 
 def _quantize(model: ir.Model, node: ir.Node) -> None:
