@@ -12,17 +12,15 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+LIMIT = 2_000_000_000  # bytes of tensors in one file: a protobuf cannot hold 2 GiB
 SMALL = 1024  # bytes: a tensor up to this size stays in the graph, where shape inference sees its values
 
 
-def save_onnx(
-    model: onnx.ModelProto, path: Path, limit: int = 2_000_000_000, *, data_folder: Path | None = None
-) -> None:
+def save_onnx(model: onnx.ModelProto, path: Path, limit: int = LIMIT, *, data_folder: Path | None = None) -> None:
     """Writes `path`; with more than `limit` bytes of tensors, also one file of external data, `path`'s name + `_data`.
 
     `data_folder` is what the locations of tensors that are external already are relative to (the folder that the model
-    was read from); they are mapped, not loaded, while they are written to the new data file. A protobuf cannot hold
-    2 GiB, hence the default limit. `model` is not changed.
+    was read from); they are mapped, not loaded, while they are written to the new data file. `model` is not changed.
     """
     import onnx
     import onnx_ir as ir
@@ -38,7 +36,7 @@ def save_onnx(
     save_graph(graph, path, limit)
 
 
-def save_graph(model: ir.Model, path: Path, limit: int = 2_000_000_000) -> None:
+def save_graph(model: ir.Model, path: Path, limit: int = LIMIT) -> None:
     """Like save_onnx, for onnx_ir's model, whose tensors are let go as they are written: it is spent afterwards.
 
     No second copy of the weights is made, only of one tensor at a time.

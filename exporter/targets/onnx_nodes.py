@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +46,7 @@ def insert(
     before: ir.Node,
     op: str,
     inputs: Sequence[ir.Value],
-    attributes: dict[str, int] | None = None,
+    attributes: Mapping[str, int | list[int]] | None = None,
     outputs: int = 1,
     label: str = "",
 ) -> tuple[ir.Value, ...]:

@@ -46,7 +46,7 @@ def quantize(model: ir.Model, matrix: Matrix, scheme: Scheme) -> None:
         _per_channel(model, matrix, scheme)
 
 
-def _codes(matrix: Matrix, scheme: Scheme) -> Codes:
+def codes_of(matrix: Matrix, scheme: Scheme) -> Codes:
     """The codes of all the modules that are stacked in the matrix, each rounded as if it stood alone."""
     import torch
 
@@ -60,7 +60,7 @@ def _codes(matrix: Matrix, scheme: Scheme) -> Codes:
 def _weight_only(model: ir.Model, matrix: Matrix, scheme: Scheme) -> None:
     channels, inputs = matrix.shape
     name, bits = str(matrix.value.name), scheme.bits
-    codes = _codes(matrix, scheme)
+    codes = codes_of(matrix, scheme)
     # The operators' codes are unsigned, and without zero points mean their middle by 0.
     middle = 1 << (bits - 1) if scheme.symmetric else 0
     attributes = {"bits": bits, "block_size": codes.codes.shape[-1]}
@@ -99,7 +99,7 @@ def _packed(codes: NDArray[np.int16], bits: int) -> Bytes:
 
 def _per_channel(model: ir.Model, matrix: Matrix, scheme: Scheme) -> None:
     name = str(matrix.value.name)
-    codes = _codes(matrix, scheme)
+    codes = codes_of(matrix, scheme)
     rows = codes.codes.numpy()[:, 0].astype(np.int8)
     scale = add(model, f"{name}_scales", codes.scales.numpy()[:, 0])
     if matrix.lookups:

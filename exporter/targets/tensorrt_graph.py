@@ -1,43 +1,161 @@
-"""The graph that is handed to TensorRT: minimal, float32 and float16 only."""
+"""The graph that is handed to TensorRT: the model's own code traced to plain ONNX, with every tensor's type in it.
+
+    trace     float32, opset 23 where the model attends through the operator Attention, else 18: made once for a run
+    overflow  the float32 graph on calibration windows: which nodes float16 cannot hold
+    quantize  Q/DQ by the policy (int8), or int8 weights (int8-weight)
+    cast      half precision wherever that is safe
+
+No contrib operators, and weights beyond 2 GB in model.onnx_data. exporter.targets.tensorrt_proof has the graph that
+ONNX Runtime can prove.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from typing import TYPE_CHECKING
 
-from exporter.errors import BuildError
+import numpy as np
+
+from exporter.targets import onnx_shell
+from exporter.targets.attention_operator import write_out
 from exporter.targets.onnx_file import save_graph
-from exporter.targets.onnx_half import half
-from exporter.targets.traced_graph import trace_causal_lm, trace_encoder
+from exporter.targets.onnx_modules import module_rows
+from exporter.targets.tensorrt_overflow import overflowing
+from exporter.targets.tensorrt_quantize import check_policy, quantize
+from exporter.targets.tensorrt_types import OVERFLOW, lower, prepare
+from exporter.targets.traced_graph import load_model, trace_causal_lm, trace_encoder
 from exporter.types import GENERATION, ExportRequest
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_KINDS = {"fp16": "FLOAT16", "int8": "FLOAT16", "int8-weight": "FLOAT16", "bf16": "BFLOAT16"}
 
 
 @dataclass(frozen=True)
 class Graph:
-    """What was written."""
+    """What is to be told of a graph. `kept_float`: "node: why", of those that stay in float32 in a graph of half types.
 
-    kept_float: tuple[str, ...] = ()
-    int8_share: float | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    `int8_share`: of the linear layers' multiplications (without a language model's head), where both operands are int8;
+    None where nothing is quantized. `seconds` by step: graph, overflow, quantize, cast, write.
+    """
+
+    kept_float: tuple[str, ...]
+    int8_share: float | None
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...]
 
 
 def write_graph(request: ExportRequest, model_onnx: Path) -> Graph:
-    """Writes the checkpoint as plain ONNX of the request's precision."""
+    """Writes the request's checkpoint at its precision: fp32, fp16, bf16, int8 or int8-weight.
+
+    Text generation: input_ids, attention_mask and position_ids (where the model takes them) int64,
+    past_key_values.N.key and .value [batch, heads, past, size] in the graph's own type, past 0 included; out come
+    logits float32 [batch, new, V] and present.N.key and .value. Encoders: as traced_graph.trace_encoder, float32
+    answers. Raises BuildError for what cannot be traced, quantized as asked, or typed.
+    """
+    check_policy(request.precision, request.policy)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "graph"):
+        float_graph = _float_graph(request)
+        model = _load(float_graph)
+    said: Sequence[str]
+    notes = [f"traced by {line}" for line in (model.metadata_props.get("exporter"),) if line and "not " in line]
+    kind, share = _KINDS.get(request.precision), None
+    kept: tuple[str, ...] = ()
+    beyond: Mapping[str, float] = {}
+    if kind == "FLOAT16":
+        with _timed(seconds, "overflow"):
+            beyond, said = _overflowing(request, float_graph)
+            notes += said
+    if request.precision in ("int8", "int8-weight"):
+        with _timed(seconds, "quantize"):
+            share, said = _quantized(model, request)
+            notes += said
+    # Only in half precision there are kernels for the operator.
+    write_out(model, lambda node: kind is None or any(value and value.name in beyond for value in _around(node)))
+    if kind is not None:
+        with _timed(seconds, "cast"):
+            kept = lower(model, kind, beyond)
+        notes += _told(kept, beyond)
+    with _timed(seconds, "write"):
+        onnx_shell.check(model)
+        save_graph(model, model_onnx)
+    return Graph(kept, share, seconds, tuple(notes))
+
+
+def _float_graph(request: ExportRequest) -> Path:
+    """model.onnx of the float32 graph in the scratch folder, made by the first export that needs it."""
+    folder = request.scratch / "float"
+    model, done = folder / "model.onnx", request.scratch / "float.done"
+    if done.is_file():
+        return model
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    checkpoint = request.checkpoint
+    how = {"trust_remote_code": checkpoint.trust_remote_code, "attention": True}
+    # The weights in a file of their own: it is mapped, not read, by all that follows.
+    if checkpoint.task == GENERATION:
+        trace_causal_lm(checkpoint.path, model, limit=0, **how)
+    else:
+        trace_encoder(checkpoint.path, checkpoint.task, model, limit=0, **how)
+    done.touch()
+    return model
+
+
+def _load(float_graph: Path) -> ir.Model:
+    """The float32 graph, prepared, its small tensors in memory."""
     import onnx_ir as ir
 
-    start = perf_counter()
-    if request.precision not in ("fp32", "fp16"):
-        raise BuildError(f"the graph of {request.precision} is not written yet")
+    model = ir.load(float_graph)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= onnx_shell.LARGE:
+            value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
+    prepare(model)
+    return model
+
+
+def _overflowing(request: ExportRequest, float_graph: Path) -> tuple[dict[str, float], list[str]]:
+    """The values that float16 cannot hold on the calibration windows, and notes."""
+    windows = np.load(request.calibration / "windows.npy") if request.calibration else None
+    largest = float(np.finfo(np.float16).max)
+    found = overflowing(_load(float_graph), windows, request.scratch, request.threads, largest)
+    unknown = "activations were not checked for overflow of float16: there was no calibration text"
+    return found, [unknown] if windows is None else []
+
+
+def _around(node: ir.Node) -> list[ir.Value | None]:
+    return [*node.inputs, *node.outputs]
+
+
+def _told(kept: tuple[str, ...], beyond: Mapping[str, float]) -> list[str]:
+    count = sum(OVERFLOW in line for line in kept)
+    if not count:
+        return []
+    worst = sorted(beyond, key=lambda name: -beyond[name])[:3]
+    told = ", ".join(f"{name} reaches {beyond[name]:.3g}" for name in worst)
+    return [f"{count} operators stay in float32, for float16 cannot hold their tensors on calibration text: {told}"]
+
+
+def _quantized(model: ir.Model, request: ExportRequest) -> tuple[float, tuple[str, ...]]:
+    from onnx_ir.passes import common
+
     checkpoint = request.checkpoint
-    if checkpoint.task == GENERATION:
-        trace_causal_lm(checkpoint.path, model_onnx, trust_remote_code=checkpoint.trust_remote_code)
-    else:
-        trace_encoder(checkpoint.path, checkpoint.task, model_onnx, trust_remote_code=checkpoint.trust_remote_code)
-    traced = perf_counter()
-    if request.precision == "fp16":
-        save_graph(half(ir.load(model_onnx)), model_onnx.with_suffix(".half"))
-        model_onnx.with_suffix(".half").replace(model_onnx)
-    return Graph(seconds={"graph": traced - start, "cast": perf_counter() - traced})
+    modules = module_rows(load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code))
+    result = quantize(model, request.policy, modules, checkpoint.task == GENERATION)
+    common.RemoveUnusedNodesPass()(model)
+    model.graph.sort()
+    return result
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError, unknown
+from exporter.targets.attention_operator import standard, use_operator
 from exporter.targets.cache_wrapper import answer_shapes, cached_decoder, encoder
-from exporter.targets.onnx_file import save_graph
+from exporter.targets.onnx_file import LIMIT, save_graph
 from exporter.targets.torch_to_onnx import Shapes, by_torch_export, by_torchscript
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION
 
@@ -29,9 +30,15 @@ SAMPLE = {BATCH: 2, NEW: 3, PAST: 5, TOTAL: 8}
 
 
 def trace_causal_lm(
-    checkpoint: Path, model_onnx: Path, *, trust_remote_code: bool = False, dynamo: bool = False
+    checkpoint: Path,
+    model_onnx: Path,
+    *,
+    trust_remote_code: bool = False,
+    dynamo: bool = False,
+    attention: bool = False,
+    limit: int = LIMIT,
 ) -> None:
-    """Writes a causal LM with its KV cache as a float32 ONNX graph (opset 18).
+    """Writes a causal LM with its KV cache as a float32 ONNX graph (opset 18; 23 where it has the operator Attention).
 
     Inputs: input_ids int64 [batch_size, sequence_length], attention_mask int64 [batch_size, total_sequence_length],
     position_ids like input_ids where the model's forward takes them, past_key_values.N.key and .value float32
@@ -40,9 +47,12 @@ def trace_causal_lm(
     keep their whole past too, and mask it.
 
     TorchScript traces it, or torch.export where TorchScript fails, or torch.export at once with `dynamo`; the graph's
-    metadata says which, and why. Raises BuildError where neither can do it.
+    metadata says which, and why. `attention` asks for ONNX's operator, where model and TorchScript can have it. `limit`
+    is save_graph's. Raises BuildError where neither can do it.
     """
     model = load_model(checkpoint, GENERATION, trust_remote_code)
+    if attention:
+        use_operator(model)
     vocabulary, layers = answer_shapes(model)
     names = ["input_ids", "attention_mask"]
     if "position_ids" in inspect.signature(model.forward).parameters:
@@ -55,17 +65,24 @@ def trace_causal_lm(
             outputs[f"present.{number}.{part}"] = (BATCH, heads, TOTAL, size)
     graph = _traced(model, cached_decoder(model, names), inputs, outputs, dynamo)
     del model  # so that save_graph can let go of the weights as it writes them
-    save_graph(graph, model_onnx)
+    save_graph(graph, model_onnx, limit)
 
 
 def trace_encoder(
-    checkpoint: Path, task: str, model_onnx: Path, *, trust_remote_code: bool = False, dynamo: bool = False
+    checkpoint: Path,
+    task: str,
+    model_onnx: Path,
+    *,
+    trust_remote_code: bool = False,
+    dynamo: bool = False,
+    attention: bool = False,
+    limit: int = LIMIT,
 ) -> None:
-    """Writes a model for feature-extraction or text-classification as a float32 ONNX graph (opset 18).
+    """Writes a model for feature-extraction or text-classification as a float32 ONNX graph (opset 18 or 23).
 
     Inputs, all int64 [batch_size, sequence_length]: input_ids, attention_mask, and token_type_ids where the model and
     its tokenizer have them. Output: last_hidden_state float32 [batch_size, sequence_length, H], or logits
-    [batch_size, classes]. Exporters, metadata and errors are as with trace_causal_lm.
+    [batch_size, classes]. Exporters, options, metadata and errors are as with trace_causal_lm.
     """
     if task not in OUTPUTS:
         raise BuildError(unknown("task", task, OUTPUTS))
@@ -73,13 +90,15 @@ def trace_encoder(
     # sdpa's graph looks for NaN in rows that are masked whole: a fifth of MiniLM's time at 512 tokens, for rows that
     # no text has.
     model.set_attn_implementation("eager")
+    if attention:
+        use_operator(model)
     names = _encoder_inputs(checkpoint, model)
     width = model.config.num_labels if task == CLASSIFICATION else model.config.hidden_size
     output = (BATCH, width) if task == CLASSIFICATION else (BATCH, NEW, width)
     inputs: Shapes = dict.fromkeys(names, (BATCH, NEW))
     graph = _traced(model, encoder(model, names, OUTPUTS[task]), inputs, {OUTPUTS[task]: output}, dynamo)
     del model
-    save_graph(graph, model_onnx)
+    save_graph(graph, model_onnx, limit)
 
 
 def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
@@ -124,6 +143,7 @@ def _traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shape
             if len(failed) == len(ways):
                 raise BuildError(f"{type(model).__name__} cannot be traced to ONNX: {'; '.join(failed)}") from error
     graph.metadata_props["exporter"] = "; ".join([name, *(f"not {line}" for line in failed)])
+    standard(graph)
     _name_dimensions(graph, inputs | outputs)
     _strip_wrapper(graph)
     _store_as_multiplied(graph)
