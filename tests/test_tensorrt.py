@@ -19,7 +19,7 @@ from exporter.errors import BuildError, JobError
 from exporter.runner import CachedRunner, StandInRunner
 from exporter.targets.tensorrt_platform import RTX, cannot_run
 from exporter.targets.tensorrt_profile import Profile
-from exporter.targets.tensorrt_stand_in import ENGINE, DecoderProof
+from exporter.targets.tensorrt_stand_in import ENGINE, open_stand_in
 from exporter.types import FEATURES, GENERATION, Checkpoint, ExportRequest, Preparation, Variant
 
 TINY = Path(__file__).resolve().parents[1] / "models" / "tiny"
@@ -314,7 +314,7 @@ def test_engine_on_a_device(tmp_path):
     ids = np.arange(5, 45)
     with (
         targets.get(name).open(folder, 1) as engine,
-        DecoderProof(folder / "model.onnx", 1, profile, "compared") as proof,
+        open_stand_in(folder, 1, profile, True, "compared") as proof,
     ):
         expected = proof.logits(ids)
         assert np.abs(engine.logits(ids) - expected).max() < 0.05

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import BuildError, JobError, unknown
-from exporter.policy import Scheme
 from exporter.targets.byte_size import parse_bytes
 from exporter.targets.folder_files import copy_configuration
 from exporter.targets.tensorrt_build import How, build, parse
@@ -26,9 +25,10 @@ from exporter.targets.tensorrt_lint import refused
 from exporter.targets.tensorrt_log import Log
 from exporter.targets.tensorrt_platform import RTX, TENSORRT, Platform, cannot_run, capabilities, has_device
 from exporter.targets.tensorrt_profile import Profile, ports
+from exporter.targets.tensorrt_quantize import SCHEMES, cannot_express
 from exporter.targets.tensorrt_runner import open_engine
 from exporter.targets.tensorrt_serving import REBUILD, rebuild_command, write_repository
-from exporter.targets.tensorrt_stand_in import DecoderProof, EncoderProof
+from exporter.targets.tensorrt_stand_in import open_stand_in
 from exporter.types import (
     GENERATION,
     TOKENIZER_FILES,
@@ -43,8 +43,6 @@ from exporter.types import (
 OLDEST = (10, 12)  # of TensorRT: the first whose strongly typed networks take all that the graphs hold
 PROFILES = "profiles.json"
 _SHIPPED = ("config.json", "generation_config.json", *TOKENIZER_FILES)
-_STATIC = Scheme(weight="int8", group=None, input="static")
-_WEIGHT = Scheme(weight="int8", group=None)
 
 
 def export(platform: Platform, request: ExportRequest) -> Exported:
@@ -171,18 +169,7 @@ def open_folder(platform: Platform, folder: Path, threads: int) -> Any:
     untimed = cannot_run(platform) if (folder / "model.plan").is_file() else "no engine was built (--no-engine)"
     if untimed is None:
         return open_engine(folder, platform, profile, decoder)
-    return (DecoderProof if decoder else EncoderProof)(folder / "model.onnx", threads, profile, untimed)
-
-
-def cannot_express(precision: str, scheme: Scheme) -> str | None:
-    """Why a precision cannot give a layer a scheme, with what it can; None where it can."""
-    taken = PRECISIONS[precision].schemes if precision in PRECISIONS else ()
-    if not taken:
-        return f"{precision} quantizes nothing and takes no policy; those that do: int8, int8-weight"
-    plain = scheme.model_copy(update={"range": None})
-    if plain in taken:
-        return None
-    return f"{precision} cannot express {scheme}; it takes {' or '.join(map(str, taken))}, or float"
+    return open_stand_in(folder, threads, profile, decoder, untimed)
 
 
 PRECISIONS = {
@@ -199,12 +186,12 @@ PRECISIONS = {
     "int8": Precision(
         "int8 weights and activations (Q/DQ) where the policy allows, float16 for the rest",
         Gates(max_ppl_ratio=1.02, min_cosine=0.98, max_cache_kl=0.01),
-        schemes=(_STATIC,),
+        schemes=SCHEMES["int8"],
     ),
     "int8-weight": Precision(
         "8-bit weights per channel, float16 for the rest",
         Gates(max_ppl_ratio=1.02, min_cosine=0.99, max_cache_kl=0.01),
-        schemes=(_WEIGHT,),
+        schemes=SCHEMES["int8-weight"],
     ),
 }
 
@@ -228,6 +215,8 @@ TENSORRT_TARGET = Target(
         "trt_workspace",
     ),
     prepare=partial(prepare, TENSORRT),
+    # float16 is checked for overflow on the calibration's windows.
+    calibrates=lambda precision, options: precision in ("fp16", "int8", "int8-weight"),
     schemes=cannot_express,
 )  # fmt: skip
 

@@ -1,14 +1,18 @@
 """The graph that was handed to TensorRT, run by ONNX Runtime on the CPU, where no GPU can run its engine.
 
-Requests are held to the engine's profile, so that what passes here is what the engine takes.
+It is run as the float32 graph of tensorrt_proof, which rounds wherever the types of model.onnx do. Requests are held to
+the engine's profile, so that what passes here is what the engine takes.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 from exporter.targets.onnx_session import OnnxDecoder, OnnxRunner
 from exporter.targets.tensorrt_profile import Profile
+from exporter.targets.tensorrt_proof import write_proof
 from exporter.types import Floats, Ids
 
 ENGINE = "onnxruntime-cpu (graph handed to TensorRT)"
@@ -38,3 +42,15 @@ class DecoderProof(OnnxDecoder):
     def _extend(self, ids: Ids) -> Floats:
         self._profile.admit(self._length + len(ids))
         return super()._extend(ids)
+
+
+def open_stand_in(folder: Path, threads: int, profile: Profile, decoder: bool, untimed: str) -> OnnxRunner:
+    """The runner of a folder's graph. The graph that rounds is beside the folder while it is opened, and then gone."""
+    place = folder.parent / f".{folder.name.strip('.')}-proof.{os.getpid()}.tmp"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    try:
+        write_proof(folder / "model.onnx", place / "model.onnx")
+        return (DecoderProof if decoder else EncoderProof)(place / "model.onnx", threads, profile, untimed)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
