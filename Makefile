@@ -8,8 +8,9 @@ demo: $(STAMP)
 	$(BIN)/exporter run -m tiny --adapter models/tiny/adapter --eval-text models/tiny/adapter/eval.txt \
 		--target torch:all --target onnx:all -o out/demo --force
 
+# Two at a time, a file on one of them: what a file's tests share is made once.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -87,6 +87,17 @@ def test_rows(done):
     assert 0 < rows["fp16"]["kl"] < 1e-3
 
 
+def test_int8_under_a_policy(tmp_path):
+    """Signed Q/DQ where the policy allows; the engine's own log says that its products became integers."""
+    report = run(job("tiny", tmp_path / "out", "tensorrt-rtx:int8", trt_compute_capability="sm89", max_ppl_ratio=1.1))
+    assert report["passed"], report["results"]
+    row = rows_of(report)["int8"]
+    assert row["build"]["int8_share"] > 0.8
+    assert row["build"]["layers"]["by_precision"]["Int8"] > 10
+    assert 0 < row["kl"] < 0.05
+    assert any("signed static input" in kind for kind in row["quantization"]["schemes"])
+
+
 def test_the_folder(done):
     _, output = done
     folder = output / "tensorrt-rtx-fp16"
