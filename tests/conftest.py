@@ -173,7 +173,7 @@ def policied(policied_models, tmp_path, tmp_path_factory):
 
     def write(kind, precision, policy):
         checkpoint, task = policied_models(kind)
-        scratch = tmp_path_factory.getbasetemp() / f"{kind}-scratch"
+        scratch = tmp_path_factory.getbasetemp() / f"policied-{kind}"
         scratch.mkdir(exist_ok=True)
         folder = tmp_path / f"{precision}-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()

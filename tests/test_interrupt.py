@@ -105,8 +105,9 @@ def test_an_interrupt_leaves_nothing_behind(start, cache, out, phase, number):
     nothing_is_half_made(out, cache)
 
 
-def test_an_interrupt_while_merging_leaves_nothing_in_the_cache(start, cache, tiny, tmp_path):
-    run, worker = start("merge", tmp_path / "out", "--adapter", tiny / "adapter")
+def test_an_interrupt_while_merging_leaves_nothing_in_the_cache(start, tiny, tmp_path):
+    cache = tmp_path / "cache"  # without another test's merged checkpoint, which would be used again
+    run, worker = start("merge", tmp_path / "out", "--adapter", tiny / "adapter", cache=cache)
     run.send_signal(signal.SIGINT)
     _, told = run.communicate(timeout=20)
     assert (run.returncode, told.strip()) == (130, "interrupted: what was unfinished has been removed")
