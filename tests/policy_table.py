@@ -48,7 +48,7 @@ def rows(model: str, text: Path, calibration: Path, again: bool) -> list[str]:
         )
         row = report["results"][-1]
         decoder = row["ppl_ratio"] is not None
-        share = re.search(r"(\d+%) of the linear layers' multiplications", row["reason"] or "")
+        share = re.search(r"([\d.]+%) of the linear layers' multiplications", row["reason"] or "")
         record = row["quantization"]
         cells = [
             target,
