@@ -94,8 +94,9 @@ def is_gone(process):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 @pytest.mark.parametrize("phase", WHERE)
-def test_an_interrupt_leaves_nothing_behind(start, cache, out, phase, number):
-    run, worker = start(phase, out)
+def test_an_interrupt_leaves_nothing_behind(start, out, tmp_path, phase, number):
+    cache = tmp_path / "cache"  # where no other test has left anything
+    run, worker = start(phase, out, cache=cache)
     run.send_signal(number)
     printed, told = run.communicate(timeout=20)
     assert run.returncode == 130
