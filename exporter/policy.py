@@ -15,7 +15,7 @@ An exact name wins over a pattern, a later pattern over an earlier one; what not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from exporter.errors import JobError, unknown
+from exporter.errors import BuildError, JobError, unknown
 from exporter.yaml_file import read_yaml
 
 FLOAT: Literal["float"] = "float"
@@ -115,6 +115,18 @@ def _flow(scheme: Scheme) -> str:
     values = scheme.model_dump(mode="json", exclude_defaults=True)
     text: str = yaml.safe_dump(values, default_flow_style=True, width=10_000, sort_keys=False)
     return text.rstrip()
+
+
+def check_schemes(policy: Mapping[str, Scheme | None] | None, cannot_express: Callable[[Scheme], str | None]) -> None:
+    """Raises BuildError for a layer's scheme that a target cannot express, or whose static input has no range."""
+    for name, scheme in (policy or {}).items():
+        if scheme is None:
+            continue
+        reason = cannot_express(scheme)
+        if reason is None and scheme.input == "static" and scheme.range is None:
+            reason = "its static input has no range; 'exporter run' finds one"
+        if reason is not None:
+            raise BuildError(f"the policy: {name}: {reason}")
 
 
 def read_policy(file: Path) -> Policy:

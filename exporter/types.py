@@ -122,8 +122,8 @@ class ExportRequest:
 
     `options` are the job's values of the fields that the target names; `calibration` is the folder that
     exporter.calibrate wrote, where the target asked for it: statistics of the layers' inputs, and the windows of token
-    ids. `policy`: each linear layer's scheme
-    by its module's name, None where it stays in float; without a policy the precision has a rule of its own.
+    ids. `policy`: each linear layer's scheme by its module's name, None where it stays in float; without a policy the
+    precision has a rule of its own.
     """
 
     checkpoint: Checkpoint

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporter.targets.onnx_nodes import add, insert, replace
+from exporter.targets.onnx_nodes import add, constant, insert, replace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -88,8 +88,7 @@ def write_out(model: ir.Model, wanted: Callable[[ir.Node], bool] = lambda node: 
 
 def _shape(model: ir.Model, numbers: list[int]) -> ir.Value:
     name = f"shape_{'_'.join(map(str, numbers))}"
-    found = model.graph.initializers.get(name)
-    return add(model, name, np.array(numbers, np.int64)) if found is None else found
+    return constant(model, name, np.array(numbers, np.int64))
 
 
 def _attend(

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.targets import onnx_shell
 from exporter.targets.folder_files import copy_configuration
 from exporter.targets.genai_graph import build_float, builder_takes
-from exporter.targets.onnx_file import save_graph
+from exporter.targets.onnx_file import made_once, save_graph
 from exporter.targets.onnx_half import half
 from exporter.targets.onnx_kernels import Labels, describe, weight_products
 from exporter.targets.onnx_modules import module_rows
@@ -51,7 +52,7 @@ def export(request: ExportRequest) -> Exported:
     import onnx_ir as ir
 
     check_policy(request.precision, request.policy)
-    float_graph = _float_graph(request)
+    float_graph = made_once(request.scratch, partial(_write_float, request))
     model = ir.load(float_graph)
     _load_small_tensors(model)
     notes = [f"traced by {line}" for line in (model.metadata_props.get("exporter"),) if line and "not " in line]
@@ -75,24 +76,15 @@ def export(request: ExportRequest) -> Exported:
     return Exported(tuple(weights), tuple(notes))
 
 
-def _float_graph(request: ExportRequest) -> Path:
-    """model.onnx of the float32 graph in the scratch folder, made by the first export that needs it."""
-    folder = request.scratch / "float"
-    model, done = folder / "model.onnx", request.scratch / "float.done"
-    if done.is_file():
-        return model
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+def _write_float(request: ExportRequest, model: Path) -> None:
     checkpoint = request.checkpoint
     config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
     if checkpoint.task != GENERATION:
         trace_encoder(checkpoint.path, checkpoint.task, model, trust_remote_code=checkpoint.trust_remote_code)
     elif not config.get("auto_map") and builder_takes((config.get("architectures") or [""])[0]):
-        build_float(checkpoint.path, folder)
+        build_float(checkpoint.path, model.parent)
     else:
         trace_causal_lm(checkpoint.path, model, trust_remote_code=checkpoint.trust_remote_code)
-    done.touch()
-    return model
 
 
 def _load_small_tensors(model: ir.Model) -> None:

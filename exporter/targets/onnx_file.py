@@ -5,6 +5,8 @@ The name of the data file is what optimum, transformers.js and onnxruntime-web l
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,3 +98,15 @@ def _start(field: int, length: int) -> bytes:
 def _remove_stale_data(path: Path) -> None:
     """A data file of an earlier, larger model at this path would pass for a part of this one."""
     path.with_name(path.name + "_data").unlink(missing_ok=True)
+
+
+def made_once(scratch: Path, make: Callable[[Path], None]) -> Path:
+    """model.onnx of the float32 graph in a run's scratch folder: `make` writes it for the first that needs it."""
+    folder = scratch / "float"
+    model, done = folder / "model.onnx", scratch / "float.done"
+    if not done.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        make(model)
+        done.touch()
+    return model

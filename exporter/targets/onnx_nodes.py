@@ -22,6 +22,12 @@ def add(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
     return value
 
 
+def constant(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """The initializer of that name, made at the first call: nodes share it."""
+    found = model.graph.initializers.get(name)
+    return add(model, name, array) if found is None else found
+
+
 def reshaped(model: ir.Model, value: ir.Value, shape: tuple[int, int]) -> ir.Value:
     """A view of an initializer in another shape; runtimes fold it when they load the model."""
     sizes = add(model, f"{value.name}_shape", np.array(shape, np.int64))

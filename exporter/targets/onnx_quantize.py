@@ -9,10 +9,11 @@ Tensors are read from the disk one by one: what is held in memory is the new wei
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from exporter.errors import BuildError
-from exporter.policy import Scheme
+from exporter.policy import Scheme, check_schemes
 from exporter.targets.onnx_kernels import Labels
 from exporter.targets.onnx_linear import Matrix, find_matrices
 from exporter.targets.onnx_modules import Rows, name_matrices, split_where_schemes_differ
@@ -78,14 +79,7 @@ def check_policy(precision: str, policy: Mapping[str, Scheme | None] | None) -> 
     """Raises BuildError for a policy that the precision cannot take, or that it lacks."""
     if policy is None and precision == "int8-static":
         raise BuildError("onnx:int8-static needs a policy with the ranges of its inputs; 'exporter run' makes one")
-    for name, scheme in (policy or {}).items():
-        if scheme is None:
-            continue
-        reason = cannot_express(precision, scheme)
-        if reason is None and scheme.input == "static" and scheme.range is None:
-            reason = "its static input has no range; 'exporter run' finds one"
-        if reason is not None:
-            raise BuildError(f"the policy: {name}: {reason}")
+    check_schemes(policy, partial(cannot_express, precision))
 
 
 def quantize_by_policy(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from exporter.grid import INT32, Codes, input_grid, quantized
 from exporter.policy import Scheme
 from exporter.targets.onnx_linear import Matrix
-from exporter.targets.onnx_nodes import add, insert, replace, reshaped, transposed
+from exporter.targets.onnx_nodes import add, constant, insert, replace, reshaped, transposed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -151,9 +151,7 @@ def _static(model: ir.Model, node: ir.Node, packed: ir.Value, scale: ir.Value, i
 def _static_weight(model: ir.Model, node: ir.Node, packed: ir.Value, scale: ir.Value) -> ir.Value:
     """A weight's DequantizeLinear, with zeros: without any onnxruntime leaves a Gemm in float."""
     channels = len(_numbers(scale))
-    zeros = model.graph.initializers.get(f"zeros_{channels}") or add(
-        model, f"zeros_{channels}", np.zeros(channels, np.int8)
-    )
+    zeros = constant(model, f"zeros_{channels}", np.zeros(channels, np.int8))
     return insert(node, "DequantizeLinear", [packed, scale, zeros], {"axis": 1}, label="weight")[0]
 
 
@@ -184,9 +182,7 @@ def _bias_codes(bias: ir.Value, scale: ir.Value, scheme: Scheme) -> NDArray[np.i
 
 def _as_rows(model: ir.Model, node: ir.Node, operand: ir.Value, inputs: int) -> ir.Value:
     """An operand [..., K] as [rows, K]; one for all the products that share it."""
-    sizes = model.graph.initializers.get(f"rows_of_{inputs}") or add(
-        model, f"rows_of_{inputs}", np.array([-1, inputs], np.int64)
-    )
+    sizes = constant(model, f"rows_of_{inputs}", np.array([-1, inputs], np.int64))
     for user, _ in operand.uses():
         if user.op_type == "Reshape" and user.inputs[1] is sizes:
             return user.outputs[0]
@@ -195,9 +191,7 @@ def _as_rows(model: ir.Model, node: ir.Node, operand: ir.Value, inputs: int) -> 
 
 def _whole_shape(model: ir.Model, node: ir.Node, operand: ir.Value, channels: int) -> ir.Value:
     """The shape [..., channels] of a product whose operand is [..., K]; one for all of the operand's of that width."""
-    width = model.graph.initializers.get(f"width_{channels}") or add(
-        model, f"width_{channels}", np.array([channels], np.int64)
-    )
+    width = constant(model, f"width_{channels}", np.array([channels], np.int64))
     outer = next((user.outputs[0] for user, _ in operand.uses() if user.op_type == "Shape" and _is_outer(user)), None)
     if outer is None:
         [outer] = insert(node, "Shape", [operand], {"end": -1})

@@ -12,6 +12,16 @@ from exporter.errors import BuildError
 from exporter.types import GENERATION, Floats, Ids
 
 
+def usual_inputs(ids: Ids, mask: Ids) -> dict[str, Ids]:
+    """What a transformer's graph may take, by name, for [B, T] new ids and a mask [B, past + T]."""
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -ids.shape[1] :],
+        "token_type_ids": np.zeros_like(ids),
+    }
+
+
 class OnnxRunner:
     """An encoder's session, and what a decoder's has in common with it."""
 
@@ -49,13 +59,7 @@ class OnnxRunner:
 
     def _feeds(self, ids: Ids, mask: Ids) -> dict[str, Any]:
         """What the graph takes of the usual inputs, for [B, T] new ids and a mask [B, past + T]."""
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -ids.shape[1] :]
-        usual = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions,
-            "token_type_ids": np.zeros_like(ids),
-        }
+        usual = usual_inputs(ids, mask)
         return {name: np.ascontiguousarray(value) for name, value in usual.items() if name in self._inputs}
 
 

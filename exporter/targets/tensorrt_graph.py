@@ -11,11 +11,11 @@ ONNX Runtime can prove.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from exporter.targets import onnx_shell
 from exporter.targets.attention_operator import write_out
-from exporter.targets.onnx_file import save_graph
+from exporter.targets.onnx_file import made_once, save_graph
 from exporter.targets.onnx_modules import module_rows
 from exporter.targets.tensorrt_overflow import overflowing
 from exporter.targets.tensorrt_quantize import check_policy, quantize
@@ -62,7 +62,7 @@ def write_graph(request: ExportRequest, model_onnx: Path) -> Graph:
     check_policy(request.precision, request.policy)
     seconds: dict[str, float] = {}
     with _timed(seconds, "graph"):
-        float_graph = _float_graph(request)
+        float_graph = made_once(request.scratch, partial(_write_float, request))
         model = _load(float_graph)
     said: Sequence[str]
     notes = [f"traced by {line}" for line in (model.metadata_props.get("exporter"),) if line and "not " in line]
@@ -89,14 +89,7 @@ def write_graph(request: ExportRequest, model_onnx: Path) -> Graph:
     return Graph(kept, share, seconds, tuple(notes))
 
 
-def _float_graph(request: ExportRequest) -> Path:
-    """model.onnx of the float32 graph in the scratch folder, made by the first export that needs it."""
-    folder = request.scratch / "float"
-    model, done = folder / "model.onnx", request.scratch / "float.done"
-    if done.is_file():
-        return model
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+def _write_float(request: ExportRequest, model: Path) -> None:
     checkpoint = request.checkpoint
     how = {"trust_remote_code": checkpoint.trust_remote_code, "attention": True}
     # The weights in a file of their own: it is mapped, not read, by all that follows.
@@ -104,8 +97,6 @@ def _float_graph(request: ExportRequest) -> Path:
         trace_causal_lm(checkpoint.path, model, limit=0, **how)
     else:
         trace_encoder(checkpoint.path, checkpoint.task, model, limit=0, **how)
-    done.touch()
-    return model
 
 
 def _load(float_graph: Path) -> ir.Model:

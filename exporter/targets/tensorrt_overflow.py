@@ -10,6 +10,7 @@ import numpy as np
 
 from exporter.targets.attention_operator import write_out
 from exporter.targets.onnx_file import save_graph
+from exporter.targets.onnx_session import usual_inputs
 from exporter.targets.tensorrt_types import MOVING, STATISTICS, float_values
 
 if TYPE_CHECKING:
@@ -106,12 +107,7 @@ def _run(path: Path, names: list[str], windows: Ids, threads: int) -> dict[str, 
 
 def _feeds(session: Any, ids: Ids) -> dict[str, Any]:
     """What a graph takes for token ids [1, T] without padding and with an empty cache."""
-    usual = {
-        "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
-        "position_ids": np.arange(ids.shape[1])[None],
-        "token_type_ids": np.zeros_like(ids),
-    }
+    usual = usual_inputs(ids, np.ones_like(ids))
     past = {
         value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
         for value in session.get_inputs()

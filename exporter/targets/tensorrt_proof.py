@@ -18,7 +18,7 @@ import numpy as np
 
 from exporter.targets.attention_operator import write_out
 from exporter.targets.onnx_file import save_graph
-from exporter.targets.onnx_nodes import add, insert, replace
+from exporter.targets.onnx_nodes import constant, insert, replace
 from exporter.targets.onnx_shell import shell
 
 if TYPE_CHECKING:
@@ -145,8 +145,7 @@ def _quantize(model: ir.Model, node: ir.Node) -> None:
     assert operand is not None
     assert scale is not None
     limits = [
-        model.graph.initializers.get(f"int8_{name}") or add(model, f"int8_{name}", np.array(limit, np.float32))
-        for name, limit in (("low", -128), ("high", 127))
+        constant(model, f"int8_{name}", np.array(limit, np.float32)) for name, limit in (("low", -128), ("high", 127))
     ]
     [ratio] = insert(node, "Div", [operand, scale], label="ratio")
     [whole] = insert(node, "Round", [ratio], label="whole")

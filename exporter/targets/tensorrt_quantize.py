@@ -7,6 +7,7 @@ found on the grid that those scales make.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 
 from exporter.errors import BuildError
 from exporter.grid import input_grid
-from exporter.policy import Scheme
+from exporter.policy import Scheme, check_schemes
 from exporter.targets.onnx_linear import Matrix, find_matrices
 from exporter.targets.onnx_modules import Rows, name_matrices, split_where_schemes_differ
-from exporter.targets.onnx_nodes import add, insert, replace
+from exporter.targets.onnx_nodes import add, constant, insert, replace
 from exporter.targets.onnx_schemes import codes_of
 
 if TYPE_CHECKING:
@@ -51,14 +52,7 @@ def check_policy(precision: str, policy: Mapping[str, Scheme | None] | None) -> 
     """Raises BuildError for a policy that the precision cannot take, or that it lacks."""
     if policy is None and precision == "int8":
         raise BuildError("tensorrt:int8 needs a policy with the ranges of its inputs; 'exporter run' makes one")
-    for name, scheme in (policy or {}).items():
-        if scheme is None:
-            continue
-        reason = cannot_express(precision, scheme)
-        if reason is None and scheme.input == "static" and scheme.range is None:
-            reason = "its static input has no range; 'exporter run' finds one"
-        if reason is not None:
-            raise BuildError(f"the policy: {name}: {reason}")
+    check_schemes(policy, partial(cannot_express, precision))
 
 
 def quantize(
@@ -125,7 +119,7 @@ def _rounded(model: ir.Model, node: ir.Node, operand: ir.Value, scheme: Scheme) 
         if user.op_type == "QuantizeLinear" and user.inputs[1] is not None and user.inputs[1].name == name:
             return next(reader.outputs[0] for reader, _ in user.outputs[0].uses())
     scale = add(model, name, np.array(step, np.float32))
-    zero = model.graph.initializers.get("int8_zero") or add(model, "int8_zero", np.array(0, np.int8))
+    zero = constant(model, "int8_zero", np.array(0, np.int8))
     [codes] = insert(node, "QuantizeLinear", [operand, scale, zero])
     return insert(node, "DequantizeLinear", [codes, scale, zero], label="input")[0]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from exporter.errors import BuildError
+from exporter.targets.onnx_session import usual_inputs
 from exporter.targets.tensorrt_build import PLAN
 from exporter.targets.tensorrt_log import Log
 from exporter.targets.tensorrt_platform import Platform
@@ -76,16 +77,9 @@ class EngineRunner:
         """The usual inputs on the device, for [B, T] new ids and a mask [B, past + T]."""
         import torch
 
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -ids.shape[1] :]
-        usual = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions,
-            "token_type_ids": np.zeros_like(ids),
-        }
         return {
             name: torch.from_numpy(np.ascontiguousarray(value)).to("cuda", self._kinds[name])
-            for name, value in usual.items()
+            for name, value in usual_inputs(ids, mask).items()
             if name in self._inputs
         }
 
