@@ -7,6 +7,7 @@ became, a model repository for Triton and the command that builds the engine aga
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections.abc import Mapping
@@ -20,10 +21,18 @@ from exporter.errors import BuildError, JobError, unknown
 from exporter.targets.byte_size import parse_bytes
 from exporter.targets.folder_files import copy_configuration
 from exporter.targets.tensorrt_build import How, build, parse
-from exporter.targets.tensorrt_graph import write_graph
+from exporter.targets.tensorrt_graph import OPERATORS, write_graph
 from exporter.targets.tensorrt_lint import refused
 from exporter.targets.tensorrt_log import Log
-from exporter.targets.tensorrt_platform import RTX, TENSORRT, Platform, cannot_run, capabilities, has_device
+from exporter.targets.tensorrt_platform import (
+    RTX,
+    TENSORRT,
+    Platform,
+    cannot_run,
+    capabilities,
+    has_device,
+    lacking,
+)
 from exporter.targets.tensorrt_profile import Profile, ports
 from exporter.targets.tensorrt_quantize import SCHEMES, cannot_express
 from exporter.targets.tensorrt_runner import open_engine
@@ -50,11 +59,12 @@ def export(platform: Platform, request: ExportRequest) -> Exported:
     folder, options = request.folder, request.options
     model_onnx = folder / "model.onnx"
     request.progress(f"writing the graph of {platform.package}:{request.precision}", 0, 0)
-    graph = write_graph(request, model_onnx)
+    graph = write_graph(request, model_onnx, lacking(platform, OPERATORS))
     if lines := refused(model_onnx):
         raise BuildError(f"TensorRT refuses {len(lines)} things of the graph: {'; '.join(lines)}")
     profile, how = Profile.parse(options["trt_profile"]), _how(request)
     inputs, outputs = ports(model_onnx)
+    gc.collect()  # graphs are full of cycles, and would keep the float weights mapped beside the builder's memory
     dimensions = {name: port.dimensions for name, port in inputs.items()}
     (folder / PROFILES).write_text(profile.record(dimensions), encoding="utf-8")
     shapes = profile.shapes(dimensions)

@@ -1,6 +1,6 @@
 """The graph that is handed to TensorRT: the model's own code traced to plain ONNX, with every tensor's type in it.
 
-    trace     float32, opset 23 where the model attends through the operator Attention, else 18: made once for a run
+    trace     float32, made once for a run; opset 23 where Attention, RMSNormalization or RotaryEmbedding are operators
     overflow  the float32 graph on calibration windows: which nodes float16 cannot hold
     quantize  Q/DQ by the policy (int8), or int8 weights (int8-weight)
     cast      half precision wherever that is safe
@@ -12,7 +12,7 @@ ONNX Runtime can prove.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporter.targets import onnx_shell
+from exporter.targets import fused_operators, onnx_shell
 from exporter.targets.attention_operator import write_out
 from exporter.targets.onnx_file import made_once, save_graph
 from exporter.targets.onnx_modules import module_rows
@@ -34,6 +34,7 @@ from exporter.types import GENERATION, ExportRequest
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+OPERATORS = ("Attention", *fused_operators.OPERATORS)  # of opset 23; not every parser has them
 _KINDS = {"fp16": "FLOAT16", "int8": "FLOAT16", "int8-weight": "FLOAT16", "bf16": "BFLOAT16"}
 
 
@@ -51,8 +52,10 @@ class Graph:
     notes: tuple[str, ...]
 
 
-def write_graph(request: ExportRequest, model_onnx: Path) -> Graph:
+def write_graph(request: ExportRequest, model_onnx: Path, lacking: Collection[str] = ()) -> Graph:
     """Writes the request's checkpoint at its precision: fp32, fp16, bf16, int8 or int8-weight.
+
+    `lacking`: those of OPERATORS that the engine's parser does not have; they are spelled out.
 
     Text generation: input_ids, attention_mask and position_ids (where the model takes them) int64,
     past_key_values.N.key and .value [batch, heads, past, size] in the graph's own type, past 0 included; out come
@@ -62,7 +65,7 @@ def write_graph(request: ExportRequest, model_onnx: Path) -> Graph:
     check_policy(request.precision, request.policy)
     seconds: dict[str, float] = {}
     with _timed(seconds, "graph"):
-        float_graph = made_once(request.scratch, partial(_write_float, request))
+        float_graph = made_once(request.scratch, partial(_write_float, request, lacking))
         model = _load(float_graph)
     said: Sequence[str]
     notes = [f"traced by {line}" for line in (model.metadata_props.get("exporter"),) if line and "not " in line]
@@ -89,14 +92,19 @@ def write_graph(request: ExportRequest, model_onnx: Path) -> Graph:
     return Graph(kept, share, seconds, tuple(notes))
 
 
-def _write_float(request: ExportRequest, model: Path) -> None:
+def _write_float(request: ExportRequest, lacking: Collection[str], model: Path) -> None:
+    import onnx_ir as ir
+
     checkpoint = request.checkpoint
-    how = {"trust_remote_code": checkpoint.trust_remote_code, "attention": True}
+    how = {"trust_remote_code": checkpoint.trust_remote_code, "attention": "Attention" not in lacking}
     # The weights in a file of their own: it is mapped, not read, by all that follows.
     if checkpoint.task == GENERATION:
         trace_causal_lm(checkpoint.path, model, limit=0, **how)
     else:
         trace_encoder(checkpoint.path, checkpoint.task, model, limit=0, **how)
+    graph = ir.load(model)
+    fused_operators.simplify(graph, lacking)
+    ir.save(graph, model)  # the weights stay where they are, in their file
 
 
 def _load(float_graph: Path) -> ir.Model:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -54,6 +55,17 @@ def has_device() -> bool:
         return False
     count = ctypes.c_int(0)
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def lacking(platform: Platform, operators: Iterable[str]) -> frozenset[str]:
+    """Those of ONNX's operators that its parser does not have; none where no parser can be asked."""
+    if platform.version() is None or not (platform.ahead_of_time or has_device()):
+        return frozenset()
+    trt = platform.load()
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    parser = trt.OnnxParser(builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)), logger)
+    return frozenset(operator for operator in operators if not parser.supports_operator(operator))
 
 
 def cannot_run(platform: Platform) -> str | None:
