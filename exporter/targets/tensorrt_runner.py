@@ -1,8 +1,7 @@
 """An engine on the GPU, with TensorRT and torch alone: buffers are torch's tensors, and the KV cache stays there.
 
-Prompts run at their own length. The decode step has one shape, which a CUDA graph needs: the past is padded on the
-left to the profile's longest, and masked, so that the newest tokens stand side by side as a sliding window wants them.
-TensorRT forbids to change a context that a graph was captured from, so the step has a context of its own.
+Prompts run at their own length, the decode step at the profile's longest, as one CUDA graph. TensorRT forbids to change
+a context that a graph was captured from, so the step has a context of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy as np
 from exporter.errors import BuildError
 from exporter.targets.onnx_session import usual_inputs
 from exporter.targets.tensorrt_build import PLAN
+from exporter.targets.tensorrt_cache import StepInputs
 from exporter.targets.tensorrt_log import Log
 from exporter.targets.tensorrt_platform import Platform
 from exporter.targets.tensorrt_profile import Profile
@@ -126,48 +126,32 @@ class DecoderEngineRunner(EngineRunner):
     """A text generation engine with its KV cache."""
 
     def __init__(self, folder: Path, platform: Platform, profile: Profile) -> None:
-        import torch
-
         super().__init__(folder, platform, profile)
-        self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
-        self._length, self._room = 0, profile.length.max - 1
-        self._step: dict[str, torch.Tensor] = {
-            name: torch.zeros(1, total, dtype=self._kinds[name], device="cuda")
-            for name, total in (("input_ids", 1), ("position_ids", 1), ("attention_mask", self._room + 1))
-            if name in self._inputs
-        }
-        self._step |= {name: self._zeros(name, self._room) for name in self._past}
+        shapes = {name: tuple(self._engine.get_tensor_shape(name)) for name in self._inputs}
+        self._step = StepInputs(shapes, self._kinds, profile.length.max - 1, "cuda")
+        self._length = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def _zeros(self, name: str, length: int, batch: int = 1) -> torch.Tensor:
+    def _feeds(self, ids: Ids, mask: Ids) -> dict[str, torch.Tensor]:
+        return super()._feeds(ids, mask) | {name: self._empty(name, len(ids)) for name in self._step.past}
+
+    def _empty(self, past: str, batch: int) -> torch.Tensor:
         import torch
 
-        _, heads, _, size = self._engine.get_tensor_shape(name)
-        return torch.zeros(batch, heads, length, size, dtype=self._kinds[name], device="cuda")
-
-    def _feeds(self, ids: Ids, mask: Ids) -> dict[str, torch.Tensor]:
-        return super()._feeds(ids, mask) | {name: self._zeros(name, 0, len(ids)) for name in self._past}
+        _, heads, _, size = self._engine.get_tensor_shape(past)
+        return torch.zeros(batch, heads, 0, size, dtype=self._kinds[past], device="cuda")
 
     def prefill(self, ids: Ids) -> Floats:
         self._profile.admit(len(ids))
         self._length = len(ids)
         outputs = self._run(self._feeds(ids[None], np.ones_like(ids)[None]))
-        for name in self._past:
-            self._step[name].zero_()
-            if self._room:
-                kept = min(self._length, self._room)
-                self._step[name][:, :, -kept:] = outputs[_present(name)][:, :, -kept:]
-        self._step["attention_mask"].zero_()
-        self._step["attention_mask"][:, self._room - self._length :] = 1
+        self._step.begin(self._length, outputs)
         last: Floats = outputs[self._outputs[0]][0, -1].float().cpu().numpy()
         return last
 
     def step(self, token: int) -> Floats:
         self._profile.admit(self._length + 1)
-        self._step["input_ids"].fill_(token)
-        if "position_ids" in self._step:
-            self._step["position_ids"].fill_(self._length)
-        self._step["attention_mask"][:, self._room - self._length] = 1
+        self._step.write(token)
         graph = self._graph or self._capture()
         self._timed(graph.replay)
         self._length += 1
@@ -182,14 +166,13 @@ class DecoderEngineRunner(EngineRunner):
         import torch
 
         context = self._engine.create_execution_context()
-        self._answers = self._bind(context, self._step)
+        self._answers = self._bind(context, self._step.tensors)
         self._timed(lambda: self._enqueue(context))
         self._graph = graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             self._enqueue(context)
-            for name in self._past:
-                self._step[name].copy_(self._answers[_present(name)][:, :, 1:])
+            self._step.keep(self._answers)
         self._decoding = context  # the graph holds its memory, and no reference
         return graph
 
@@ -199,10 +182,6 @@ class DecoderEngineRunner(EngineRunner):
         torch.cuda.synchronize()
         self._graph = self._decoding = None
         super().__exit__(*exc)
-
-
-def _present(past: str) -> str:
-    return past.replace("past_key_values", "present")
 
 
 def _torch_kind(kind: Any) -> Any:
