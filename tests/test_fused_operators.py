@@ -118,9 +118,9 @@ def test_another_exponent_or_another_half_is_no_such_operator(traced):
     assert (found["RMSNormalization"], found["RotaryEmbedding"], found["Neg"]) == (0, 0, 4)
 
 
-def test_rotations_written_out_are_the_operator(traced):
+def test_operators_written_out_are_the_same(traced):
     model, _ = simplified(traced("phi3"))
-    fused_operators.write_out_rotations(model)
+    fused_operators.write_out(model)
     assert not [node for node in model.graph if node.op_type == "RotaryEmbedding"]
     ir.save(model, traced("phi3") / "written.onnx")
     pairs = zip(answers(traced("phi3") / "simplified.onnx"), answers(traced("phi3") / "written.onnx"), strict=True)

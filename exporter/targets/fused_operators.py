@@ -42,23 +42,42 @@ def simplify(model: ir.Model, lacking: Collection[str] = ()) -> None:
             node.name = str(node.outputs[0].name).removesuffix("_output_0")  # of the node that made it, with its module
 
 
-def write_out_rotations(model: ir.Model) -> None:
-    """Replaces operators RotaryEmbedding by products and sums in their own type."""
-    for node in [node for node in model.graph if node.op_type == "RotaryEmbedding"]:
-        whole, cosines, sines = (value for value in node.inputs[:3] if value is not None)
-        heads = constant(model, "rotary_heads", np.array([1], np.int64))
-        [cosine] = insert(node, "Unsqueeze", [cosines, heads], label="cosine")
-        [sine] = insert(node, "Unsqueeze", [sines, heads], label="sine")
-        first, second = insert(node, "Split", [whole], {"axis": -1, "num_outputs": 2}, outputs=2, label="halves")
+def write_out(model: ir.Model) -> None:
+    """Puts each step in the operators' places whose result has a type of its own.
 
-        def product(label: str, *factors: ir.Value, before: ir.Node = node) -> ir.Value:
-            [made] = insert(before, "Mul", factors, label=label)
-            return made
+    A normalized row is in the input's type before it is scaled; a rotation is four products, a difference and a sum.
+    """
+    for node in list(model.graph):
+        if node.op_type == "RMSNormalization":
+            _write_out_scale(model, node)
+        elif node.op_type == "RotaryEmbedding":
+            _write_out_rotation(model, node)
 
-        real = [product("first_cosine", first, cosine), product("second_sine", second, sine)]
-        other = [product("first_sine", first, sine), product("second_cosine", second, cosine)]
-        turned = [*insert(node, "Sub", real, label="real"), *insert(node, "Add", other, label="other")]
-        replace(node, "Concat", turned, {"axis": -1})
+
+def _write_out_scale(model: ir.Model, node: ir.Node) -> None:
+    x, scale = (value for value in node.inputs if value is not None)
+    kind = np.dtype(np.float32) if x.dtype is None else x.dtype.numpy()
+    one = constant(model, f"one_{kind}", np.ones(1, kind))
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    [normal] = insert(node, "RMSNormalization", [x, one], attributes, label="normal")
+    replace(node, "Mul", [normal, scale], {})
+
+
+def _write_out_rotation(model: ir.Model, node: ir.Node) -> None:
+    whole, cosines, sines = (value for value in node.inputs if value is not None)
+    heads = constant(model, "rotary_heads", np.array([1], np.int64))
+    [cosine] = insert(node, "Unsqueeze", [cosines, heads], label="cosine")
+    [sine] = insert(node, "Unsqueeze", [sines, heads], label="sine")
+    first, second = insert(node, "Split", [whole], {"axis": -1, "num_outputs": 2}, outputs=2, label="halves")
+
+    def product(label: str, *factors: ir.Value) -> ir.Value:
+        [made] = insert(node, "Mul", factors, label=label)
+        return made
+
+    real = [product("first_cosine", first, cosine), product("second_sine", second, sine)]
+    other = [product("first_sine", first, sine), product("second_cosine", second, cosine)]
+    turned = [*insert(node, "Sub", real, label="real"), *insert(node, "Add", other, label="other")]
+    replace(node, "Concat", turned, {"axis": -1})
 
 
 def _rewrite(model: ir.Model, rules: list[Any]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ def insert(
     before: ir.Node,
     op: str,
     inputs: Sequence[ir.Value],
-    attributes: Mapping[str, int | list[int]] | None = None,
+    attributes: Mapping[str, Any] | None = None,
     outputs: int = 1,
     label: str = "",
 ) -> tuple[ir.Value, ...]:

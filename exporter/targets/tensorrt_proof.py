@@ -3,8 +3,8 @@
 ONNX Runtime has no float16 arithmetic on x86. It casts an operator's inputs to float32 and its output back, and drops
 the two casts between one operator and the next, at every level of optimization: 2048 + 1 + 1 is 2050 there and 2048 in
 float16. Casts that are in the graph itself are kept. So here each operator computes in float32, as a GPU accumulates,
-and its result is rounded to the type that the graph gives it by a pair of casts. Attention and RotaryEmbedding are
-written out, with all that comes between rounded too; a fused kernel keeps more digits than that. Q and DQ are float32
+and its result is rounded to the type that the graph gives it by a pair of casts. Attention and the like are written
+out, with all that comes between rounded too; a fused kernel keeps more digits than that. Q and DQ are float32
 arithmetic on integers: exact, as in an integer kernel.
 """
 
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporter.targets.attention_operator import write_out
-from exporter.targets.fused_operators import write_out_rotations
+from exporter.targets import attention_operator, fused_operators
 from exporter.targets.onnx_file import save_graph
 from exporter.targets.onnx_nodes import constant, insert, replace
 from exporter.targets.onnx_shell import shell
@@ -41,8 +40,8 @@ def write_proof(model_onnx: Path, proof_onnx: Path) -> None:
     kinds = _narrow_values(model)
     for value in [value for node in model.graph for value in node.outputs if str(value.name) in kinds]:
         value.dtype = kinds[str(value.name)]
-    write_out(model)
-    write_out_rotations(model)
+    attention_operator.write_out(model)
+    fused_operators.write_out(model)
     kinds = _narrow_values(model)
     for value in list(model.graph.initializers.values()):
         if str(value.name) in kinds:
