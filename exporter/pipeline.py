@@ -108,6 +108,9 @@ def bench_again(
                 )
         elif old["path"] is None:
             row.status, row.reason = old["status"], old["reason"]
+        else:
+            manifest = store.read_manifest(output / old["path"]) or {}
+            row.reason = "; ".join(manifest.get("notes", ())) or None
         if row.status == "ok" and (reason := targets.unavailable(variant, None)) is not None:
             row.status, row.reason = "skipped", reason
         rows.append(row)
