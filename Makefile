@@ -23,6 +23,7 @@ BENCH_TEXT ?= ../shared/data/wikitext-2/wiki.test.raw
 bench: $(STAMP)
 	$(BIN)/python tests/readme_table.py --text $(BENCH_TEXT)
 	$(BIN)/python tests/policy_table.py --text $(BENCH_TEXT)
+	$(BIN)/python tests/tensorrt_table.py --text $(BENCH_TEXT)
 	$(BIN)/python tests/gguf_table.py --text $(BENCH_TEXT)
 	$(BIN)/python tests/large_merge.py --write
 

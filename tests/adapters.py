@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import peft
-import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -36,15 +35,6 @@ FAMILIES = {  # class, configuration, the modules that adapters are on
 }
 TASKS = {"bert": "SEQ_CLS", "llama classifier": "SEQ_CLS", "encoder": "FEATURE_EXTRACTION", "t5": "SEQ_2_SEQ_LM"}
 LIMIT = 1e-5  # of float32 logits of about 1: a hundred roundings; a forgotten adapter is off by 0.01 and more
-
-
-@pytest.fixture
-def one_thread():
-    """Threads that wait for one another take longer than these matrices: ten times, where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_base(folder, family, seed=0, dtype="float32", shard="5GB", **config):

@@ -18,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from readme_table import DECODER, OUT, ROOT, THREADS, TOKENS, measure, number
+from readme_table import DECODER, OUT, THREADS, TOKENS, measure, number, write_section
 
 from exporter.machine import cpu_name
 from exporter.store import cache_folder
@@ -132,9 +132,7 @@ def write(reports: dict[str, dict[str, Any]], times: str, keep_readme: bool) -> 
     text = "\n".join([title, "", *table(reports), "", times, f"- {cpu_name()}; llama-cpp-python {version}."])
     print(text)
     if not keep_readme:
-        readme = ROOT / "README.md"
-        before, rest = readme.read_text().split(BEGIN)
-        readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+        write_section(BEGIN, END, text)
 
 
 if __name__ == "__main__":

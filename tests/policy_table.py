@@ -14,7 +14,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-from readme_table import DECODER, ENCODER, OUT, ROOT, measure, number
+from readme_table import (
+    DECODER,
+    ENCODER,
+    OUT,
+    ROOT,
+    heading,
+    markdown,
+    measure,
+    number,
+    second_half,
+    with_error,
+    write_section,
+)
 
 from exporter.machine import cpu_name
 
@@ -40,7 +52,7 @@ QAT = "steps=200,scheme=int4-weight"
 
 def rows(model: str, text: Path, calibration: Path, again: bool) -> list[str]:
     """The model's table: one job for each limit, so that every mix is chosen for its own gate."""
-    lines = []
+    table = []
     for target, options in JOBS[model].items():
         calibrated = {"calib_text": calibration, "calib_tokens": CALIBRATED} if options or "static" in target else {}
         report = measure(
@@ -53,7 +65,7 @@ def rows(model: str, text: Path, calibration: Path, again: bool) -> list[str]:
         cells = [
             target,
             number(row["size_ratio"], ".3f"),
-            f"{row['ppl_ratio']:.4f} ± {row['ppl_ratio_se']:.4f}" if decoder else f"{row['cosine']:.4f}",
+            with_error(row["ppl_ratio"], row["ppl_ratio_se"], ".4f") if decoder else number(row["cosine"], ".4f"),
             number(row["kl"], ".4f") if decoder else "",
             share[1] if share else "",
             number(row["prefill_tokens_per_s"], ",.0f"),
@@ -62,14 +74,11 @@ def rows(model: str, text: Path, calibration: Path, again: bool) -> list[str]:
             "" if record is None else f"{record['seconds']:,.0f}",
             "passed" if row["gates"] and all(gate["passed"] for gate in row["gates"]) else "failed",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        table.append(cells)
     quality = ["ppl ratio ± se", "KL"] if decoder else ["cosine", ""]
     names = ["target", "× fp32", *quality, "in integer kernels", "prefill, tok/s", "ms at 128", "ms at 512"]
     names += ["policy, s", "gates"]
-    about = report["evaluation"]
-    unit = "tokens" if decoder else f"passages of {about['window']} tokens"
-    title = f"**{model}**, {about['tokens_scored']:,} {unit} of {about['text']}:"
-    return [title, "", "| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 2) + "|---|", *lines, ""]
+    return [f"{heading(report)}:", "", *markdown(names, table), ""]
 
 
 def four_bits(scratch: Path, again: bool) -> list[str]:
@@ -111,10 +120,7 @@ def main() -> None:
     parser.add_argument("--only", choices=(DECODER, ENCODER, "tiny"), help="one of the tables; implies --keep-readme")
     parser.add_argument("--again", action="store_true", help="measure what is in out/bench again; build what is not")
     arguments = parser.parse_args()
-    whole = arguments.text.read_text(encoding="utf-8")
-    calibration = OUT / "calibration.txt"
-    calibration.parent.mkdir(parents=True, exist_ok=True)
-    calibration.write_text(whole[len(whole) // 2 :], encoding="utf-8")
+    calibration = second_half(arguments.text)
     lines: list[str] = []
     for model in JOBS:
         if arguments.only in (None, model):
@@ -126,9 +132,7 @@ def main() -> None:
     )
     print(text)
     if not arguments.keep_readme and not arguments.only:
-        readme = ROOT / "README.md"
-        before, rest = readme.read_text().split(BEGIN)
-        readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+        write_section(BEGIN, END, text)
 
 
 if __name__ == "__main__":

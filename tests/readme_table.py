@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out" / "bench"
 TOKENS, THREADS = 8192, 2
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+QUALITY = {True: ["ppl ratio ± se", "KL", "top-1"], False: ["cosine ± se"]}  # of a decoder or not: columns
 DECODER = "smollm2-135m"
 ENCODER = "all-minilm-l6-v2"
 JOBS = {
@@ -62,27 +63,65 @@ def number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+def with_error(value: float | None, error: float | None, form: str) -> str:
+    """A figure and its standard error, which is 0 where there is one passage only."""
+    return "" if value is None else f"{value:{form}} ± {error or 0:{form}}"
+
+
+def quality_cells(row: dict[str, Any], decoder: bool) -> list[str]:
+    """What stands below QUALITY's names."""
+    if not decoder:
+        return [with_error(row["cosine"], row["cosine_se"], ".5f")]
+    ratio = with_error(row["ppl_ratio"], row["ppl_ratio_se"], ".4f")
+    return [ratio, number(row["kl"], ".5f"), number(row["top1"], ".4f")]
+
+
+def heading(report: dict[str, Any]) -> str:
+    """The model and what it was measured on."""
+    about = report["evaluation"]
+    unit = "tokens" if about["reference_ppl"] else f"passages of {about['window']} tokens"
+    return f"**{report['name']}**, {about['tokens_scored']:,} {unit} of {about['text']}"
+
+
+def markdown(names: list[str], rows: list[list[str]]) -> list[str]:
+    """A table whose first column and last are words."""
+    rule = "|---" + "|---:" * (len(names) - 2) + "|---|"
+    head, *body = ("| " + " | ".join(cells) + " |" for cells in (names, *rows))
+    return [head, rule, *body]
+
+
+def second_half(text: Path) -> Path:
+    """A file to calibrate on: of a text whose first tokens are measured on, other articles of the same kind."""
+    whole, file = text.read_text(encoding="utf-8"), OUT / "calibration.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(whole[len(whole) // 2 :], encoding="utf-8")
+    return file
+
+
+def write_section(begin: str, end: str, text: str) -> None:
+    """Puts a text between two markers of the README."""
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(begin)
+    readme.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
 def table(report: dict[str, Any]) -> list[str]:
     decoder = report["evaluation"]["reference_ppl"] is not None
-    names = ["target", "size, MB", "× fp32", *(["ppl ratio ± se", "KL", "top-1"] if decoder else ["cosine ± se"])]
+    names = ["target", "size, MB", "× fp32", *QUALITY[decoder]]
     names += [
         "prefill, tok/s",
         *(["decode, tok/s"] if decoder else ["ms at 128", "ms at 512"]),
         "peak RSS, MB",
         "gates",
     ]
-    lines = ["| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 2) + "|---|"]
+    rows = []
     for row in report["results"]:
         cells = [
             f"{row['target']}:{row['precision']}",
             number(row["bytes"] / 1e6, ",.1f"),
             number(row["size_ratio"], ".3f"),
         ]
-        if decoder:
-            cells.append(f"{row['ppl_ratio']:.4f} ± {row['ppl_ratio_se']:.4f}")
-            cells += [number(row["kl"], ".5f"), number(row["top1"], ".4f")]
-        else:
-            cells.append(f"{row['cosine']:.5f} ± {row['cosine_se'] or 0:.5f}")
+        cells += quality_cells(row, decoder)
         cells.append(number(row["prefill_tokens_per_s"], ",.0f"))
         if decoder:
             cells.append(number(row["decode_tokens_per_s"], ".1f"))
@@ -91,8 +130,8 @@ def table(report: dict[str, Any]) -> list[str]:
         gates = (
             "the reference" if not row["gates"] else "passed" if all(g["passed"] for g in row["gates"]) else "failed"
         )
-        lines.append("| " + " | ".join([*cells, number(row["peak_rss_bytes"] / 1e6, ",.0f"), gates]) + " |")
-    return lines
+        rows.append([*cells, number(row["peak_rss_bytes"] / 1e6, ",.0f"), gates])
+    return markdown(names, rows)
 
 
 PARTS = {
@@ -188,11 +227,9 @@ def main() -> None:
     lines = []
     for model, targets in JOBS.items():
         report = measure(model, arguments.text, targets, model, policy="off")  # each precision's own scheme
-        about, load = report["evaluation"], report["machine"]["load_average"][0]
-        unit = "tokens" if about["reference_ppl"] else f"passages of {about['window']} tokens"
-        title = f"**{model}**, {about['tokens_scored']:,} {unit} of {about['text']}, {THREADS} threads"
+        load = report["machine"]["load_average"][0]
         lines += [
-            f"{title}, load average before it {load:.1f}:",
+            f"{heading(report)}, {THREADS} threads, load average before it {load:.1f}:",
             "",
             *table(report),
             "",
@@ -206,9 +243,7 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if not arguments.keep_readme:
-        readme = ROOT / "README.md"
-        before, rest = readme.read_text().split(BEGIN)
-        readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+        write_section(BEGIN, END, text)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from adapters import (
     ids_for,
     load,
     make_base,
-    one_thread,  # noqa: F401
     same,
     streaming,
     task_of,

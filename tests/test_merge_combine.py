@@ -14,7 +14,6 @@ from adapters import (
     in_memory,
     load,
     make_base,
-    one_thread,  # noqa: F401
     same,
     streaming,
     train,

@@ -10,7 +10,6 @@ from adapters import (
     load,
     make_base,
     names,
-    one_thread,  # noqa: F401
     streaming,
     train,
 )

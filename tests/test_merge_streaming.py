@@ -16,7 +16,6 @@ from adapters import (
     load,
     make_base,
     names,
-    one_thread,  # noqa: F401
     same,
     streaming,
     tensors,

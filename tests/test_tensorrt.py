@@ -1,47 +1,23 @@
-"""TensorRT-RTX's real parser and builder on tiny models, without a GPU; and what must be said where one is missing."""
+"""Whole jobs of the shipped model through TensorRT-RTX's real parser and builder, without a GPU; and one with a GPU."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from exporter import Job, run, targets
-from exporter.errors import BuildError, JobError
+from exporter.errors import BuildError
 from exporter.runner import CachedRunner, StandInRunner
 from exporter.targets.tensorrt_platform import RTX, cannot_run
 from exporter.targets.tensorrt_profile import Profile
 from exporter.targets.tensorrt_stand_in import ENGINE, open_stand_in
-from exporter.types import FEATURES, GENERATION, Checkpoint, ExportRequest, Preparation, Variant
+from exporter.types import Variant
 
-TINY = Path(__file__).resolve().parents[1] / "models" / "tiny"
-SIZES = {"vocab_size": 184, "max_position_embeddings": 512}
-FAMILIES = {
-    "LlamaForCausalLM": transformers.LlamaConfig(
-        **SIZES, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, rope_theta=50_000.0,
-    ),
-    "GPT2LMHeadModel": transformers.GPT2Config(vocab_size=184, n_embd=64, n_layer=2, n_head=4, n_positions=512),
-    "BertModel": transformers.BertConfig(
-        **SIZES, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-    ),
-}  # fmt: skip
-
-
-@pytest.fixture(scope="session", autouse=True)
-def builder():
-    """tensorrt-rtx is a part of the environment that CI tests in: without it nothing here says anything."""
-    if find_spec("tensorrt_rtx") is None:
-        give_up = pytest.fail if os.environ.get("CI") == "true" and sys.platform == "linux" else pytest.skip
-        give_up("tensorrt-rtx is not installed: pip install -e '.[tensorrt-rtx]'")
+pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
 
 
 def job(model, output, *target, **more):
@@ -157,6 +133,9 @@ def test_the_report_tells_of_the_engine(done):
         text = (output / name).read_text()
         assert re.search(r"engine built by tensorrt-rtx 1\.\d+.*× its graph", text), name
         assert "for sm89, sm120" in text
+        assert text.count("kept in float32, ") == 2
+        assert re.search(r"kept in float32, statistics of a row: \d\d operators \(.+, …\)", text)
+        assert "quality: onnxruntime-cpu (graph handed to TensorRT); latency: no CUDA device" in text
 
 
 def test_the_proof_is_held_to_the_profile(done):
@@ -176,136 +155,6 @@ def test_the_proof_is_held_to_the_profile(done):
         runner.prefill(long[:512])
         with pytest.raises(BuildError, match=outside):
             runner.step(1)
-
-
-def exported(checkpoint, task, folder, precision="fp16", **options):
-    """What the target writes and says, in this process; the folder can be opened afterwards."""
-    target = targets.get("tensorrt-rtx")
-    told = Job(model="tiny", output="out", **options).options(target.options)
-    folder.mkdir()
-    source = Checkpoint(checkpoint, task, "model", "0" * 64, 1)
-    steps = []
-    request = ExportRequest(source, precision, folder, folder, 1, told, progress=lambda *step: steps.append(step))
-    made = target.export(request)
-    (folder / "manifest.json").write_text(json.dumps({"task": task}))
-    return made, steps
-
-
-@pytest.mark.parametrize("architecture", FAMILIES)
-def test_family(architecture, tmp_path):
-    """An engine is built, and the graph that it was built from answers as PyTorch does."""
-    transformers.set_seed(0)
-    model = getattr(transformers, architecture)(FAMILIES[architecture]).eval()
-    model.save_pretrained(tmp_path / "model")
-    encoder = architecture == "BertModel"
-    made, steps = exported(tmp_path / "model", FEATURES if encoder else GENERATION, tmp_path / "artifact")
-    assert made.weights == ("model.plan",)
-    assert made.build["built_by"].startswith("tensorrt-rtx ")
-    assert (tmp_path / "artifact" / "model.plan").stat().st_size == made.build["engine_bytes"] > 100_000
-    assert any("building" in what and done == total > 0 for what, done, total in steps), steps
-    with targets.get("tensorrt-rtx").open(tmp_path / "artifact", 1) as runner, torch.no_grad():
-        for length in (1, 7, 40):
-            ids = np.arange(4, 4 + length)
-            answer = model(input_ids=torch.tensor(ids[None]))
-            expected = (answer.last_hidden_state if encoder else answer.logits)[0].numpy()
-            assert np.abs(runner.logits(ids) - expected).max() < 0.02
-        if not encoder:
-            steps = [runner.prefill(ids[:9]), *(runner.step(int(token)) for token in ids[9:])]
-            assert np.abs(np.stack(steps) - expected[8:]).max() < 0.02
-
-
-def test_an_engine_that_cannot_be_built_says_the_last_lines_of_its_log(tmp_path, capfd):
-    with pytest.raises(BuildError) as failure:
-        exported(TINY, GENERATION, tmp_path / "artifact", trt_workspace="1K")
-    assert "could not build the engine" in str(failure.value)
-    assert "no tactics to implement the operation within workspace limit" in str(failure.value)
-    assert str(failure.value).endswith("allow more with --trt-workspace")
-    assert "[ERROR] " in (tmp_path / "artifact" / "build.log").read_text()
-    assert "[ERROR] " in capfd.readouterr().err  # which is OUT/logs/…export.log: the folder itself is gone
-
-
-def test_without_an_engine(tmp_path):
-    """TensorRT itself is not needed then; TensorRT-RTX's parser still reads the graph."""
-    report = run(job("tiny", tmp_path / "out", "tensorrt", engine=False))
-    [row] = rows_of(report).values()
-    assert report["passed"], row
-    assert row["target"] == "tensorrt"
-    assert row["build"]["built_by"] is row["build"]["engine_bytes"] is None
-    assert row["build"]["parsed"] is True
-    assert row["build"]["parsed_by"].startswith("tensorrt-rtx ")
-    assert row["untimed"] == "no engine was built (--no-engine)"
-    folder = tmp_path / "out" / "tensorrt-fp16"
-    assert row["bytes"] == (folder / "model.onnx").stat().st_size
-    assert not (folder / "model.plan").exists()
-    assert (folder / "rebuild.sh").read_text().splitlines()[2].startswith("trtexec --onnx=model.onnx ")
-    again = targets.unavailable(Variant("tensorrt", "fp16"), None)
-    assert again is None, "what is there can be measured again without TensorRT"
-
-
-@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="tensorrt is installed")
-def test_without_the_package(refused):
-    said = refused("-m", "tiny", "-t", "tensorrt", status=4)
-    assert "tensorrt:fp16 needs tensorrt" in said
-    assert "pip install 'exporter[tensorrt]'" in said
-    assert "NVIDIA's own package index" in said
-    assert "--target tensorrt-rtx" in said
-
-
-def prepared(name, task=GENERATION, **options):
-    """What the target says to a job's options before any work; the defaults are Job's."""
-    target = targets.get(name)
-    told = Job(model="tiny", output="out", **options).options(target.options)
-    return target.prepare(Preparation(TINY, {}, task, "fp16", told, Path("cache"), True, window=512))
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"trt_compute_capability": "sm98"}, "unknown compute capability 'sm98'; did you mean sm89"),
-        ({"trt_compute_capability": "sm80,SM89"}, "unknown compute capability 'SM89'"),
-        ({"trt_profile": "length=1:128:512"}, "names no batch; give all, as in batch="),
-        ({"trt_profile": "batch=1:1:8,lenght=1:2:3"}, "unknown size 'lenght'; did you mean length?"),
-        ({"trt_profile": "batch=1:9:8,length=1:2:600"}, "batch=1:9:8: the sizes must be at least 1 and in order"),
-        ({"trt_profile": "batch=1:1:8,length=1:2"}, "'length=1:2': give NAME=MIN:OPT:MAX"),
-        ({"trt_profile": "batch=1:1:8,batch=1:1:8"}, "names batch twice"),
-        ({"trt_profile": "batch=1:1:8,length=2:2:600"}, "batch and length must begin at 1"),
-        ({"trt_profile": "batch=1:1:8,length=1:64:128"}, "measured on texts of 512 tokens; raise the profile's"),
-        ({"trt_workspace": "4Gi"}, "--trt-workspace '4Gi': give a number of bytes"),
-    ],
-    ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
-)
-def test_a_wrong_option(options, says):
-    with pytest.raises(JobError, match=re.escape(says)):
-        prepared("tensorrt-rtx", **options)
-
-
-def test_what_only_one_of_the_two_has():
-    assert prepared("tensorrt-rtx") is None
-    assert "--trt-hardware-compatible is TensorRT's" in prepared("tensorrt-rtx", trt_hardware_compatible=True)
-    assert "--trt-version-compatible is TensorRT's" in prepared("tensorrt-rtx", trt_version_compatible=True)
-    assert prepared("tensorrt", engine=False, trt_version_compatible=True) is None
-    assert "is TensorRT-RTX's" in prepared("tensorrt", engine=False, trt_compute_capability="sm89")
-    fixed = "batch=8:8:8,length=16:16:600"  # an encoder may have it: smaller batches are filled up
-    assert prepared("tensorrt-rtx", FEATURES, trt_profile=fixed) is None
-
-
-def test_a_mistyped_capability_in_the_command(refused):
-    said = refused("-m", "tiny", "-t", "tensorrt-rtx", "--trt-compute-capability", "sm98")
-    assert "--trt-compute-capability: unknown compute capability 'sm98'; did you mean sm89" in said
-
-
-def test_batches_are_cut_and_filled_to_the_profile():
-    profile = Profile.parse("batch=4:4:6,length=1:2:3")
-    seen = []
-
-    def forward(ids, mask):
-        seen.append(len(ids))
-        assert (mask == 1).all()
-        return (ids * 2).astype(np.float32)
-
-    ids = np.arange(14).reshape(7, 2)
-    assert (profile.batched(ids, np.ones_like(ids), forward) == ids * 2).all()
-    assert seen == [6, 4]
 
 
 @pytest.mark.gpu

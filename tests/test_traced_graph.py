@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -84,15 +84,6 @@ ENCODERS: dict[str, Callable[[], Any]] = {
     "mpnet": lambda: hf.MPNetConfig(**BERT),
     "roberta": lambda: hf.RobertaConfig(**BERT, type_vocab_size=1),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """For models as small as these, waiting for threads takes most of the time; ONNX Runtime has one below too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:

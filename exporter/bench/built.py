@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-_NAMED = 12  # nodes that stayed in float32; more of them are counted
+_NAMED = 3  # nodes that stayed in float32 for one reason; report.json has them all
 
 
 def build_lines(row: Mapping[str, Any]) -> Iterator[str]:
@@ -34,14 +34,25 @@ def build_lines(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"{layers['count']} layers, by {layers['source']}: {'; '.join(kinds)}"
     if record["int8_share"] is not None:
         yield f"{record['int8_share']:.0%} of the linear layers' multiplications in int8"
-    if kept := record["kept_float"]:
-        more = f" and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
-        yield f"kept in float32: {', '.join(kept[:_NAMED])}{more}"
+    yield from _kept_lines(record["kept_float"])
+    if row.get("untimed"):
+        yield f"quality: {row['engine']}; latency: {row['untimed']}"
     if memory := row.get("device_memory_bytes"):
         yield "on the GPU: " + ", ".join(f"{name} {value / 1e6:,.1f} MB" for name, value in memory.items())
 
 
 _BY = ("by_precision", "by_type")
+
+
+def _kept_lines(kept: Sequence[str]) -> Iterator[str]:
+    """Nodes that stayed in float32, each as "node: why", by reason; the rarest first, for it says the most."""
+    reasons: dict[str, list[str]] = {}
+    for line in kept:
+        node, _, why = line.rpartition(": ")
+        reasons.setdefault(why, []).append(node)
+    for why, nodes in sorted(reasons.items(), key=lambda item: len(item[1])):
+        named = ", ".join(nodes[:_NAMED]) + ", …" * (len(nodes) > _NAMED)
+        yield f"kept in float32, {why}: {len(nodes)} operator{'s' * (len(nodes) > 1)} ({named})"
 
 
 def _gpus(record: Mapping[str, Any]) -> list[str]:

@@ -34,7 +34,7 @@ _SMALLEST = float(np.finfo(np.float16).smallest_normal)  # a smaller scale would
 def cannot_express(precision: str, scheme: Scheme) -> str | None:
     """Why a precision cannot give a layer a scheme, with what it can; None where it can. Ranges may be missing."""
     if precision not in SCHEMES:
-        return f"tensorrt:{precision} quantizes nothing and takes no policy; those that do: {', '.join(SCHEMES)}"
+        return f"TensorRT's {precision} quantizes nothing and takes no policy; those that do: {', '.join(SCHEMES)}"
     whole = scheme.weight == "int8" and scheme.symmetric
     if scheme.input == "float" and whole and scheme.group in (None, 32, 64, 128, 256):
         return None
@@ -43,15 +43,15 @@ def cannot_express(precision: str, scheme: Scheme) -> str | None:
         return None
     static = "int8 per channel, symmetric, with a static input that is signed (zero point 0); " * (precision == "int8")
     return (
-        f"tensorrt:{precision} cannot express {scheme}; it takes {static}int8, symmetric, per channel or in groups of "
-        "32, 64, 128 or 256, with a float input; float"
+        f"TensorRT's {precision} cannot express {scheme}; it takes {static}int8, symmetric, per channel or in groups "
+        "of 32, 64, 128 or 256, with a float input; float"
     )
 
 
 def check_policy(precision: str, policy: Mapping[str, Scheme | None] | None) -> None:
     """Raises BuildError for a policy that the precision cannot take, or that it lacks."""
     if policy is None and precision == "int8":
-        raise BuildError("tensorrt:int8 needs a policy with the ranges of its inputs; 'exporter run' makes one")
+        raise BuildError("TensorRT's int8 needs a policy with the ranges of its inputs; 'exporter run' makes one")
     check_schemes(policy, partial(cannot_express, precision))
 
 
