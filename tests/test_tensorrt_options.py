@@ -11,6 +11,8 @@ import pytest
 
 from exporter import Job, run, targets
 from exporter.errors import JobError
+from exporter.targets.tensorrt_graph import OPERATORS
+from exporter.targets.tensorrt_platform import RTX, lacking
 from exporter.targets.tensorrt_profile import Profile
 from exporter.types import FEATURES, GENERATION, Preparation, Variant
 
@@ -82,6 +84,10 @@ def test_what_only_one_of_the_two_has():
     assert "is TensorRT-RTX's" in prepared("tensorrt", engine=False, trt_compute_capability="sm89")
     fixed = "batch=8:8:8,length=16:16:600"  # an encoder may have it: smaller batches are filled up
     assert prepared("tensorrt-rtx", FEATURES, trt_profile=fixed) is None
+
+
+def test_operators_are_asked_of_the_parser():
+    assert lacking(RTX, [*OPERATORS, "Compress"]) == {"Compress"}
 
 
 def test_a_mistyped_capability_in_the_command(refused):
