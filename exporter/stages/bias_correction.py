@@ -109,8 +109,8 @@ def _run(model: Any, ids: Tensor, hooks: Mapping[str, Callable[..., Any]]) -> No
     head = model.get_output_embeddings()
     unseen = head is not None and all(linear[name] is not head for name in hooks)
     registered = [linear[name].register_forward_hook(hook) for name, hook in hooks.items()]
-    if unseen:  # the logits of thousands of tokens are gigabytes, and nobody looks at them
-        head.forward = lambda hidden: hidden
+    if unseen:  # the logits of thousands of tokens are gigabytes, and nobody looks at them: one position's will do
+        head.forward = lambda hidden, whole=head.forward: whole(hidden[..., :1, :])
     try:
         with torch.no_grad():
             model(input_ids=ids)
