@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -90,42 +91,38 @@ class Exports:
         allowed = budget(wanted, self.checkpoint.task)
         attempts: list[dict[str, Any]] = []
         began, elsewhere = perf_counter(), 0.0  # seconds of export and measurement
-        quantized = self.scratch / f"{variant.folder}-float"
+        quantized, prepared = (self.scratch / f"{variant.folder}-{what}" for what in ("float", "prepared"))
+        prepared.mkdir()
         log = self.output / "logs" / f"{variant.folder}.quantize.log"
-        with Worker(log, plan.job.threads, self.progress, HUGE_PAGES) as worker:
-            worker(
-                "quantize_open",
-                checkpoint=asdict(self.checkpoint),
-                threads=plan.job.threads,
-                how=self._how(variant),
-                text=plan.calibration_text(),
+        step = partial(quantize_step, self.checkpoint, self._how(variant), plan.job.threads, log, self.progress)
+        step("quantize_prepare", text=plan.calibration_text(), folder=prepared)
+        while True:
+            self.progress(f"choosing the policy of {variant}", 0, 0)
+            shutil.rmtree(quantized, ignore_errors=True)
+            quantized.mkdir()
+            record = step("quantize", prepared=prepared, budget=allowed, folder=quantized)
+            source = replace(
+                self.checkpoint,
+                path=quantized,
+                sha256=store.content_key([self.checkpoint.sha256, record]),
+                history=(*self.checkpoint.history, *record["history"]),
             )
-            while True:
-                self.progress(f"choosing the policy of {variant}", 0, 0)
-                shutil.rmtree(quantized, ignore_errors=True)
-                quantized.mkdir()
-                record = worker("quantize", budget=allowed, folder=quantized)
-                source = replace(
-                    self.checkpoint,
-                    path=quantized,
-                    sha256=store.content_key([self.checkpoint.sha256, record]),
-                    history=(*self.checkpoint.history, *record["history"]),
-                )
-                for path in building.iterdir():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                shutil.copyfile(quantized / POLICY, building / POLICY)
-                chosen = perf_counter()
-                manifest = self._write(variant, source, building, key, record)
-                self.bench.measure(row, building)
-                elsewhere += perf_counter() - chosen
-                failing = [gate for gate in judge(wanted, row, frozenset(), self.scored) if not gate.passed]
-                attempts.append({"budget": allowed, "loss": record["loss"], "passed": not failing, **_figures(row)})
-                less = stricter(wanted, row, attempts)
-                if not failing or record["given"] or less is None:
-                    break
-                allowed = less
+            for path in building.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.copyfile(quantized / POLICY, building / POLICY)
+            chosen = perf_counter()
+            manifest = self._write(variant, source, building, key, record)
+            self.bench.measure(row, building)
+            elsewhere += perf_counter() - chosen
+            failing = [gate for gate in judge(wanted, row, frozenset(), self.scored) if not gate.passed]
+            attempts.append({"budget": allowed, "loss": record["loss"], "passed": not failing, **_figures(row)})
+            less = stricter(wanted, row, attempts)
+            if not failing or record["given"] or less is None:
+                break
+            allowed = less
         seconds = perf_counter() - began - elsewhere
         shutil.rmtree(quantized)
+        shutil.rmtree(prepared)
         facts = {name: value for name, value in manifest.items() if name not in ("key", "weights", "files")}
         facts["quantization"] = record | {"attempts": attempts, "seconds": seconds}
         return store.write_manifest(building, key, manifest["weights"], facts, known=manifest["files"])
@@ -166,6 +163,15 @@ class Exports:
             **{name: done[name] for name in ("notes", "extras", "build", "export_s", "export_peak_rss_bytes")},
         }
         return store.write_manifest(folder, key, done["weights"], facts)
+
+
+def quantize_step(
+    checkpoint: Checkpoint, how: dict[str, Any], threads: int, log: Path, progress: Progress, op: str, **args: Any
+) -> Any:
+    """One of a worker's ops that make a policy, in a process that ends with it: what it needed of memory is free
+    while the artifact is exported and measured, and files hold what another attempt needs."""
+    with Worker(log, threads, progress, HUGE_PAGES) as worker:
+        return worker(op, checkpoint=asdict(checkpoint), threads=threads, how=how, **args)
 
 
 def limits(job: Job, variant: Variant) -> Gates:

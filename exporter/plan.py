@@ -143,9 +143,11 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     source = look(job, worker)
     window, stride = window_of(job, source.checkpoint.task, source.max_length)
     variants, skipped = _variants(job, source, window)
-    # A float graph, and on average half its size for each artifact; and a merged checkpoint in the cache.
+    # A float graph, and on average half its size for each artifact; for a policy the smoothed float checkpoint and the
+    # rounded one; and a merged checkpoint in the cache.
     whole = 4 * source.checkpoint.parameters
-    needs = {output: int(whole * (1 + len(variants) / 2))}
+    policies = 2 if any(_quantizes(job, one) for one in variants) else 0
+    needs = {output: int(whole * (1 + len(variants) / 2 + policies))}
     if source.adapters:
         needs[cache_folder() / "checkpoints"] = whole
     refuse_full_disk(needs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -10,11 +10,11 @@ from typing import Any
 
 from exporter import store
 from exporter.errors import JobError
-from exporter.exporting import budget, limits
+from exporter.exporting import budget, limits, quantize_step
 from exporter.job import Job
 from exporter.merging import merge_stage
 from exporter.plan import make_plan
-from exporter.process import HUGE_PAGES, Progress, Worker
+from exporter.process import Progress, Worker
 from exporter.quantizing import POLICY
 
 
@@ -23,7 +23,7 @@ def make_policy(job: Job, file: Path, progress: Progress) -> dict[str, Any]:
     file = file.expanduser()
     store.writable(file.parent, "choose another file with --policy-out")
     log = store.cache_folder() / "logs" / "calibrate.log"
-    with TemporaryDirectory() as folder, Worker(log, job.threads, progress, HUGE_PAGES) as worker:
+    with TemporaryDirectory() as folder, Worker(log, job.threads, progress) as worker:
         plan = make_plan(job.model_copy(update={"output": Path(folder)}), worker)
         if len(plan.variants) != 1 or not plan.quantizes(plan.variants[0]):
             asked = ", ".join(map(str, plan.variants)) or "none"
@@ -34,10 +34,13 @@ def make_policy(job: Job, file: Path, progress: Progress) -> dict[str, Any]:
         checkpoint, _ = merge_stage(job, plan.source, plan.text, worker, progress)
         how, text = plan.how(variant), plan.calibration_text()
         began = perf_counter()
-        worker("quantize_open", checkpoint=asdict(checkpoint), threads=job.threads, how=how, text=text)
+        prepared = Path(folder) / "prepared"
+        prepared.mkdir()
+        step = partial(quantize_step, checkpoint, how, job.threads, log, progress)
+        step("quantize_prepare", text=text, folder=prepared)
         progress(f"choosing the policy of {variant}", 0, 0)
         allowed = budget(limits(job, variant), checkpoint.task)
-        record: dict[str, Any] = worker("quantize", budget=allowed, folder=folder)
+        record: dict[str, Any] = step("quantize", prepared=prepared, budget=allowed, folder=folder)
         seconds = perf_counter() - began
         store.write_text(file, (Path(folder) / POLICY).read_text(encoding="utf-8"))
     return record | {"attempts": [], "seconds": seconds}

@@ -7,9 +7,9 @@ so how many of them are needed is found by simulating the whole mix, halving the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exporter.policy import Scheme
 
@@ -28,6 +28,14 @@ class Layer:
 
     size: int
     choices: tuple[Scheme | None, ...]
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"size": self.size, "choices": [one and one.model_dump(mode="json") for one in self.choices]}
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any]) -> Layer:
+        return cls(values["size"], tuple(one and Scheme.model_validate(one) for one in values["choices"]))
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def choose(
     def loss(low: int, raised: int) -> float:
         schemes = mix(low, raised)
         lowest = {name for name, scheme in schemes.items() if scheme == layers[name].choices[0]}
-        return meter.loss(schemes, {name: weight for name, weight in weights.items() if name in lowest})
+        return meter.loss(schemes, _Some(weights, lowest))
 
     for low in range(rungs - 1):
         none, all_raised = loss(low, 0), loss(low, len(groups))
@@ -103,3 +111,25 @@ def choose(
     best = mix(rungs - 2, len(groups)) if rungs > 1 else mix(0, 0)
     value = meter.loss(best)
     return Choice(best, value, value <= budget, groups)
+
+
+@dataclass(frozen=True)
+class _Some(Mapping[str, "Tensor"]):
+    """Those of the weights that are named: each is fetched, as from a file, when it is asked for."""
+
+    weights: Mapping[str, Tensor]
+    names: Set[str]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise KeyError(name)
+        return self.weights[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names and name in self.weights
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self.weights if name in self.names)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -20,21 +20,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ANSWERS = 1 << 28  # bytes of float answers that are kept
+_ROWS = 64  # of logits that are compared at a time
 
 
 class LossMeter:
     """Measures schemes on a few windows. The model's blocks before the first quantized layer are not run again.
 
     `model`: float32, in eval mode, on `windows` int64 [windows, window]. It answers as it did when the meter was made,
-    unless weights are given: then it is a copy of the layers' weights that counts.
+    unless weights are given: then it is a copy of the layers' weights that counts. `originals`: the layers' weights
+    [N, K], which it then takes from there after each measurement instead of keeping them in memory beside the rounded.
     """
 
-    def __init__(self, model: Any, task: str, windows: Tensor) -> None:
-        self._model, self._task = model, task
+    def __init__(self, model: Any, task: str, windows: Tensor, originals: Mapping[str, Tensor] | None = None) -> None:
+        self._model, self._task, self._originals = model, task, originals
         self._windows = windows[: max(_ANSWERS // (4 * windows.shape[1] * _width(model, task)), 1)]
         self._blocks = _blocks(model)
         self._kept: list[list[Any]] = []  # for each window, each block's output
-        self.groups: list[tuple[str, ...]] = []
+        self.groups = input_groups(model, task, windows[0])
         self._answers = [self._record(window) for window in self._windows]
         self.tokens = self._windows.numel()
         self._first = self._blocks_before()
@@ -56,11 +58,11 @@ class LossMeter:
             return 0.0
         first = min(self._first[name] for name in quantized)
         total = 0.0
-        with torch.inference_mode(), simulated(self._model, schemes, weights or {}):
+        with torch.inference_mode(), simulated(self._model, schemes, weights or {}, self._originals):
             measured = list(zip(self._windows, self._kept, self._answers, strict=True))[:windows]
             for window, kept, expected in measured:
                 with _skipping(self._blocks[:first], kept):
-                    total += _distance(expected, _answer(self._model, self._task, window), self._task)
+                    total += _distance(expected, _outputs(self._model, self._task, window), self._task)
         return total / len(measured)
 
     def _blocks_before(self) -> dict[str, int]:
@@ -76,28 +78,35 @@ class LossMeter:
         return before
 
     def _record(self, window: Tensor) -> Tensor:
-        """The float model's answer; remembers what the blocks returned and which layers share an input."""
+        """The float model's answer; remembers what the blocks returned."""
         import torch
 
         outputs: list[Any] = []
-        inputs: list[Any] = []
-        names: list[str] = []
-
-        def arrived(name: str, tensor: Tensor) -> None:
-            inputs.append(tensor)  # kept: a freed tensor's place could be another's
-            names.append(name)
-
         hooks = [block.register_forward_hook(lambda m, i, out: outputs.append(out)) for block in self._blocks]
         try:
-            with torch.inference_mode(), watched(linear_layers(self._model), arrived):
-                answer = _answer(self._model, self._task, window)
+            with torch.inference_mode():
+                answer = _log_probabilities(_outputs(self._model, self._task, window), self._task)
         finally:
             for hook in hooks:
                 hook.remove()
         self._kept.append(outputs)
-        if not self.groups:
-            self.groups = list(_sharing(names, inputs))
         return answer
+
+
+def input_groups(model: Any, task: str, window: Tensor) -> list[tuple[str, ...]]:
+    """The linear layers that a window [tokens] feeds, in their order of execution; what reads one tensor together."""
+    import torch
+
+    inputs: list[Any] = []
+    names: list[str] = []
+
+    def arrived(name: str, tensor: Tensor) -> None:
+        inputs.append(tensor)  # kept: a freed tensor's place could be another's
+        names.append(name)
+
+    with torch.inference_mode(), watched(linear_layers(model), arrived):
+        _outputs(model, task, window)
+    return list(_sharing(names, inputs))
 
 
 def _sharing(names: Sequence[str], inputs: Sequence[Any]) -> Iterator[tuple[str, ...]]:
@@ -141,21 +150,29 @@ def _width(model: Any, task: str) -> int:
     return int(getattr(model.config, "vocab_size", 1)) if task == GENERATION else 1
 
 
-def _answer(model: Any, task: str, window: Tensor) -> Tensor:
-    """Log-probabilities [T, V], or [1, C]; for feature extraction the mean hidden state [1, H]."""
+def _outputs(model: Any, task: str, window: Tensor) -> Tensor:
+    """Logits [T, V], or [1, C]; for feature extraction the mean hidden state [1, H]."""
     extra = {"use_cache": False} if task == GENERATION else {}
     out = model(input_ids=window[None], **extra)
     if task == FEATURES:
         mean: Tensor = out.last_hidden_state.mean(1)
         return mean
     logits: Tensor = out.logits[0] if task == GENERATION else out.logits
-    return logits.log_softmax(-1)
+    return logits
 
 
-def _distance(expected: Tensor, got: Tensor, task: str) -> float:
+def _log_probabilities(outputs: Tensor, task: str) -> Tensor:
+    return outputs if task == FEATURES else outputs.log_softmax(-1)
+
+
+def _distance(expected: Tensor, outputs: Tensor, task: str) -> float:
+    """How far outputs are from the float model's answer."""
     import torch
 
     if task == FEATURES:
-        return 1 - float(torch.nn.functional.cosine_similarity(expected.double(), got.double()).mean())
-    terms = expected.exp() * (expected - got)
-    return float(terms.sum(-1, dtype=torch.float64).mean())
+        return 1 - float(torch.nn.functional.cosine_similarity(expected.double(), outputs.double()).mean())
+    rows = []  # of a large vocabulary, each intermediate tensor would be a hundred megabytes
+    for log_p, logits in zip(torch.split(expected, _ROWS), torch.split(outputs, _ROWS), strict=True):
+        terms = log_p.exp() * (log_p - _log_probabilities(logits, task))
+        rows.append(terms.sum(-1, dtype=torch.float64))
+    return float(torch.cat(rows).mean())

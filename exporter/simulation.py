@@ -21,29 +21,34 @@ if TYPE_CHECKING:
 
 @contextmanager
 def simulated(
-    model: Any, schemes: Mapping[str, Scheme | None], weights: Mapping[str, Tensor] = MappingProxyType({})
+    model: Any,
+    schemes: Mapping[str, Scheme | None],
+    weights: Mapping[str, Tensor] = MappingProxyType({}),
+    originals: Mapping[str, Tensor] | None = None,
 ) -> Iterator[None]:
     """Within the block the model's linear layers compute as their schemes say; afterwards it is as it was.
 
     `weights` [N, K] by name are on their scheme's grid already, chosen by a better method than the nearest value.
+    `originals` [N, K] are what the layers get afterwards; None: what they have, kept in memory in the meantime.
     """
     modules = linear_layers(model)
-    kept, hooks = {}, []
+    kept: dict[str, Any] = {}
+    hooks = []
     try:
         for name, scheme in schemes.items():
             if scheme is None:
                 continue
             weight = weight_of(modules[name])
-            kept[name] = weight.clone()
-            weight.copy_(weights[name] if name in weights else rounded(kept[name], scheme))
+            kept[name] = weight.clone() if originals is None else None
+            weight.copy_(weights[name] if name in weights else rounded(weight, scheme))
             if scheme.input != "float":
                 hooks.append(modules[name].register_forward_pre_hook(_rounding(scheme)))
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        for name, weight in kept.items():
-            weight_of(modules[name]).copy_(weight)
+        for name, own in kept.items():
+            weight_of(modules[name]).copy_(own if originals is None else originals[name])
 
 
 def _rounding(scheme: Scheme) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:

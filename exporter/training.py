@@ -14,8 +14,8 @@ from exporter.types import GENERATION, Checkpoint
 
 if TYPE_CHECKING:
     from exporter.plan import Plan
+    from exporter.preparing import Step
     from exporter.process import Progress, Worker
-    from exporter.quantizing import Step
 
 
 def qat_stage(
@@ -76,7 +76,7 @@ def train_checkpoint(
 
     from transformers import AutoTokenizer
 
-    from exporter.quantizing import How, open_quantizer
+    from exporter.preparing import How, Prepared, prepare
     from exporter.stages.qat import train, training_windows
     from exporter.targets.torch import load_model
 
@@ -84,11 +84,11 @@ def train_checkpoint(
     trust = checkpoint.trust_remote_code
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust)
     windows = training_windows(tokenizer, text, skip, name, chosen, max_length)
-    quantizer = open_quantizer(checkpoint, How.load(how), threads, step, **calibration)
-    schemes = quantizer.choose(0.0).schemes  # ranges to begin from; nothing is chosen: all the layers are trained
-    del quantizer
-    load = partial(load_model, task=GENERATION, dtype="float32", trust_remote_code=trust)
     store.sweep(folder.parent)
+    with store.temporary_folder(folder.parent, "prepared") as prepared:
+        prepare(checkpoint, How.load(how), threads, step, prepared, **calibration)
+        schemes = Prepared.load(prepared).lowest()  # ranges to begin from: all the layers are trained
+    load = partial(load_model, task=GENERATION, dtype="float32", trust_remote_code=trust)
     with store.publish(folder) as building:
         made = train(load, checkpoint.path, schemes, windows, chosen, building, states, step("training"))
         policy = Policy(source=checkpoint.source, modules={one: its or FLOAT for one, its in made["schemes"].items()})

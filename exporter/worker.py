@@ -130,19 +130,25 @@ class Session:
         return {name: made[name] for name in ("history", "record", "policy")}
 
     def check_calibration(self, path: str, trust: bool, text: dict[str, Any]) -> None:
-        from exporter.quantizing import windows_of
+        from exporter.preparing import windows_of
 
         windows_of(Path(path), trust, text)
 
-    def quantize_open(
-        self, checkpoint: dict[str, Any], threads: int, how: dict[str, Any], text: dict[str, Any]
+    def quantize_prepare(
+        self, checkpoint: dict[str, Any], threads: int, how: dict[str, Any], text: dict[str, Any], folder: str
     ) -> None:
-        from exporter.quantizing import How, open_quantizer
+        from exporter.preparing import How, prepare
 
-        self._quantizer = open_quantizer(_checkpoint(checkpoint), How.load(how), threads, self.progress, **text)
+        prepare(_checkpoint(checkpoint), How.load(how), threads, self.progress, Path(folder), **text)
 
-    def quantize(self, budget: float, folder: str) -> dict[str, Any]:
-        return self._quantizer.write(self._quantizer.choose(budget), budget, Path(folder))
+    def quantize(
+        self, checkpoint: dict[str, Any], threads: int, how: dict[str, Any], prepared: str, budget: float, folder: str
+    ) -> dict[str, Any]:
+        from exporter.preparing import How
+        from exporter.quantizing import Quantizer
+
+        quantizer = Quantizer(_checkpoint(checkpoint), How.load(how), threads, self.progress, Path(prepared))
+        return quantizer.write(quantizer.choose(budget), budget, Path(folder))
 
     def export(self, target: str, checkpoint: dict[str, Any], threads: int, **places: Any) -> dict[str, Any]:
         from exporter.policy import Scheme
@@ -188,7 +194,7 @@ class Session:
 
 OPS = (
     "prepare", "inspect", "dequantize", "merge", "reference", "calibrate", "check_calibration", "train",
-    "quantize_open", "quantize", "export", "quality", "speed_open", "speed_round",
+    "quantize_prepare", "quantize", "export", "quality", "speed_open", "speed_round",
 )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from exporter import Job, run
 from exporter.bench.quality import Reference, compare
 from exporter.exporting import stricter
 from exporter.policy import Policy, Scheme, read_policy
-from exporter.quantizing import How, open_quantizer
+from exporter.preparing import How, Prepared, prepare
+from exporter.quantizing import Quantizer
 from exporter.simulation import simulated
 from exporter.targets.torch import load_model, open_checkpoint
 from exporter.types import GENERATION, Checkpoint, Gates, Result
@@ -51,18 +52,17 @@ def test_the_report_says_what_each_layer_got_and_what_was_predicted(chosen):
         assert all(0 < loss < record["loss"] * 2 for loss in losses)
 
 
-def test_a_signed_input_gets_a_symmetric_range_and_another_its_own(tiny):
+def test_a_signed_input_gets_a_symmetric_range_and_another_its_own(tiny, tmp_path):
     signed = Scheme(weight="int8", input="static", signed=True)
     other = signed.model_copy(update={"signed": False})
     policy = Policy(modules={"*.q_proj": signed, "*.up_proj": other, "lm_head": Scheme(weight="int8")})
     how = How((), False, "min-max", False, "nearest", policy)
     text = {"name": "calib", "text": (tiny / "calib.txt").read_text(encoding="utf-8")}
     checkpoint = Checkpoint(tiny, GENERATION, "tiny", "0" * 64, 0)
-    quantizer = open_quantizer(
-        checkpoint, how, 1, lambda name: lambda done, total: None, **text, skip=0, tokens=1024, max_length=128
+    prepare(
+        checkpoint, how, 1, lambda name: lambda done, total: None, tmp_path, **text, skip=0, tokens=1024, max_length=128
     )
-    chosen = quantizer.choose(1.0).schemes
-    for name, scheme in chosen.items():
+    for name, scheme in Prepared.load(tmp_path).lowest().items():
         if name.endswith((".q_proj", ".up_proj")):
             low, high = scheme.range
             assert (low == -high) == name.endswith(".q_proj")
@@ -71,6 +71,35 @@ def test_a_signed_input_gets_a_symmetric_range_and_another_its_own(tiny):
             assert scheme.range is None
         else:
             assert scheme is None
+
+
+def test_a_later_attempt_takes_what_the_first_found(tiny, tmp_path):
+    """It neither calibrates nor ranks again, and chooses and writes what a process that never ended would."""
+    schemes = (Scheme(weight="int4", group=32, symmetric=False), Scheme(weight="int8", group=32))
+    how = How(schemes, True, "min-max", False, "gptq")
+    text = {"name": "calib", "text": (tiny / "calib.txt").read_text(encoding="utf-8")}
+    checkpoint = Checkpoint(tiny, GENERATION, "tiny", "0" * 64, 0)
+    steps, prepared = [], tmp_path / "prepared"
+
+    def step(name):
+        steps.append(name)
+        return lambda done, total: None
+
+    def written(quantizer, budget, name):
+        (tmp_path / name).mkdir()
+        record = quantizer.write(quantizer.choose(budget), budget, tmp_path / name)
+        return record, (tmp_path / name / "model.safetensors").read_bytes()
+
+    prepared.mkdir()
+    prepare(checkpoint, how, 1, step, prepared, **text, skip=0, tokens=1024, max_length=128)
+    first = Quantizer(checkpoint, how, 1, step, prepared)
+    loose, _ = written(first, 1.0, "loose")
+    assert steps == ["GPTQ", "sensitivity"]
+    again = written(first, loose["loss"] / 2, "again")
+    fresh = written(Quantizer(checkpoint, how, 1, step, prepared), loose["loss"] / 2, "fresh")
+    assert steps == ["GPTQ", "sensitivity"]
+    assert fresh == again
+    assert fresh[0]["schemes"] != loose["schemes"]
 
 
 def test_what_was_simulated_is_what_the_artifact_does(chosen, tiny):

@@ -28,6 +28,12 @@ class Corrected:
     without_bias: tuple[str, ...]
 
 
+def biased(model: Any, schemes: Mapping[str, Scheme | None]) -> list[str]:
+    """The layers that have a scheme and a bias: what can be corrected."""
+    linear = linear_layers(model)
+    return [name for name, scheme in schemes.items() if scheme is not None and linear[name].bias is not None]
+
+
 def mean_outputs(model: Any, ids: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
     """The mean output [N] of each linear layer over ids [windows, window], read as one batch: of the float model."""
     means: dict[str, Tensor] = {}
@@ -52,7 +58,7 @@ def correct_biases(
     """
     linear = linear_layers(model)
     quantized = [name for name, scheme in schemes.items() if scheme is not None]
-    with_bias = [name for name in quantized if linear[name].bias is not None and name in expected]
+    with_bias = [name for name in biased(model, schemes) if name in expected]
 
     def mend(name: str) -> Callable[[Any, Any, Tensor], Tensor]:
         def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
@@ -62,8 +68,9 @@ def correct_biases(
 
         return hook
 
-    with simulated(model, schemes):
-        _run(model, ids, {name: mend(name) for name in with_bias})
+    if with_bias:
+        with simulated(model, schemes):
+            _run(model, ids, {name: mend(name) for name in with_bias})
     return Corrected(tuple(with_bias), tuple(name for name in quantized if linear[name].bias is None))
 
 
@@ -96,11 +103,19 @@ def _mean(name: str, output: Tensor) -> Tensor:
 def _run(model: Any, ids: Tensor, hooks: Mapping[str, Callable[..., Any]]) -> None:
     import torch
 
+    if not hooks:
+        return
     linear = linear_layers(model)
+    head = model.get_output_embeddings()
+    unseen = head is not None and all(linear[name] is not head for name in hooks)
     registered = [linear[name].register_forward_hook(hook) for name, hook in hooks.items()]
+    if unseen:  # the logits of thousands of tokens are gigabytes, and nobody looks at them: one position's will do
+        head.forward = lambda hidden, whole=head.forward: whole(hidden[..., :1, :])
     try:
         with torch.no_grad():
             model(input_ids=ids)
     finally:
+        if unseen:
+            del head.forward
         for one in registered:
             one.remove()

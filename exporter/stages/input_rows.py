@@ -37,13 +37,17 @@ def input_rows(model: Any, ids: Tensor, names: Iterable[str], rows: int = ROWS) 
     with torch.no_grad(), watched({name: linear[name] for name in names}, keep):
         for window in ids:
             model(input_ids=window[None])
+    latest = None
     joined: dict[tuple[int, ...], Tensor] = {}
-    for name, parts in kept.items():
-        key = tuple(map(id, parts))
+    found: dict[str, Tensor] = {}
+    for name in list(kept):
+        parts = kept.pop(name)  # gone when they are joined: all of them are as large as what is returned
+        key = tuple(map(id, parts))  # never another's later: parts were all made before the first went
         if key not in joined:
             joined[key] = torch.cat(parts)
-        if not joined[key].isfinite().all():
+        found[name] = joined[key]
+        if not found[name].isfinite().all():
             raise BuildError(
                 f"{name} is fed NaN or Inf on the calibration text: the model is broken, or overflows on it"
             )
-    return {name: joined[tuple(map(id, parts))] for name, parts in kept.items()}
+    return found
