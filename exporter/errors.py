@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 EXIT_OK, EXIT_BUG, EXIT_JOB, EXIT_GATE, EXIT_BUILD, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -28,9 +29,10 @@ class JobError(ExporterError):
 
 
 class BuildError(ExporterError):
-    """An artifact that was asked for could not be built."""
+    """An artifact that was asked for could not be built. `build`: what is known of it, for its row in the report."""
 
     exit_status = EXIT_BUILD
+    build: dict[str, Any] | None = None
 
 
 class MissingPackage(BuildError):

@@ -12,7 +12,7 @@ from typing import Any
 
 from exporter import targets
 from exporter.bench.latency import Round, summarize
-from exporter.errors import ExporterError
+from exporter.errors import BuildError, ExporterError
 from exporter.process import Progress, Worker, WorkerFailed
 from exporter.targets import REFERENCE
 from exporter.types import Checkpoint, Result, Variant
@@ -44,6 +44,8 @@ class Bench:
             do()
         except ExporterError as error:
             row.status, row.reason = "failed", str(error)
+            if isinstance(error, BuildError):
+                row.build = error.build or row.build
             mends = targets.get(row.target).mends_crash
             if isinstance(error, WorkerFailed) and error.killed_by == signal.SIGILL and mends is not None:
                 row.reason += f"; its build does not fit this processor, mend it with: {mends()}"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from exporter.errors import EXIT_BUILD, EXIT_JOB, BuildError, JobError
+from exporter.errors import EXIT_JOB, BuildError, ExporterError, JobError
 from exporter.store import cache_folder, writable
 
 # For a worker that computes on whole weight matrices: torch then asks for huge pages, and a new tensor costs a quarter.
@@ -25,6 +25,15 @@ Progress = Callable[[str, int, int], None]  # (what is being done, done, total);
 
 def silent(what: str, done: int, total: int) -> None:
     """The progress of nobody who looks."""
+
+
+def _error(reply: Mapping[str, Any]) -> ExporterError:
+    """What a worker's op raised."""
+    if reply["status"] == EXIT_JOB:
+        return JobError(reply["error"])
+    error = BuildError(reply["error"])
+    error.build = reply.get("build")
+    return error
 
 
 class WorkerFailed(BuildError):
@@ -114,7 +123,7 @@ class Worker:
             if "progress" in reply:
                 self._progress(*reply["progress"])
             elif "error" in reply:
-                raise {EXIT_JOB: JobError, EXIT_BUILD: BuildError}[reply["status"]](reply["error"])
+                raise _error(reply)
             elif "bug" in reply:
                 raise WorkerFailed(f"{reply['bug']} (in {op}; the log is {self._log})", reply["trace"])
             else:

@@ -230,7 +230,8 @@ def _answer(session: Session, request: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"result": getattr(session, request["op"])(**request["args"])}
     except ExporterError as error:
-        return {"error": str(error), "status": error.exit_status}
+        build = error.build if isinstance(error, BuildError) else None
+        return {"error": str(error), "status": error.exit_status, "build": build}
     except Exception as error:  # noqa: BLE001  # the parent is told: it shows the traceback
         if store.disk_full(error):
             message = f"the disk is full ({error}); free some space and run again"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
 
-from exporter import Job, targets
+from exporter import Job, run, targets
 from exporter.errors import BuildError
+from exporter.targets.tensorrt_build import parse
+from exporter.targets.tensorrt_log import Log
+from exporter.targets.tensorrt_platform import RTX
 from exporter.types import FEATURES, GENERATION, Checkpoint, ExportRequest
 
 pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
@@ -71,3 +75,24 @@ def test_an_engine_that_cannot_be_built_says_the_last_lines_of_its_log(tiny, tmp
     assert str(failure.value).endswith("allow more with --trt-workspace")
     assert "[ERROR] " in (tmp_path / "artifact" / "build.log").read_text()
     assert "[ERROR] " in capfd.readouterr().err  # which is OUT/logs/…export.log: the folder itself is gone
+
+
+def test_what_is_known_of_an_engine_that_failed_stays_in_its_row(tmp_path):
+    small = {"eval_tokens": 256, "window": 64, "threads": 1, "speed": False}
+    report = run(Job(model="tiny", target="tensorrt-rtx", output=tmp_path / "out", trt_workspace="1K", **small))
+    row = report["results"][-1]
+    assert (row["status"], report["exit_status"]) == ("failed", 4)
+    built = row["build"]
+    assert (built["parsed"], built["refused"], built["built_by"], built["engine_bytes"]) == (True, [], None, None)
+    assert built["onnx_bytes"] > 100_000
+    assert "no engine (see why above)" in (tmp_path / "out" / "report.md").read_text()
+    assert not list((tmp_path / "out").glob("tensorrt-rtx*"))
+
+
+def test_a_parsers_refusal_names_the_operators(tmp_path):
+    text = "<ir_version: 10, opset_import: ['' : 23]> g (float[4, 4] x) => (float y) { y = Det(x) }"
+    onnx.save(onnx.parser.parse_model(text.replace("'", '"')), tmp_path / "model.onnx")
+    with pytest.raises(BuildError) as failure:
+        parse(RTX, tmp_path / "model.onnx", Log(RTX.load()))
+    assert failure.value.build["parsed"] is False
+    assert any("Det" in line for line in failure.value.build["refused"]), failure.value.build

@@ -20,7 +20,8 @@ def build_lines(row: Mapping[str, Any]) -> Iterator[str]:
     if record["refused"]:
         yield f"refused: {', '.join(record['refused'])}"
     if record["built_by"] is None:
-        yield f"no engine (--no-engine); graph {record['onnx_bytes'] / 1e6:,.1f} MB"
+        why = "--no-engine" if row["status"] == "ok" else "see why above"
+        yield f"no engine ({why}); graph {record['onnx_bytes'] / 1e6:,.1f} MB"
     else:
         yield (
             f"engine built by {record['built_by']}: {record['engine_bytes'] / 1e6:,.1f} MB, "

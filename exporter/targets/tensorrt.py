@@ -60,8 +60,6 @@ def export(platform: Platform, request: ExportRequest) -> Exported:
     model_onnx = folder / "model.onnx"
     request.progress(f"writing the graph of {platform.package}:{request.precision}", 0, 0)
     graph = write_graph(request, model_onnx, lacking(platform, OPERATORS))
-    if lines := refused(model_onnx):
-        raise BuildError(f"TensorRT refuses {len(lines)} things of the graph: {'; '.join(lines)}")
     profile, how = Profile.parse(options["trt_profile"]), _how(request)
     inputs, outputs = ports(model_onnx)
     gc.collect()  # graphs are full of cycles, and would keep the float weights mapped beside the builder's memory
@@ -79,13 +77,18 @@ def export(platform: Platform, request: ExportRequest) -> Exported:
         "layers": None, "kept_float": list(graph.kept_float), "int8_share": graph.int8_share,
         "seconds": dict(graph.seconds),
     }  # fmt: skip
-    if options["engine"]:
-        built = build(platform, model_onnx, shapes, how, folder, request.progress)
-        told |= built | {"seconds": told["seconds"] | built["seconds"], "parsed": True, "parsed_by": str(platform)}
-        told["engine_over_onnx"] = told["engine_bytes"] / onnx_bytes
-        files = ["model.plan"]
-    else:
-        told |= _parsed(platform, model_onnx)
+    try:
+        _check(model_onnx)
+        if options["engine"]:
+            built = build(platform, model_onnx, shapes, how, folder, request.progress)
+            told |= built | {"seconds": told["seconds"] | built["seconds"], "parsed": True, "parsed_by": str(platform)}
+            told["engine_over_onnx"] = told["engine_bytes"] / onnx_bytes
+            files = ["model.plan"]
+        else:
+            told |= _parsed(platform, model_onnx)
+    except BuildError as error:
+        error.build = told | (error.build or {})
+        raise
     (folder / REBUILD).write_text(rebuild_command(platform, shapes, how), encoding="utf-8")
     write_repository(folder, request.checkpoint.source, platform, inputs, outputs)
     there = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -104,6 +107,14 @@ def _how(request: ExportRequest) -> How:
         workspace=parse_bytes("--trt-workspace", workspace) if workspace else None,
         timing_cache=cache and cache / "tensorrt",
     )
+
+
+def _check(model_onnx: Path) -> None:
+    """Raises BuildError for what the lint knows to be refused."""
+    if lines := refused(model_onnx):
+        error = BuildError(f"TensorRT refuses {len(lines)} things of the graph: {'; '.join(lines)}")
+        error.build = {"parsed": False, "parsed_by": "exporter's lint", "refused": lines}
+        raise error
 
 
 def _parsed(platform: Platform, model_onnx: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Networks are strongly typed: every precision is in the graph, and the builder ge
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -51,8 +51,15 @@ def parse(platform: Platform, model_onnx: Path, log: Log) -> tuple[Any, Any]:
     if not parser.parse_from_file(str(model_onnx)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         said = [f"{one.node_operator()} ({one.node_name()}): {one.desc()}" for one in errors]
-        raise BuildError(f"{platform}'s parser refuses the graph: {'; '.join(said) or log.last_lines()}")
+        raise _failed(platform, f"{platform}'s parser refuses the graph: {'; '.join(said) or log.last_lines()}", said)
     return builder, network
+
+
+def _failed(platform: Platform, message: str, refused: Sequence[str] | None = None) -> BuildError:
+    """`refused`: what its parser says against the graph; None where it took it."""
+    error = BuildError(message)
+    error.build = {"parsed": refused is None, "parsed_by": str(platform), "refused": list(refused or ())}
+    return error
 
 
 def _builder(platform: Platform, trt: Any, log: Log) -> Any:
@@ -83,12 +90,13 @@ def build(
     if how.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, how.workspace)
     _for_which_gpus(trt, config, how)
-    _add_profile(builder, config, network, shapes)
+    if not _add_profile(builder, config, network, shapes):
+        raise _failed(platform, f"the builder does not take the profile {dict(shapes)}")
     timings = _read_timings(platform, config, how)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         more = "; allow more with --trt-workspace" if how.workspace is not None else ""
-        raise BuildError(f"{platform} could not build the engine: {log.last_lines()}{more}")
+        raise _failed(platform, f"{platform} could not build the engine: {log.last_lines()}{more}")
     if timings is not None:
         _write_timings(config, timings)
     with (folder / PLAN).open("wb") as file:
@@ -114,13 +122,12 @@ def _for_which_gpus(trt: Any, config: Any, how: How) -> None:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
 
 
-def _add_profile(builder: Any, config: Any, network: Any, shapes: Mapping[str, Shapes]) -> None:
+def _add_profile(builder: Any, config: Any, network: Any, shapes: Mapping[str, Shapes]) -> bool:
     profile = builder.create_optimization_profile()
     inputs = [network.get_input(index).name for index in range(network.num_inputs)]
     for name in inputs:
         profile.set_shape(name, *shapes[name])
-    if config.add_optimization_profile(profile) < 0:
-        raise BuildError(f"the builder does not take the profile {dict(shapes)}")
+    return bool(config.add_optimization_profile(profile) >= 0)
 
 
 def _read_timings(platform: Platform, config: Any, how: How) -> Path | None:
