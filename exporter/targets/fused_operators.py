@@ -3,6 +3,14 @@
 A trace spells each normalization out in seven nodes and each rotation in thirty, half of those about shapes. As one
 operator a normalization needs no types of its own: it computes in float32 by its specification,
 https://onnx.ai/onnx/operators/onnx__RMSNormalization.html. What does not match in every constant stays as it is.
+
+SmolLM2-135M in float16 with TensorRT-RTX 1.7.1 on 2 cores of an AMD EPYC, medians of 3 builds; the engines have 365
+layers each:
+
+    as traced                      3,201 nodes  269.96 MB  parsed in 0.40 s  built in 7.4 s  engine 285.99 MB
+    without what is there twice    2,168        269.67     0.31              7.9             285.99
+    and RMSNormalization           1,680        269.48     0.31              9.0             285.86
+    and RotaryEmbedding            1,077        269.32     0.26              6.5             286.10
 """
 
 from __future__ import annotations
