@@ -1,0 +1,95 @@
+"""The parts of quantization-aware training: its options, its loss, and the rounding that gradients go through."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, kl_div
+
+from exporter.errors import JobError
+from exporter.grid import rounded, rounded_input
+from exporter.job import Job, load_job
+from exporter.policy import Scheme
+from exporter.qat_options import QatOptions
+from exporter.stages.qat_loss import losses
+from exporter.stages.qat_rounding import RoundedInput, RoundedWeight
+
+INT4 = Scheme(weight="int4", group=32, symmetric=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("step=3", "unknown option 'step'; did you mean steps"),
+        ("steps=0", "--qat steps=0: input should be greater than or equal to 1"),
+        ("scheme=int3", "--qat scheme=int3: input should be 'int8-static' or 'int4-weight'"),
+        ("lr=fast", "--qat lr=fast: input should be a valid number"),
+        ("steps", "steps has no value"),
+        ("steps=1,steps=2", "steps is given twice"),
+        ("", "unknown option ''"),
+    ],
+)
+def test_options_that_are_wrong(text, message):
+    with pytest.raises(JobError, match=message):
+        load_job(Job, {"model": "tiny", "output": "out", "qat": text})
+
+
+def test_options():
+    options = QatOptions.parse("scheme=int8-static, checkpointing=on,data=a,b.txt,lora=8")
+    assert (options.scheme, options.checkpointing, options.data, options.lora) == (
+        "int8-static", True, Path("a,b.txt"), 8,
+    )  # fmt: skip
+    assert options.layer_scheme() == Scheme(weight="int8", input="static")
+    assert QatOptions.parse("steps=3").identity() == QatOptions.parse("steps=3,save=1,data=x").identity()
+
+
+def test_the_loss_and_its_gradient_are_autograds():
+    generator = torch.Generator().manual_seed(1)
+    student = torch.randn(2, 5, 11, generator=generator, requires_grad=True)
+    teacher, ids = torch.randn(2, 5, 11, generator=generator), torch.randint(11, (2, 5), generator=generator)
+    ours, theirs = (logits[:, :-1].flatten(0, 1).log_softmax(-1) for logits in (student, teacher))
+    divergence = kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    entropy = cross_entropy(student[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    (wanted,) = torch.autograd.grad(0.7 * divergence + 0.3 * entropy, student)
+    kl, ce, gradient = losses(student.detach(), teacher.clone(), ids, 0.7)
+    assert (kl, ce) == pytest.approx((divergence.item(), entropy.item()), rel=1e-5)
+    assert torch.allclose(gradient, wanted, atol=1e-7)
+
+
+@pytest.mark.parametrize("scheme", [INT4, Scheme(weight="int4"), Scheme(weight="int8", group=32)], ids=str)
+def test_rounding_a_weight_is_the_grids_and_its_gradients_are_lsqs(scheme):
+    stored = torch.randn(8, 64, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    rounding = RoundedWeight(stored, scheme, transposed=False, lora=None, seed=0)
+    found = rounding(stored)
+    assert torch.equal(found, rounded(stored.detach(), scheme))
+    incoming = torch.randn(8, 64, generator=torch.Generator().manual_seed(3))
+    torch.autograd.backward(found, incoming)
+    assert stored.grad is not None
+    passed = stored.grad == incoming
+    assert ((stored.grad == 0) | passed).all()
+    assert 0.9 < passed.float().mean() <= 1  # the rest is cut off by the grid's ends
+    # LSQ: a value within the grid moves with the step by what it was rounded by, one at its end by its code.
+    error = torch.where(passed, found - stored, found).detach()  # times the step: of the step's logarithm
+    wanted = (incoming * error).reshape(*rounding.log_steps.shape, -1).sum(-1)
+    assert rounding.log_steps.grad is not None
+    assert torch.allclose(rounding.log_steps.grad, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("ends", [(-1.0, 1.0), (-0.5, 2.0), (0.0, 1.0)])
+def test_rounding_an_input_is_the_grids_and_its_range_learns(ends):
+    scheme = Scheme(weight="int8", input="static", range=ends)
+    rounding = RoundedInput(scheme)
+    inputs = (torch.randn(400, generator=torch.Generator().manual_seed(4)) * 2).requires_grad_()
+    (found,) = rounding(torch.nn.Identity(), (inputs,))
+    assert torch.equal(found, rounded_input(inputs.detach(), scheme))
+    # Much lies beyond the range: to come nearer to the inputs, its ends must move outwards.
+    torch.autograd.backward((found - inputs.detach()).square().sum())
+    with torch.no_grad():
+        rounding.log_range -= 0.1 * rounding.log_range.grad.sign()
+    low, high = rounding.scheme().range
+    assert high > ends[1]
+    assert low == 0 if ends[0] == 0 else low < ends[0]
+    assert rounding.scheme().symmetric_input == scheme.symmetric_input
+    cut = (inputs < scheme.range[0] - 0.1) | (inputs > scheme.range[1] + 0.1)
+    assert (inputs.grad[cut] == 0).all()
+    assert cut.any()
