@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from exporter import Job, run, targets
+from exporter.bench.built import build_lines
 from exporter.errors import BuildError
 from exporter.runner import CachedRunner, StandInRunner
 from exporter.targets.tensorrt_platform import RTX, cannot_run
@@ -128,14 +130,18 @@ def test_the_command_that_builds_it_again(done):
 
 
 def test_the_report_tells_of_the_engine(done):
-    _, output = done
+    report, output = done
     for name in ("report.md", "report.html"):
         text = (output / name).read_text()
         assert re.search(r"engine built by tensorrt-rtx 1\.\d+.*× its graph", text), name
         assert "for sm89, sm120" in text
-        assert text.count("kept in float32, ") == 2
-        assert re.search(r"kept in float32, statistics of a row: \d\d operators \(.+, …\)", text)
+        assert re.search(r"kept in float32, made of positions: \d operators \(.+, …\)", text)
         assert "quality: onnxruntime-cpu (graph handed to TensorRT); latency: no CUDA device" in text
+    row = copy.deepcopy(report["results"][-1])
+    row["build"]["kept_float"] += ["/layers.3/Mul: beyond float16 on calibration text"]
+    kept = [line for line in build_lines(row) if line.startswith("kept in float32, ")]
+    assert kept[0] == "kept in float32, beyond float16 on calibration text: 1 operator (/layers.3/Mul)"
+    assert len(kept) == 2, "the others are counted together"
 
 
 def test_the_proof_is_held_to_the_profile(done):
