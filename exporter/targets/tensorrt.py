@@ -20,7 +20,7 @@ from typing import Any
 from exporter.errors import BuildError, JobError, unknown
 from exporter.targets.byte_size import parse_bytes
 from exporter.targets.folder_files import copy_configuration
-from exporter.targets.tensorrt_build import How, build, parse
+from exporter.targets.tensorrt_build import How, build, failed, parse
 from exporter.targets.tensorrt_graph import OPERATORS, write_graph
 from exporter.targets.tensorrt_lint import refused
 from exporter.targets.tensorrt_log import Log
@@ -28,6 +28,7 @@ from exporter.targets.tensorrt_platform import (
     RTX,
     TENSORRT,
     Platform,
+    can_parse,
     cannot_run,
     capabilities,
     has_device,
@@ -112,14 +113,13 @@ def _how(request: ExportRequest) -> How:
 def _check(model_onnx: Path) -> None:
     """Raises BuildError for what the lint knows to be refused."""
     if lines := refused(model_onnx):
-        error = BuildError(f"TensorRT refuses {len(lines)} things of the graph: {'; '.join(lines)}")
-        error.build = {"parsed": False, "parsed_by": "exporter's lint", "refused": lines}
-        raise error
+        message = f"TensorRT refuses {len(lines)} things of the graph: {'; '.join(lines)}"
+        raise failed("exporter's lint", message, lines)
 
 
 def _parsed(platform: Platform, model_onnx: Path) -> dict[str, Any]:
-    """What a parser at hand says of a graph without an engine: TensorRT's own needs a GPU, TensorRT-RTX's none."""
-    able = [one for one in (platform, RTX) if one.version() and (one.ahead_of_time or has_device())]
+    """What a parser at hand says of a graph without an engine."""
+    able = [one for one in (platform, RTX) if can_parse(one)]
     if not able:
         return {}
     parse(able[0], model_onnx, Log(able[0].load()))

@@ -21,7 +21,7 @@ from exporter.targets.tensorrt_log import (
     layers_of_log,
     monitor,
 )
-from exporter.targets.tensorrt_platform import Platform, cannot_run, capabilities
+from exporter.targets.tensorrt_platform import Platform, cannot_run, capabilities, open_parser
 from exporter.targets.tensorrt_profile import Shapes
 
 PLAN, LOG, LAYERS = "model.plan", "build.log", "layers.json"
@@ -46,19 +46,20 @@ def parse(platform: Platform, model_onnx: Path, log: Log) -> tuple[Any, Any]:
     """
     trt = platform.load()
     builder = _builder(platform, trt, log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log.logger)
+    network, parser = open_parser(trt, builder, log.logger)
     if not parser.parse_from_file(str(model_onnx)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         said = [f"{one.node_operator()} ({one.node_name()}): {one.desc()}" for one in errors]
-        raise _failed(platform, f"{platform}'s parser refuses the graph: {'; '.join(said) or log.last_lines()}", said)
+        raise failed(
+            str(platform), f"{platform}'s parser refuses the graph: {'; '.join(said) or log.last_lines()}", said
+        )
     return builder, network
 
 
-def _failed(platform: Platform, message: str, refused: Sequence[str] | None = None) -> BuildError:
-    """`refused`: what its parser says against the graph; None where it took it."""
+def failed(by: str, message: str, refused: Sequence[str] | None = None) -> BuildError:
+    """With the report's fields of a graph that was read `by` a parser. `refused`: what it says; None: it took it."""
     error = BuildError(message)
-    error.build = {"parsed": refused is None, "parsed_by": str(platform), "refused": list(refused or ())}
+    error.build = {"parsed": refused is None, "parsed_by": by, "refused": list(refused or ())}
     return error
 
 
@@ -91,12 +92,12 @@ def build(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, how.workspace)
     _for_which_gpus(trt, config, how)
     if not _add_profile(builder, config, network, shapes):
-        raise _failed(platform, f"the builder does not take the profile {dict(shapes)}")
+        raise failed(str(platform), f"the builder does not take the profile {dict(shapes)}")
     timings = _read_timings(platform, config, how)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         more = "; allow more with --trt-workspace" if how.workspace is not None else ""
-        raise _failed(platform, f"{platform} could not build the engine: {log.last_lines()}{more}")
+        raise failed(str(platform), f"{platform} could not build the engine: {log.last_lines()}{more}")
     if timings is not None:
         _write_timings(config, timings)
     with (folder / PLAN).open("wb") as file:

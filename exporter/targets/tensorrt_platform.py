@@ -57,14 +57,25 @@ def has_device() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
+def can_parse(platform: Platform) -> bool:
+    """Whether its parser can be asked here: TensorRT's own needs a GPU, TensorRT-RTX's none."""
+    return platform.version() is not None and (platform.ahead_of_time or has_device())
+
+
+def open_parser(trt: Any, builder: Any, logger: Any) -> tuple[Any, Any]:
+    """An empty strongly typed network, and the parser that fills it."""
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    return network, trt.OnnxParser(network, logger)
+
+
 def lacking(platform: Platform, operators: Iterable[str]) -> frozenset[str]:
     """Those of ONNX's operators that its parser does not have; none where no parser can be asked."""
-    if platform.version() is None or not (platform.ahead_of_time or has_device()):
+    if not can_parse(platform):
         return frozenset()
     trt = platform.load()
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
-    parser = trt.OnnxParser(builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)), logger)
+    _, parser = open_parser(trt, builder, logger)
     return frozenset(operator for operator in operators if not parser.supports_operator(operator))
 
 
