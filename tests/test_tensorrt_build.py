@@ -13,7 +13,7 @@ import transformers
 from exporter import Job, run, targets
 from exporter.errors import BuildError
 from exporter.targets.tensorrt_build import parse
-from exporter.targets.tensorrt_log import Log
+from exporter.targets.tensorrt_log import Log, count_layers, layers_of_inspector
 from exporter.targets.tensorrt_platform import RTX
 from exporter.types import FEATURES, GENERATION, Checkpoint, ExportRequest
 
@@ -96,3 +96,21 @@ def test_a_parsers_refusal_names_the_operators(tmp_path):
         parse(RTX, tmp_path / "model.onnx", Log(RTX.load()))
     assert failure.value.build["parsed"] is False
     assert any("Det" in line for line in failure.value.build["refused"]), failure.value.build
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ({"Format/Datatype": "Half"}, "Half"),
+        ({"Format/Datatype": "Row major linear FP16 format"}, "FP16"),
+        ({"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}, "Int8"),
+        ({"Format/Datatype": "N/A due to dynamic shapes"}, "N/A due to dynamic shapes"),
+        ({"Format": "Row major linear", "Datatype": "Half"}, "Half"),
+    ],
+)
+def test_types_that_an_inspector_names(written, read):
+    """In the JSON of TensorRT 10 and of 11, as NVIDIA documents it; its own needs a GPU."""
+    layer = {"Name": "fc", "LayerType": "gemm", "Inputs": [written], "Outputs": [written]}
+    (found,) = layers_of_inspector({"Layers": [layer, "a name alone"]})
+    assert (found["inputs"], found["outputs"]) == ([read], [read])
+    assert count_layers([found], "it")["by_precision"] == {read: 1}

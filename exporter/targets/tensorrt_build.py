@@ -106,7 +106,7 @@ def build(
     return {
         "built_by": str(platform),
         "engine_bytes": int(plan.nbytes),
-        "layers": _layers(platform, log, folder),
+        "layers": _layers(platform, log, folder, shapes),
         "seconds": {"parse": parsed - start, "build": built - parsed},
     }
 
@@ -152,10 +152,10 @@ def _write_timings(config: Any, file: Path) -> None:
     new.replace(file)
 
 
-def _layers(platform: Platform, log: Log, folder: Path) -> dict[str, Any] | None:
+def _layers(platform: Platform, log: Log, folder: Path, shapes: Mapping[str, Shapes]) -> dict[str, Any] | None:
     """What the engine's layers are: from its inspector where it can be opened, else from the builder's own words."""
     if cannot_run(platform) is None:
-        layers, source = layers_of_inspector(_inspected(platform, log, folder / PLAN)), "the engine's inspector"
+        layers, source = layers_of_inspector(_inspected(platform, log, folder / PLAN, shapes)), "the engine's inspector"
     else:
         layers, source = layers_of_log(log.layers_text), "the builder's log"
     if not layers:
@@ -164,11 +164,16 @@ def _layers(platform: Platform, log: Log, folder: Path) -> dict[str, Any] | None
     return count_layers(layers, source)
 
 
-def _inspected(platform: Platform, log: Log, plan: Path) -> dict[str, Any]:
+def _inspected(platform: Platform, log: Log, plan: Path, shapes: Mapping[str, Shapes]) -> dict[str, Any]:
+    """What the inspector says of the layers at the sizes that the profile is tuned for: without sizes, no types."""
     trt = platform.load()
     engine = trt.Runtime(log.logger).deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         return {"Layers": []}  # made for another GPU than this machine's
+    context = engine.create_execution_context()
+    for name, (_, tuned, _) in shapes.items():
+        context.set_input_shape(name, tuned)
     inspector = engine.create_engine_inspector()
+    inspector.execution_context = context
     described: dict[str, Any] = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
     return described

@@ -15,6 +15,7 @@ _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<type>[^,]+), (?P<rest
 _INPUTS = re.compile(r"Inputs: \[(.*?)\], (?:Constants|Outputs)")
 _OUTPUTS = re.compile(r"Outputs: \[(.*?)\](?:, [A-Z]\w+: |$)")
 _TYPES = re.compile(r"Datatype: (\w+)")
+_OF_FORMAT = re.compile(r"(\w+) format\b")
 Progress = Callable[[str, int, int], None]
 
 
@@ -122,8 +123,12 @@ def layers_of_inspector(described: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _type(value: Mapping[str, Any]) -> str:
-    """In TensorRT 10 it is 'Format/Datatype', a sentence that ends or begins with the type; later 'Datatype'."""
-    return str(value.get("Datatype") or value.get("Format/Datatype") or "unknown")
+    """Its type: 'Datatype'; in TensorRT 10 'Format/Datatype', such as 'Half' or 'Row major linear FP16 format'."""
+    if "Datatype" in value:
+        return str(value["Datatype"])
+    said = str(value.get("Format/Datatype", "unknown"))
+    named = _OF_FORMAT.search(said)
+    return named[1] if named else said
 
 
 def count_layers(layers: Iterable[Mapping[str, Any]], source: str) -> dict[str, Any]:
