@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from exporter import targets
 from exporter.errors import BuildError, JobError
 from exporter.job import Job, MergeJob
 from exporter.load import is_recipe
-from exporter.policy import Policy, read_policy
+from exporter.policy import Policy, Scheme, read_policy
 from exporter.process import Progress, Worker
 from exporter.qat_options import HEAD, QatOptions
 from exporter.recipes import Recipe
@@ -67,25 +68,26 @@ class Plan:
 
     def how(self, variant: Variant) -> dict[str, Any]:
         """What exporter.quantizing is told of a variant's policy: the fields of its How, for JSON."""
-        schemes = targets.get(variant.target).precisions[variant.precision].schemes
-        return {
-            "schemes": [scheme.model_dump(mode="json") for scheme in schemes],
-            "policy": None if self.policy is None else self.policy.model_dump(mode="json"),
-            "mixed": self.job.policy != "off",
-            **{name: getattr(self.job, name) for name in ("ranges", "smooth", "rounding")},
-        }
+        precision = targets.get(variant.target).precisions[variant.precision]
+        job, per_octave = self.job, precision.ranges_per_octave
+        return self._how(precision.schemes, job.policy != "off", job.smooth, job.rounding, per_octave)
 
     def how_trained(self) -> dict[str, Any]:
         """What a training begins from: every layer at the scheme that is trained for, or at the job's policy."""
         assert self.training is not None
-        schemes = [self.training[0].layer_scheme(), HEAD]
+        return self._how((self.training[0].layer_scheme(), HEAD), False, False, "nearest", None)
+
+    def _how(
+        self, schemes: Iterable[Scheme], mixed: bool, smooth: bool, rounding: str, ranges_per_octave: int | None
+    ) -> dict[str, Any]:
         return {
             "schemes": [scheme.model_dump(mode="json") for scheme in schemes],
-            "policy": None if self.policy is None else self.policy.model_dump(mode="json"),
-            "mixed": False,
+            "mixed": mixed,
             "ranges": self.job.ranges,
-            "smooth": False,
-            "rounding": "nearest",
+            "ranges_per_octave": ranges_per_octave,
+            "smooth": smooth,
+            "rounding": rounding,
+            "policy": None if self.policy is None else self.policy.model_dump(mode="json"),
         }
 
     def calibration_text(self) -> dict[str, Any]:

@@ -41,7 +41,8 @@ Step = Callable[[str], Callable[[int, int], None]]  # a step's name to what is t
 class How:
     """How a policy is made. `schemes`: what a layer may get, cheapest first; float is the last resort where `mixed`.
 
-    `policy`: given, so that nothing is chosen; ranges that it leaves out are found.
+    `policy`: given, so that nothing is chosen; ranges that it leaves out are found. `ranges_per_octave` as in
+    exporter.types.Precision.
     """
 
     schemes: tuple[Scheme, ...]
@@ -50,6 +51,7 @@ class How:
     smooth: bool
     rounding: str
     policy: Policy | None = None
+    ranges_per_octave: int | None = None
 
     @classmethod
     def load(cls, values: Mapping[str, Any]) -> How:
@@ -240,12 +242,14 @@ class _Preparation:
         """Of each layer that was fed; {} where nothing is static."""
         if not kinds:
             return {}
-        from exporter.ranges import METHODS
+        from exporter.ranges import METHODS, rounded_up
 
-        self.done.append(f"static ranges: {self._how.ranges}, over {self._windows.numel()} tokens")
-        method = METHODS[self._how.ranges]
+        method, per_octave = METHODS[self._how.ranges], self._how.ranges_per_octave
+        shared = f", rounded up to {per_octave} an octave" if per_octave else ""
+        self.done.append(f"static ranges: {self._how.ranges}, over {self._windows.numel()} tokens{shared}")
         found = self._collect().items()
-        return {(name, signed): method(its.histogram, signed) for name, its in found for signed in kinds}
+        ranges = {(name, signed): method(its.histogram, signed) for name, its in found for signed in kinds}
+        return {key: rounded_up(one, per_octave) for key, one in ranges.items()} if per_octave else ranges
 
     def _layer(self, name: str, ranges: _Ranges) -> Layer:
         module = linear_layers(self._model)[name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import ceil, floor
+from math import ceil, floor, log2
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ Range = tuple[float, float]
 Method = Callable[[Histogram, bool], Range]
 
 _FINE, _LEVELS = 2048, 128  # bins and codes on each side of 0, as in Migacz's talk
+_SAME = 1e-6  # of a size's exponent: a range that has the size already keeps it
 _SELDOM = 1e-4  # counts where Q has none and P has outliers: the divergence must not be infinite
 
 
@@ -87,6 +88,14 @@ METHODS: Mapping[str, Method] = {
     "entropy": entropy,
     "mse": squared_error,
 }
+
+
+def rounded_up(found: Range, per_octave: int) -> Range:
+    """The range, widened until its greater end is a power of 2 ** (1 / per_octave): layers come to share ranges."""
+    low, high = found
+    reach = max(-low, high)
+    wider = 2 ** (ceil(log2(reach) * per_octave - _SAME) / per_octave)
+    return (-wider, wider) if low == -high else (low * wider / reach, high * wider / reach)
 
 
 def _range(low: float, high: float, symmetric: bool) -> Range:

@@ -95,12 +95,15 @@ class Precision:
 
     `requires`: import names of packages that it needs beyond its target's. `schemes`: what a policy for it chooses
     from for each layer, cheapest first; the last resort, float, is not listed. Empty: it takes no policy.
+    `ranges_per_octave`: static ranges are rounded up to so many sizes between one and its double, for an engine that
+    has a kernel for each size there is.
     """
 
     summary: str
     gates: Gates
     requires: tuple[str, ...] = ()
     schemes: tuple[Scheme, ...] = ()
+    ranges_per_octave: int | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 
 from exporter.grid import rounded_input
 from exporter.policy import Scheme
-from exporter.ranges import METHODS, entropy, min_max, percentile, squared_error
+from exporter.ranges import METHODS, entropy, min_max, percentile, rounded_up, squared_error
 from exporter.statistics import collect
 
 NUMBERS = np.random.default_rng(0)
@@ -145,3 +145,16 @@ def test_a_layer_that_is_fed_zeros_gets_a_range(method):
     zeros = histogram(np.zeros(100))
     assert METHODS[method](zeros, True) == (-1, 1)
     assert METHODS[method](zeros, False) == (0, 1)
+
+
+@pytest.mark.parametrize("per_octave", [1, 4, 16])
+def test_ranges_rounded_up_hold_what_they_held_and_are_few(per_octave):
+    reaches = 2 ** NUMBERS.uniform(-3, 3, 500)
+    wider = [rounded_up((-reach, reach), per_octave) for reach in reaches]
+    assert all(low == -high for low, high in wider)
+    growth = np.array([high for _, high in wider]) / reaches
+    assert growth.min() > 1 - 1e-5
+    assert growth.max() < 2 ** (1 / per_octave) + 1e-5
+    assert len(set(wider)) <= 6 * per_octave + 1
+    assert [rounded_up(one, per_octave) for one in wider] == wider
+    assert rounded_up((-1.5, 3.0), 1) == (-2.0, 4.0)

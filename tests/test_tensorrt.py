@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from exporter import Job, run, targets
 from exporter.bench.built import build_lines
@@ -74,6 +77,14 @@ def test_int8_under_a_policy(tmp_path):
     assert row["build"]["layers"]["by_precision"]["Int8"] > 10
     assert 0 < row["kl"] < 0.05
     assert any("signed static input" in kind for kind in row["quantization"]["schemes"])
+    assert any(", rounded up to 16 an octave" in line for line in row["quantization"]["history"])
+    ranges = [one["range"] for one in row["quantization"]["policy"].values() if one and one["range"]]
+    exponents = [16 * math.log2(high) for low, high in ranges]
+    assert exponents == pytest.approx([round(one) for one in exponents], abs=1e-6)
+    graph = onnx.load(tmp_path / "out" / "tensorrt-rtx-int8" / "model.onnx", load_external_data=False)
+    scales = {node.input[1] for node in graph.graph.node if node.op_type == "QuantizeLinear"}
+    sizes = {float(numpy_helper.to_array(one)) for one in graph.graph.initializer if one.name in scales}
+    assert sizes == {float(np.float16(high / 127)) for _, high in ranges}
 
 
 def test_the_folder(done):
