@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -151,18 +152,23 @@ def sparse_llama(folder: Path) -> int:
     return offset
 
 
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory):
+    """(checkpoint above 2 GB, its bytes, a scratch folder that exports of it share); gone when the last of them is."""
+    base = tmp_path_factory.mktemp("sparse")
+    scratch = base / "scratch"
+    scratch.mkdir()
+    size = sparse_llama(base)
+    yield Checkpoint(base, GENERATION, "sparse", "0" * 64, size // 4), size, scratch
+    shutil.rmtree(base)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8-weight"])
-def test_above_2_gb_the_weights_lie_in_one_file_beside_the_graph(tmp_path_factory, tmp_path, precision):
-    base = tmp_path_factory.getbasetemp() / "sparse"
-    if not base.is_dir():
-        base.mkdir()
-        sparse_llama(base)
-    size = (base / "model.safetensors").stat().st_size
+def test_above_2_gb_the_weights_lie_in_one_file_beside_the_graph(sparse, tmp_path, precision):
+    checkpoint, size, scratch = sparse
     assert size > 2**31
-    scratch, folder = base.with_name("sparse-scratch"), tmp_path / "artifact"
-    scratch.mkdir(exist_ok=True)
+    folder = tmp_path / "artifact"
     folder.mkdir()
-    checkpoint = Checkpoint(base, GENERATION, "sparse", "0" * 64, size // 4)
     exported = ONNX.export(ExportRequest(checkpoint, precision, folder, scratch, threads=2))
     data = folder / "model.onnx_data"
     if precision == "fp32":
