@@ -127,9 +127,8 @@ def main() -> None:
             lines += rows(model, arguments.text, calibration, arguments.again)
     if arguments.only in (None, "tiny"):
         lines += four_bits(OUT, arguments.again)
-    text = "\n".join(
-        [*lines, "", f"- {cpu_name()}, 2 cores. Calibrated on {CALIBRATED:,} tokens of the text's second half."]
-    )
+    calibrated = f"Calibrated on {CALIBRATED:,} tokens of the text's second half; the tiny model on its own text."
+    text = "\n".join([*lines, "", f"- {cpu_name()}, 2 cores. {calibrated}"])
     print(text)
     if not arguments.keep_readme and not arguments.only:
         write_section(BEGIN, END, text)
