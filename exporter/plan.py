@@ -69,25 +69,25 @@ class Plan:
     def how(self, variant: Variant) -> dict[str, Any]:
         """What exporter.quantizing is told of a variant's policy: the fields of its How, for JSON."""
         precision = targets.get(variant.target).precisions[variant.precision]
-        job, per_octave = self.job, precision.ranges_per_octave
-        return self._how(precision.schemes, job.policy != "off", job.smooth, job.rounding, per_octave)
+        return self._how(
+            precision.schemes,
+            mixed=self.job.policy != "off",
+            smooth=self.job.smooth,
+            rounding=self.job.rounding,
+            ranges_per_octave=precision.ranges_per_octave,
+        )
 
     def how_trained(self) -> dict[str, Any]:
         """What a training begins from: every layer at the scheme that is trained for, or at the job's policy."""
         assert self.training is not None
-        return self._how((self.training[0].layer_scheme(), HEAD), False, False, "nearest", None)
+        return self._how((self.training[0].layer_scheme(), HEAD), mixed=False, smooth=False, rounding="nearest")
 
-    def _how(
-        self, schemes: Iterable[Scheme], mixed: bool, smooth: bool, rounding: str, ranges_per_octave: int | None
-    ) -> dict[str, Any]:
+    def _how(self, schemes: Iterable[Scheme], **choices: bool | str | int | None) -> dict[str, Any]:
         return {
             "schemes": [scheme.model_dump(mode="json") for scheme in schemes],
-            "mixed": mixed,
-            "ranges": self.job.ranges,
-            "ranges_per_octave": ranges_per_octave,
-            "smooth": smooth,
-            "rounding": rounding,
             "policy": None if self.policy is None else self.policy.model_dump(mode="json"),
+            "ranges": self.job.ranges,
+            **choices,
         }
 
     def calibration_text(self) -> dict[str, Any]:

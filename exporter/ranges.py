@@ -95,7 +95,7 @@ def rounded_up(found: Range, per_octave: int) -> Range:
     low, high = found
     reach = max(-low, high)
     wider = 2 ** (ceil(log2(reach) * per_octave - _SAME) / per_octave)
-    return (-wider, wider) if low == -high else (low * wider / reach, high * wider / reach)
+    return low / reach * wider, high / reach * wider  # in this order: the greater end is the power exactly
 
 
 def _range(low: float, high: float, symmetric: bool) -> Range:
