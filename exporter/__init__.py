@@ -13,7 +13,7 @@ __all__ = ["Job", "__version__", "run"]
 
 if TYPE_CHECKING:
     from exporter.job import Job
-    from exporter.pipeline import run
+    from exporter.pipeline.run import run
 
 
 def __getattr__(name: str) -> Any:
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
         return Job
     if name == "run":
-        from exporter.pipeline import run
+        from exporter.pipeline.run import run
 
         return run
     raise AttributeError(f"module 'exporter' has no attribute {name!r}")

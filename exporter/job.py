@@ -1,7 +1,8 @@
 """Job: the validated form of the command line's flags and of the YAML file. Each default is written here, once.
 
 The CLI builds its flags from these fields, `exporter schema` prints their JSON Schema. A job only holds values: it
-infers nothing, downloads nothing and looks at no file: exporter.source and exporter.plan do, before any work.
+infers nothing, downloads nothing and looks at no file: exporter.pipeline.source and exporter.pipeline.plan do, before
+any work.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from exporter.errors import JobError, unknown
-from exporter.qat_options import QatOptions
+from exporter.stages.train.options import QatOptions
 from exporter.types import BaseQuant, Combination, Gates, MergeDtype
 from exporter.yaml_file import read_yaml
 

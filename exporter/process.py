@@ -1,7 +1,8 @@
 """The parent's side of a worker: one export or one measurement in a process of its own.
 
 Its peak memory is its own, and an engine that crashes is an error with its signal's name, not the end of the run.
-Requests and replies are JSON lines (exporter.worker has the other side); what libraries print goes to a log file.
+Requests and replies are JSON lines (exporter.pipeline.worker has the other side); what libraries print goes to a log
+file.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class WorkerFailed(BuildError):
 
 
 class Worker:
-    """`with Worker(log, threads) as worker: worker("op", key=value)`; what an op can be is in exporter.worker.OPS.
+    """`with Worker(log, threads) as worker: worker("op", key=value)`; what an op can be is in
+    exporter.pipeline.worker.OPS.
 
     The process starts with the first op.
     """
@@ -76,7 +78,7 @@ class Worker:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "exporter.worker"],
+                [sys.executable, "-m", "exporter.pipeline.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

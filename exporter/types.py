@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from exporter.policy import Scheme
+    from exporter.quantization.policy import Scheme
     from exporter.runner import Runner
 
 Ids = NDArray[np.int64]
@@ -124,9 +124,9 @@ class ExportRequest:
     """What a target needs to write one artifact into `folder` (which exists and is empty).
 
     `options` are the job's values of the fields that the target names; `calibration` is the folder that
-    exporter.calibrate wrote, where the target asked for it: statistics of the layers' inputs, and the windows of token
-    ids. `policy`: each linear layer's scheme by its module's name, None where it stays in float; without a policy the
-    precision has a rule of its own.
+    exporter.quantization.calibrate wrote, where the target asked for it: statistics of the layers' inputs, and the
+    windows of token ids. `policy`: each linear layer's scheme by its module's name, None where it stays in float;
+    without a policy the precision has a rule of its own.
     """
 
     checkpoint: Checkpoint

@@ -11,10 +11,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from exporter.stages.adapter import read_adapter
-from exporter.stages.merge import How, merge
-from exporter.stages.proof import answers
-from exporter.stages.streaming import merge_streaming
+from exporter.stages.merge.adapter import read_adapter
+from exporter.stages.merge.merge import How, merge
+from exporter.stages.merge.proof import answers
+from exporter.stages.merge.streaming import merge_streaming
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION
 
 VOCABULARY = 128

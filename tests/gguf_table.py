@@ -73,7 +73,7 @@ def table(reports: dict[str, dict[str, Any]]) -> list[str]:
 def four_types(text: Path) -> str:
     """Seconds that exporter and llama.cpp's own tools take to write FOUR, with one conversion to float16."""
     from exporter import Job, run
-    from exporter.targets.gguf_types import FILE_TYPES
+    from exporter.targets.gguf.types import FILE_TYPES
 
     output = OUT / "gguf-four"
     shutil.rmtree(output, ignore_errors=True)

@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import torch
 
-from exporter.grid import rounded
-from exporter.linear import linear_layers
-from exporter.policy import Scheme
-from exporter.stages.bias_correction import round_biases
-from exporter.targets.onnx_session import OnnxDecoder, OnnxRunner
+from exporter.quantization.bias_correction import round_biases
+from exporter.quantization.grid import rounded
+from exporter.quantization.linear import linear_layers
+from exporter.quantization.policy import Scheme
+from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, TOKENIZER_FILES
 
 TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"

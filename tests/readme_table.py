@@ -18,8 +18,8 @@ from time import perf_counter
 from typing import Any
 
 from exporter import Job, run
-from exporter.bench import latency, quality
 from exporter.machine import cpu_name
+from exporter.measure import latency, quality
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out" / "bench"
@@ -163,8 +163,8 @@ def part(what: str, work: Path | None, done: Path | None, model: Path | None) ->
     if what == "quantize":
         import onnx_ir as ir
 
-        from exporter.targets.onnx_file import save_graph
-        from exporter.targets.onnx_quantize import quantize_by_rule
+        from exporter.targets.onnx.quantize import quantize_by_rule
+        from exporter.targets.onnx_graph.file import save_graph
 
         assert work is not None
         graph = ir.load(work / "float" / "model.onnx")
@@ -174,13 +174,13 @@ def part(what: str, work: Path | None, done: Path | None, model: Path | None) ->
     assert done is not None
     reference = quality.Reference.load(done / "reference" / "reference.npz")
     if what == "reference":
-        from exporter.targets.torch import open_checkpoint
+        from exporter.targets.torch.target import open_checkpoint
 
         assert model is not None
         runner: Any = open_checkpoint(model, reference.passages.task, THREADS)
         quality.answer(runner, reference.passages, lambda done, total: None)
     else:
-        from exporter.targets.onnx_session import OnnxDecoder
+        from exporter.targets.onnx_graph.session import OnnxDecoder
 
         runner = OnnxDecoder(done / what / "model.onnx", THREADS)
         quality.compare(runner, reference, lambda done, total: None)

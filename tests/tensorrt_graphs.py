@@ -10,9 +10,9 @@ import onnxruntime
 import torch
 import transformers as t
 
-from exporter.linear import linear_layers
-from exporter.policy import Scheme
-from exporter.targets.tensorrt_proof import write_proof
+from exporter.quantization.linear import linear_layers
+from exporter.quantization.policy import Scheme
+from exporter.targets.tensorrt.proof import write_proof
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION
 
 VOCABULARY = 120

@@ -29,9 +29,9 @@ from readme_table import (
     write_section,
 )
 
-from exporter.bench.table import verdict
 from exporter.machine import cpu_name
-from exporter.targets.tensorrt_platform import RTX, cannot_run
+from exporter.report.table import verdict
+from exporter.targets.tensorrt.platform import RTX, cannot_run
 
 BEGIN, END = "<!-- tensorrt bench: begin -->", "<!-- tensorrt bench: end -->"
 PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {

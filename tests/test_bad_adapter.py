@@ -9,8 +9,8 @@ from conftest import rewrite
 from safetensors.numpy import load_file, save_file
 
 from exporter.errors import JobError
-from exporter.stages.adapter import read_adapter
-from exporter.stages.merge import How, merge
+from exporter.stages.merge.adapter import read_adapter
+from exporter.stages.merge.merge import How, merge
 from exporter.types import GENERATION
 
 pytestmark = [

@@ -7,8 +7,8 @@ import pytest
 from conftest import SMALL, rewrite
 from safetensors.numpy import load_file, save_file
 
+from exporter.checkpoint.weights import check_weights
 from exporter.errors import JobError
-from exporter.weights import check_weights
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import pytest
 import torch
 import transformers
 
-from exporter.bench.tokenization import EVALUATION, HARD, TokenizedTexts, compare_tokenizer
-from exporter.calibrate import calibrate, calibration_windows
 from exporter.errors import JobError
-from exporter.hessians import hessians
-from exporter.linear import linear_layers
-from exporter.statistics import collect, load_statistics, watched
+from exporter.measure.tokenization import EVALUATION, HARD, TokenizedTexts, compare_tokenizer
+from exporter.quantization.calibrate import calibrate, calibration_windows
+from exporter.quantization.hessians import hessians
+from exporter.quantization.linear import linear_layers
+from exporter.quantization.statistics import collect, load_statistics, watched
 from exporter.types import GENERATION, Checkpoint
 
 

@@ -73,7 +73,7 @@ def test_help_lists_all_commands(run_cli):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; sys.argv = ['exporter', '--help']\nfrom exporter.cli import main\n"
+    code = "import sys; sys.argv = ['exporter', '--help']\nfrom exporter.command.cli import main\n"
     code += "try: main()\nfinally: print(*sorted(sys.modules), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage: exporter" in done.stdout
@@ -85,7 +85,7 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize("name", ["exporter", "export"])
 def test_both_names_are_the_same_program(name):
     points = {point.name: point.value for point in metadata.entry_points(group="console_scripts") if point.name == name}
-    assert points == {name: "exporter.cli:main"}
+    assert points == {name: "exporter.command.cli:main"}
     done = subprocess.run([Path(sys.executable).parent / name, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"exporter, version {metadata.version('exporter')}\n"
 

@@ -10,8 +10,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from exporter.errors import JobError, MissingPackage
-from exporter.stages import unpack
-from exporter.stages.dequantize import dequantize, refusal, scheme_of, simulate
+from exporter.stages.dequantize import unpack
+from exporter.stages.dequantize.dequantize import dequantize, refusal, scheme_of, simulate
 
 SCHEMES = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
@@ -186,7 +186,7 @@ def test_pieces_of_a_weight_are_the_weight(monkeypatch, tiny, tmp_path, out):
     quantized(tiny, "nf4").save_pretrained(tmp_path / "quantized")
     expected = quantized(tiny, "nf4").dequantize()
     monkeypatch.setattr(unpack, "_CHUNK", 1 << 13)
-    monkeypatch.setattr("exporter.stages.blocks._BLOCK", 1 << 12)
+    monkeypatch.setattr("exporter.checkpoint.blocks._BLOCK", 1 << 12)
     out.mkdir()
     (tmp_path / "simulated").mkdir()
     dequantize(tmp_path / "quantized", out)

@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers as t
 
-from exporter.targets import fused_operators
-from exporter.targets.traced_graph import trace_causal_lm
+from exporter.targets.onnx_graph import fused_operators
+from exporter.targets.onnx_graph.traced import trace_causal_lm
 
 VOCABULARY = 120
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}

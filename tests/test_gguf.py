@@ -10,10 +10,10 @@ import pytest
 from gguf import GGUFReader
 
 from exporter.errors import BuildError, JobError
-from exporter.targets.gguf import GGUF, calibrates, prepare
-from exporter.targets.gguf_imatrix import ImportanceMatrix, from_calibration, read_imatrix, write_imatrix
-from exporter.targets.gguf_runner import GgufDecoder
-from exporter.targets.gguf_types import DEMAND_MATRIX, FILE_TYPES, FLOATS, TENSOR_TYPES
+from exporter.targets.gguf.imatrix import ImportanceMatrix, from_calibration, read_imatrix, write_imatrix
+from exporter.targets.gguf.runner import GgufDecoder
+from exporter.targets.gguf.target import GGUF, calibrates, prepare
+from exporter.targets.gguf.types import DEMAND_MATRIX, FILE_TYPES, FLOATS, TENSOR_TYPES
 from exporter.types import GENERATION, Preparation
 
 # Bits that a weight takes, blocks' scales included, where every row is a multiple of 256.
@@ -39,7 +39,7 @@ def wide(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def statistics(wide, tmp_path_factory):
-    """exporter.calibrate's folder for it."""
+    """exporter.quantization.calibrate's folder for it."""
     return gguf_checkpoints.calibrated(wide, tmp_path_factory.mktemp("statistics") / "done")
 
 

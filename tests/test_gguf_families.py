@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import transformers
 
-from exporter.bench.tokenization import TokenizedTexts, compare_tokenizer
-from exporter.targets.gguf import GGUF
-from exporter.targets.gguf_runner import GgufDecoder, GgufEncoder
-from exporter.targets.torch import open_checkpoint
+from exporter.measure.tokenization import TokenizedTexts, compare_tokenizer
+from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
+from exporter.targets.gguf.target import GGUF
+from exporter.targets.torch.target import open_checkpoint
 from exporter.types import FEATURES
 
 # The largest error of a logit (BERT: of a hidden state); they are of the order of 10. llama.cpp looks GELU up in a

@@ -4,7 +4,7 @@ import gguf_checkpoints
 import pytest
 import transformers
 
-from exporter.targets.gguf_modelfile import find_wrapping, modelfile
+from exporter.targets.gguf.modelfile import find_wrapping, modelfile
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n"

@@ -13,10 +13,10 @@ import pytest
 from exporter import Job, run
 from exporter.errors import BuildError, JobError
 from exporter.runner import CachedRunner, TokenizingRunner
-from exporter.targets import gguf_converter
-from exporter.targets.gguf import GGUF
-from exporter.targets.gguf_runner import GgufDecoder, GgufEncoder
-from exporter.targets.gguf_toy import mending_command
+from exporter.targets.gguf import converter
+from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
+from exporter.targets.gguf.target import GGUF
+from exporter.targets.gguf.toy import mending_command
 
 TEXT = gguf_checkpoints.ROOT / "models" / "tiny" / "eval.txt"
 
@@ -134,18 +134,18 @@ def test_a_source_package_fills_a_cache(run_cli, converter_cache, tmp_path):
     assert refused.returncode == 2
     assert "is not the source package of llama-cpp-python" in refused.stderr
     (tmp_path / "package").mkdir()
-    package = gguf_converter._download(tmp_path / "package")
+    package = converter._download(tmp_path / "package")
     fetched = run_cli("fetch", "gguf", "--source", package, env=empty | {"PIP_NO_INDEX": "1"})
     assert fetched.returncode == 0, fetched.stderr
-    found = gguf_converter.cached(tmp_path / "empty")
+    found = converter.cached(tmp_path / "empty")
     assert found is not None
     assert not list(found.parent.glob(".*"))
     (found / "convert_hf_to_gguf.py").write_text("")  # damaged: it is not used
-    assert gguf_converter.cached(tmp_path / "empty") is None
+    assert converter.cached(tmp_path / "empty") is None
     with pytest.raises(BuildError, match="exporter fetch gguf"):
-        gguf_converter.fetch(tmp_path / "empty", offline=True)
+        converter.fetch(tmp_path / "empty", offline=True)
     with pytest.raises(JobError, match="no such file"):
-        gguf_converter.fetch(tmp_path / "empty", offline=True, source=tmp_path / "missing")
+        converter.fetch(tmp_path / "empty", offline=True, source=tmp_path / "missing")
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import torch
 from weight_models import made, windows
 
 from exporter.errors import BuildError
-from exporter.grid import quantized, rounded
-from exporter.hessians import hessians
-from exporter.linear import linear_layers, weight_of
-from exporter.policy import Scheme
-from exporter.simulation import simulated
-from exporter.stages.gptq import DAMPING, gptq, round_weights
+from exporter.quantization.gptq import DAMPING, gptq, round_weights
+from exporter.quantization.grid import quantized, rounded
+from exporter.quantization.hessians import hessians
+from exporter.quantization.linear import linear_layers, weight_of
+from exporter.quantization.policy import Scheme
+from exporter.quantization.simulation import simulated
 
 SCHEMES = [
     Scheme(weight=weight, group=group, symmetric=symmetric)

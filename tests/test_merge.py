@@ -22,7 +22,7 @@ from adapters import (
     train,
 )
 
-from exporter.stages.proof import answers
+from exporter.stages.merge.proof import answers
 from exporter.types import CLASSIFICATION
 
 pytestmark = [

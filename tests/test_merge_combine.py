@@ -20,9 +20,9 @@ from adapters import (
 )
 
 from exporter.errors import JobError
-from exporter.stages.adapter import check_combination, parse_adapter, read_adapter
-from exporter.stages.merge import How
-from exporter.stages.proof import answers
+from exporter.stages.merge.adapter import check_combination, parse_adapter, read_adapter
+from exporter.stages.merge.merge import How
+from exporter.stages.merge.proof import answers
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

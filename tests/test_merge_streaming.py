@@ -27,10 +27,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from exporter.errors import JobError
-from exporter.stages.adapter import read_adapter
-from exporter.stages.merge import How
-from exporter.stages.proof import answers
-from exporter.stages.streaming import merge_streaming
+from exporter.stages.merge.adapter import read_adapter
+from exporter.stages.merge.merge import How
+from exporter.stages.merge.proof import answers
+from exporter.stages.merge.streaming import merge_streaming
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -23,11 +23,11 @@ from adapters import (
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
+from exporter.checkpoint.weights import check_weights
 from exporter.errors import BuildError, JobError
-from exporter.stages.adapter import BASE_HASH, base_identity, read_adapter
-from exporter.stages.merge import How
-from exporter.stages.proof import answers, compare, refuse_unproven
-from exporter.weights import check_weights
+from exporter.stages.merge.adapter import BASE_HASH, base_identity, read_adapter
+from exporter.stages.merge.merge import How
+from exporter.stages.merge.proof import answers, compare, refuse_unproven
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

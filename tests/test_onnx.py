@@ -12,8 +12,8 @@ import onnx
 import pytest
 from safetensors import safe_open
 
-from exporter.targets.onnx import ONNX
-from exporter.targets.onnx_session import OnnxDecoder
+from exporter.targets.onnx.target import ONNX
+from exporter.targets.onnx_graph.session import OnnxDecoder
 from exporter.types import GENERATION, Checkpoint, ExportRequest
 
 TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"

@@ -15,16 +15,16 @@ from onnx import numpy_helper
 from policied import INT4, INT8, TINY, answers, operators, rms, run, windows
 
 from exporter.errors import BuildError
-from exporter.grid import quantized, rounded
-from exporter.linear import linear_layers, weight_of
-from exporter.policy import Scheme
-from exporter.simulation import simulated
-from exporter.targets.onnx import ONNX
-from exporter.targets.onnx_linear import find_matrices
-from exporter.targets.onnx_modules import module_rows
-from exporter.targets.onnx_quantize import quantize_by_policy
-from exporter.targets.onnx_schemes import quantize
-from exporter.targets.traced_graph import load_model
+from exporter.quantization.grid import quantized, rounded
+from exporter.quantization.linear import linear_layers, weight_of
+from exporter.quantization.policy import Scheme
+from exporter.quantization.simulation import simulated
+from exporter.targets.onnx.quantize import quantize_by_policy
+from exporter.targets.onnx.target import ONNX
+from exporter.targets.onnx_graph.linear import find_matrices
+from exporter.targets.onnx_graph.modules import module_rows
+from exporter.targets.onnx_graph.schemes import quantize
+from exporter.targets.onnx_graph.traced import load_model
 from exporter.types import GENERATION, TOKENIZER_FILES, Checkpoint, ExportRequest
 
 DYNAMIC = Scheme(weight="int8", input="dynamic")

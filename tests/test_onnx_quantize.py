@@ -10,13 +10,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from exporter.grid import rounded, rounded_input
-from exporter.policy import Scheme
-from exporter.targets.onnx_half import half
-from exporter.targets.onnx_linear import find_matrices
-from exporter.targets.onnx_nodes import finish
-from exporter.targets.onnx_quantize import quantize_by_rule
-from exporter.targets.onnx_schemes import GROUPS, quantize
+from exporter.quantization.grid import rounded, rounded_input
+from exporter.quantization.policy import Scheme
+from exporter.targets.onnx.half import half
+from exporter.targets.onnx.quantize import quantize_by_rule
+from exporter.targets.onnx_graph.linear import find_matrices
+from exporter.targets.onnx_graph.nodes import finish
+from exporter.targets.onnx_graph.schemes import GROUPS, quantize
 
 RNG = np.random.default_rng(0)
 VOCABULARY, HIDDEN, INNER = 96, 64, 160

@@ -9,10 +9,10 @@ import pytest
 import torch
 from policied import INT8, answers, operators, rms, round_the_rest, run, static_policy, windows
 
-from exporter.policy import Scheme
-from exporter.simulation import simulated
-from exporter.targets.onnx_session import OnnxDecoder
-from exporter.targets.traced_graph import load_model
+from exporter.quantization.policy import Scheme
+from exporter.quantization.simulation import simulated
+from exporter.targets.onnx_graph.session import OnnxDecoder
+from exporter.targets.onnx_graph.traced import load_model
 
 
 def share(notes: str) -> int:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from exporter.errors import JobError
-from exporter.stages import unpack
-from exporter.stages.dequantize import dequantize
+from exporter.stages.dequantize import unpack
+from exporter.stages.dequantize.dequantize import dequantize
 
 
 def words(fields, bits):

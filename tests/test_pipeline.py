@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from exporter import Job, run
-from exporter.bench.quality import Reference
+from exporter.measure.quality import Reference
 from exporter.types import Result
 
 ROW_KEYS = {

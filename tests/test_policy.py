@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from exporter.errors import JobError
-from exporter.grid import levels, quantized, rounded, rounded_input
-from exporter.policy import Policy, Scheme, read_policy
+from exporter.quantization.grid import levels, quantized, rounded, rounded_input
+from exporter.quantization.policy import Policy, Scheme, read_policy
 
 SCHEMES = [
     Scheme(weight=weight, group=group, symmetric=symmetric)

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from exporter.errors import BuildError, JobError
-from exporter.grid import rounded
-from exporter.linear import linear_layers, weight_of
-from exporter.policy import Scheme
-from exporter.qat_options import QatOptions
-from exporter.simulation import simulated
-from exporter.stages.qat import train, training_windows
+from exporter.quantization.grid import rounded
+from exporter.quantization.linear import linear_layers, weight_of
+from exporter.quantization.policy import Scheme
+from exporter.quantization.simulation import simulated
+from exporter.stages.train.options import QatOptions
+from exporter.stages.train.qat import train, training_windows
 
 INT4 = Scheme(weight="int4", group=32, symmetric=False)
 STATIC = Scheme(weight="int8", input="static", range=(-1.5, 2.0))

@@ -7,12 +7,12 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from exporter.errors import JobError
-from exporter.grid import rounded, rounded_input
 from exporter.job import Job, load_job
-from exporter.policy import Scheme
-from exporter.qat_options import QatOptions
-from exporter.stages.qat_loss import losses
-from exporter.stages.qat_rounding import RoundedInput, RoundedWeight
+from exporter.quantization.grid import rounded, rounded_input
+from exporter.quantization.policy import Scheme
+from exporter.stages.train.loss import losses
+from exporter.stages.train.options import QatOptions
+from exporter.stages.train.rounding import RoundedInput, RoundedWeight
 
 INT4 = Scheme(weight="int4", group=32, symmetric=False)
 

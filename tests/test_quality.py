@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.bench.gates import judge
-from exporter.bench.quality import Passages, Reference, answer, compare, compare_probe, windows
+from exporter.measure.gates import judge
+from exporter.measure.quality import Passages, Reference, answer, compare, compare_probe, windows
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Floats, Gates, Ids, Probe, Result
 
 VOCABULARY = 600

@@ -8,13 +8,13 @@ import torch
 import yaml
 
 from exporter import Job, run
-from exporter.bench.quality import Reference, compare
-from exporter.exporting import stricter
-from exporter.policy import Policy, Scheme, read_policy
-from exporter.preparing import How, Prepared, prepare
-from exporter.quantizing import Quantizer
-from exporter.simulation import simulated
-from exporter.targets.torch import load_model, open_checkpoint
+from exporter.measure.quality import Reference, compare
+from exporter.pipeline.exporting import stricter
+from exporter.quantization.policy import Policy, Scheme, read_policy
+from exporter.quantization.preparing import How, Prepared, prepare
+from exporter.quantization.quantizing import Quantizer
+from exporter.quantization.simulation import simulated
+from exporter.targets.torch.target import load_model, open_checkpoint
 from exporter.types import GENERATION, Checkpoint, Gates, Result
 
 FEW = {"speed": False, "eval_tokens": 512, "calib_tokens": 2048, "threads": 1}

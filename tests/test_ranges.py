@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.grid import rounded_input
-from exporter.policy import Scheme
-from exporter.ranges import METHODS, entropy, min_max, percentile, rounded_up, squared_error
-from exporter.statistics import collect
+from exporter.quantization.grid import rounded_input
+from exporter.quantization.policy import Scheme
+from exporter.quantization.ranges import METHODS, entropy, min_max, percentile, rounded_up, squared_error
+from exporter.quantization.statistics import collect
 
 NUMBERS = np.random.default_rng(0)
 SAMPLES = 200_000

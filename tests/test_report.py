@@ -17,9 +17,9 @@ import pytest
 from reports import HOSTILE, REPORTS, ROWS, SKIPPED, encoder, generation, hostile
 from rich.console import Console
 
-from exporter.bench import charts, table
-from exporter.bench.report import print_table, render_html, render_junit, render_markdown
-from exporter.pipeline import write_report
+from exporter.pipeline.run import write_report
+from exporter.report import charts, table
+from exporter.report.render import print_table, render_html, render_junit, render_markdown
 from exporter.types import Result
 
 VOID = {"meta", "br", "wbr", "hr", "img", "input", "link"}

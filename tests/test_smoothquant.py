@@ -6,14 +6,14 @@ from transformers import AutoModelForCausalLM
 from weight_models import answer, made, windows
 
 from exporter.errors import BuildError
-from exporter.linear import linear_layers
-from exporter.policy import Scheme
-from exporter.simulation import simulated
-from exporter.stages.bias_correction import correct_biases, mean_outputs
-from exporter.stages.folds import Fold, find_folds, fold
-from exporter.stages.input_rows import input_rows
-from exporter.stages.smoothquant import smooth, smoothing
-from exporter.statistics import collect, watched
+from exporter.quantization.bias_correction import correct_biases, mean_outputs
+from exporter.quantization.folds import Fold, find_folds, fold
+from exporter.quantization.input_rows import input_rows
+from exporter.quantization.linear import linear_layers
+from exporter.quantization.policy import Scheme
+from exporter.quantization.simulation import simulated
+from exporter.quantization.smoothquant import smooth, smoothing
+from exporter.quantization.statistics import collect, watched
 
 STATIC = Scheme(weight="int8", input="static")
 

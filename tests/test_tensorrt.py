@@ -13,13 +13,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from exporter import Job, run, targets
-from exporter.bench.built import build_lines
+from exporter import Job, run
 from exporter.errors import BuildError
+from exporter.report.built import build_lines
 from exporter.runner import CachedRunner, StandInRunner
-from exporter.targets.tensorrt_platform import RTX, cannot_run
-from exporter.targets.tensorrt_profile import Profile
-from exporter.targets.tensorrt_stand_in import ENGINE, open_stand_in
+from exporter.targets import known
+from exporter.targets.tensorrt.platform import RTX, cannot_run
+from exporter.targets.tensorrt.profile import Profile
+from exporter.targets.tensorrt.stand_in import ENGINE, open_stand_in
 from exporter.types import Variant
 
 pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
@@ -157,7 +158,7 @@ def test_the_report_tells_of_the_engine(done):
 
 def test_the_proof_is_held_to_the_profile(done):
     _, output = done
-    target = targets.get("tensorrt-rtx")
+    target = known.get("tensorrt-rtx")
     with target.open(output / "tensorrt-rtx-fp16", 1) as runner:
         assert isinstance(runner, CachedRunner)
         assert isinstance(runner, StandInRunner)
@@ -177,7 +178,7 @@ def test_the_proof_is_held_to_the_profile(done):
 @pytest.mark.gpu
 def test_engine_on_a_device(tmp_path):
     """The engine's own logits against those of its graph on the CPU, alone, in a batch, and through the cache."""
-    name = "tensorrt" if targets.unavailable(Variant("tensorrt", "fp16")) is None else "tensorrt-rtx"
+    name = "tensorrt" if known.unavailable(Variant("tensorrt", "fp16")) is None else "tensorrt-rtx"
     report = run(job("tiny", tmp_path / "out", name))
     [row] = rows_of(report).values()
     assert row["status"] == "ok", row["reason"]
@@ -190,7 +191,7 @@ def test_engine_on_a_device(tmp_path):
     profile = Profile.read((folder / "profiles.json").read_text())
     ids = np.arange(5, 45)
     with (
-        targets.get(name).open(folder, 1) as engine,
+        known.get(name).open(folder, 1) as engine,
         open_stand_in(folder, 1, profile, True, "compared") as proof,
     ):
         expected = proof.logits(ids)

@@ -10,11 +10,12 @@ import pytest
 import torch
 import transformers
 
-from exporter import Job, run, targets
+from exporter import Job, run
 from exporter.errors import BuildError
-from exporter.targets.tensorrt_build import parse
-from exporter.targets.tensorrt_log import Log, count_layers, layers_of_inspector
-from exporter.targets.tensorrt_platform import RTX
+from exporter.targets import known
+from exporter.targets.tensorrt.build import parse
+from exporter.targets.tensorrt.log import Log, count_layers, layers_of_inspector
+from exporter.targets.tensorrt.platform import RTX
 from exporter.types import FEATURES, GENERATION, Checkpoint, ExportRequest
 
 pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
@@ -33,7 +34,7 @@ FAMILIES = {
 
 def exported(checkpoint, task, folder, precision="fp16", **options):
     """What the target writes and says, in this process; the folder can be opened afterwards."""
-    target = targets.get("tensorrt-rtx")
+    target = known.get("tensorrt-rtx")
     told = Job(model="tiny", output="out", **options).options(target.options)
     folder.mkdir()
     source = Checkpoint(checkpoint, task, "model", "0" * 64, 1)
@@ -56,7 +57,7 @@ def test_family(architecture, tmp_path):
     assert made.build["built_by"].startswith("tensorrt-rtx ")
     assert (tmp_path / "artifact" / "model.plan").stat().st_size == made.build["engine_bytes"] > 100_000
     assert any("building" in what and done == total > 0 for what, done, total in steps), steps
-    with targets.get("tensorrt-rtx").open(tmp_path / "artifact", 1) as runner, torch.no_grad():
+    with known.get("tensorrt-rtx").open(tmp_path / "artifact", 1) as runner, torch.no_grad():
         for length in (1, 7, 40):
             ids = np.arange(4, 4 + length)
             answer = model(input_ids=torch.tensor(ids[None]))

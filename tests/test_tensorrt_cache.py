@@ -8,9 +8,9 @@ import pytest
 import torch
 import transformers as t
 
-from exporter.targets.onnx_session import OnnxDecoder
-from exporter.targets.tensorrt_cache import PAST, StepInputs
-from exporter.targets.traced_graph import trace_causal_lm
+from exporter.targets.onnx_graph.session import OnnxDecoder
+from exporter.targets.onnx_graph.traced import trace_causal_lm
+from exporter.targets.tensorrt.cache import PAST, StepInputs
 
 VOCABULARY = 120
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -9,9 +9,9 @@ import torch
 from tensorrt_graphs import MODELS, TOLERANCE, Opened, expected, off, profile, some_ids, static_policy
 from tensorrt_parser import parse
 
-from exporter.simulation import simulated
-from exporter.targets.tensorrt_lint import refused
-from exporter.targets.traced_graph import load_model
+from exporter.quantization.simulation import simulated
+from exporter.targets.onnx_graph.traced import load_model
+from exporter.targets.tensorrt.lint import refused
 from exporter.types import CLASSIFICATION, GENERATION
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tensorrt_parser import parse
 
-from exporter.targets.tensorrt_lint import refused
+from exporter.targets.tensorrt.lint import refused
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter import Job, run, targets
+from exporter import Job, run
 from exporter.errors import JobError
-from exporter.targets.tensorrt_graph import OPERATORS
-from exporter.targets.tensorrt_platform import RTX, lacking
-from exporter.targets.tensorrt_profile import Profile
+from exporter.targets import known
+from exporter.targets.tensorrt.graph import OPERATORS
+from exporter.targets.tensorrt.platform import RTX, lacking
+from exporter.targets.tensorrt.profile import Profile
 from exporter.types import FEATURES, GENERATION, Preparation, Variant
 
 TINY = Path(__file__).resolve().parents[1] / "models" / "tiny"
@@ -35,7 +36,7 @@ def test_without_an_engine(tmp_path):
     assert row["bytes"] == (folder / "model.onnx").stat().st_size
     assert not (folder / "model.plan").exists()
     assert (folder / "rebuild.sh").read_text().splitlines()[2].startswith("trtexec --onnx=model.onnx ")
-    again = targets.unavailable(Variant("tensorrt", "fp16"), None)
+    again = known.unavailable(Variant("tensorrt", "fp16"), None)
     assert again is None, "what is there can be measured again without TensorRT"
 
 
@@ -50,7 +51,7 @@ def test_without_the_package(refused):
 
 def prepared(name, task=GENERATION, **options):
     """What the target says to a job's options before any work; the defaults are Job's."""
-    target = targets.get(name)
+    target = known.get(name)
     told = Job(model="tiny", output="out", **options).options(target.options)
     return target.prepare(Preparation(TINY, {}, task, "fp16", told, Path("cache"), True, window=512))
 

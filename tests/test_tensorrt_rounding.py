@@ -14,14 +14,14 @@ from tensorrt_graphs import SIZES, TOLERANCE, Opened, expected, off, profile, so
 from tensorrt_parser import parse
 
 from exporter.errors import BuildError
-from exporter.linear import linear_layers
-from exporter.policy import Scheme
-from exporter.simulation import simulated
-from exporter.targets.onnx_modules import module_rows
-from exporter.targets.onnx_nodes import finish
-from exporter.targets.tensorrt_proof import write_proof
-from exporter.targets.tensorrt_quantize import cannot_express, quantize
-from exporter.targets.traced_graph import load_model, trace_causal_lm
+from exporter.quantization.linear import linear_layers
+from exporter.quantization.policy import Scheme
+from exporter.quantization.simulation import simulated
+from exporter.targets.onnx_graph.modules import module_rows
+from exporter.targets.onnx_graph.nodes import finish
+from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm
+from exporter.targets.tensorrt.proof import write_proof
+from exporter.targets.tensorrt.quantize import cannot_express, quantize
 from exporter.types import GENERATION
 
 pytestmark = pytest.mark.usefixtures("one_thread")

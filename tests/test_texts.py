@@ -2,9 +2,9 @@
 
 import pytest
 
+from exporter.checkpoint.recipes import RECIPES
 from exporter.errors import JobError
-from exporter.recipes import RECIPES
-from exporter.texts import TOPICS, calibration_text, evaluation_text, shared_passage, standard_library_topics
+from exporter.pipeline.texts import TOPICS, calibration_text, evaluation_text, shared_passage, standard_library_topics
 
 
 def test_the_text_is_never_the_evaluations(tmp_path):

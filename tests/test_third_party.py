@@ -43,7 +43,7 @@ def broken(tmp_path_factory):
     fake_install(site, "raises", "raise RuntimeError('no driver')", "rotten = raises:TARGET")
     fake_install(site, "imports", "import a_module_that_is_not_there", "lacking = imports:TARGET")
     fake_install(site, "other", "TARGET = 'a string'", "wordy = other:TARGET")
-    fake_install(site, "clash", "from exporter.targets.onnx import ONNX as TARGET", "onnx = clash:TARGET")
+    fake_install(site, "clash", "from exporter.targets.onnx.target import ONNX as TARGET", "onnx = clash:TARGET")
     return {"PYTHONPATH": str(site)}
 
 

@@ -13,13 +13,13 @@ from test_encoders import SIZES, tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from exporter.errors import BuildError, JobError
-from exporter.grid import quantized, rounded, rounded_input
-from exporter.linear import linear_layers
-from exporter.policy import Scheme, read_policy
+from exporter.quantization.grid import quantized, rounded, rounded_input
+from exporter.quantization.linear import linear_layers
+from exporter.quantization.policy import Scheme, read_policy
+from exporter.quantization.simulation import simulated
 from exporter.runner import CachedRunner
-from exporter.simulation import simulated
-from exporter.targets.torch import TORCH, load_model
-from exporter.targets.torch_static import converted, static_linear
+from exporter.targets.torch.static import converted, static_linear
+from exporter.targets.torch.target import TORCH, load_model
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Checkpoint, ExportRequest
 
 INT8 = Scheme(weight="int8", input="static", range=(-1.0, 1.0))
@@ -168,7 +168,7 @@ def test_a_fresh_process_answers_the_same(decoder, tmp_path):
     with TORCH.open(folder, 1) as runner:
         here = runner.logits(ids)
     code = (
-        "import sys, numpy; from pathlib import Path; from exporter.targets.torch import TORCH\n"
+        "import sys, numpy; from pathlib import Path; from exporter.targets.torch.target import TORCH\n"
         "runner = TORCH.open(Path(sys.argv[1]), 1)\n"
         "numpy.save(sys.argv[2], runner.logits(numpy.arange(20, 60)))\n"
         "assert 'torchao.quantization.pt2e' not in sys.modules"  # what runs is PyTorch's own

@@ -16,8 +16,8 @@ import transformers as hf
 from numpy.typing import NDArray
 
 from exporter.errors import BuildError
-from exporter.targets.onnx_file import save_onnx
-from exporter.targets.traced_graph import trace_causal_lm, trace_encoder
+from exporter.targets.onnx_graph.file import save_onnx
+from exporter.targets.onnx_graph.traced import trace_causal_lm, trace_encoder
 from exporter.types import CLASSIFICATION, FEATURES
 
 # The logits have a spread of about 2, and two float32 engines that add up in another order agree to some 1e-6 (the

@@ -1,1 +1,0 @@
-"""What is measured. Knows a Runner and numbers, and no format."""

@@ -1,0 +1,117 @@
+"""What transformers and optimum know of a checkpoint: its task and how long a text it takes. Runs in a worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from exporter.checkpoint.load import check_config, read_config
+from exporter.errors import JobError, unknown
+from exporter.quantization.linear import linear_layers
+from exporter.types import FEATURES, TASKS
+
+_NO_LIMIT = 1 << 20  # tokenizers without a limit of their own say 10^30
+
+
+def inspect(
+    model: str,
+    path: Path,
+    task: str | None,
+    trust: bool,
+    provided: list[str],
+    labels: int | None,
+    measured: bool,
+) -> dict[str, Any]:
+    """task, max_length (tokens, None: no limit), unused tensors, linear layers and config of a model. Raises JobError.
+
+    `provided` are the parameters that adapters bring (a head with `labels` classes among them), which the checkpoint
+    may lack. `measured`: only the tasks that can be measured are taken.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoTokenizer
+
+    check_config(model, read_config(path), trust)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+    except (StrictDataclassError, ValueError, KeyError, OSError, ImportError) as error:
+        raise JobError(f"transformers cannot read the configuration of {model}: {_one_line(error)}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
+        raise JobError(f"the tokenizer of {model} cannot be loaded: {_one_line(error)}") from error
+    task = _task(config, task, model, measured)
+    unused, layers = _fit(model, path, task, trust, set(provided), labels)
+    limits = [getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
+    known = [int(limit) for limit in limits if limit is not None and limit < _NO_LIMIT]
+    return {
+        "task": task,
+        "max_length": min(known) if known else None,
+        "unused": unused,
+        "linear_layers": layers,
+        "config": config.to_dict(),
+    }
+
+
+def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
+    """The task that was asked for, or the one of the checkpoint's architecture, in the words of optimum."""
+    import transformers
+    from optimum.exporters.tasks import TasksManager
+
+    if asked is not None:
+        task = TasksManager.map_from_synonym(asked)
+        if task not in TASKS:
+            raise JobError(unknown("task", asked, TASKS))
+        return str(task)
+    names = [name for name in config.architectures or [] if hasattr(transformers, name)]
+    # A model with code of its own says by its auto_map which of transformers' auto classes loads it.
+    names += [name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModel")]
+    if not names:
+        raise JobError(f"the architecture of {model} is not known; give --task with one of {', '.join(TASKS)}")
+    try:
+        task = TasksManager.infer_task_from_model(getattr(transformers, names[0]))
+    except ValueError:
+        task, measured = "an unknown task", True
+    if measured and task not in TASKS:
+        choices = ", ".join(TASKS)
+        raise JobError(f"{names[0]} is for {task}, which exporter does not measure; give --task with one of {choices}")
+    return str(task)
+
+
+def _fit(
+    model: str, path: Path, task: str, trust: bool, provided: set[str], labels: int | None
+) -> tuple[str, list[str]]:
+    """The tensors that the model has no place for, in words ("": none), and its linear layers' names.
+
+    transformers fills what a checkpoint lacks with random numbers: nothing of that may be exported. Raises JobError for
+    it. On the meta device no weight is read; names and shapes come from the files' headers.
+    """
+    from exporter.targets.torch.target import load_model
+
+    reading: dict[str, Any] = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if labels is not None:
+        reading["num_labels"] = labels
+    try:
+        empty, found = load_model(path, task, "float32", trust, **reading)
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+        raise JobError(f"transformers cannot load {model} for {task}: {_one_line(error)}") from error
+    unlike = sorted(key for key in found["mismatched_keys"] if key[0] not in provided)
+    misfits = [f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in unlike]
+    # A pooler is computed from the hidden states, which are what is compared.
+    lacks = sorted({*found["missing_keys"]} - provided)
+    lacks = [name for name in lacks if not (task == FEATURES and name.startswith("pooler."))]
+    if misfits:
+        raise JobError(f"the weights of {model} do not fit its config.json: {_few(misfits)}; download the model again")
+    if lacks:
+        raise JobError(
+            f"{model} has no weights for {_few(lacks)}, and random ones would take their place: its config.json does "
+            f"not fit its weights, or it was not trained for {task} (--task)"
+        )
+    return _few(sorted(found["unexpected_keys"])), list(linear_layers(empty))
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,121 @@
+"""From what the user named (a folder, a recipe, a hub id) to a checked Checkpoint. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from exporter.checkpoint.recipes import RECIPES, Recipe
+from exporter.errors import JobError, unknown
+from exporter.stages.dequantize.dequantize import scheme_of
+from exporter.store import cache_folder, content_key, publish, reusable, sweep, write_manifest
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.py")
+
+
+def is_recipe(model: str) -> Recipe | None:
+    """The recipe of that name, unless a folder of the same name lies here."""
+    return RECIPES.get(model) if not Path(model).is_dir() else None
+
+
+def locate(model: str, offline: bool) -> Path:
+    """The folder of a model on this machine; a hub id is downloaded unless `offline`. Raises JobError."""
+    recipe = is_recipe(model)
+    if recipe is not None:
+        return prepared(recipe) or recipe.folder()
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise JobError(f"{model} is a file; give the checkpoint's folder")
+    if not _HUB_ID.match(model) or model.startswith((".", "/", "~")):
+        raise JobError(f"no such folder: {model}, and {unknown('recipe', model, RECIPES)} (or give a hub id, ORG/NAME)")
+    return _download(model, offline)
+
+
+def prepared(recipe: Recipe) -> Path | None:
+    """The dequantized checkpoint of a recipe, when the cache holds it whole."""
+    if recipe.gguf is None:
+        return None
+    folder = _prepared_folder(recipe)
+    return folder if reusable(folder, _recipe_key(recipe)) is not None else None
+
+
+def prepare(recipe: Recipe) -> Path:
+    """Dequantizes a recipe's GGUF into the cache (torch is needed: call it in a worker)."""
+    from exporter.checkpoint.recipes import dequantize
+
+    folder = _prepared_folder(recipe)
+    sweep(folder.parent)
+    with publish(folder) as building:
+        dequantize(recipe, building)
+        write_manifest(building, _recipe_key(recipe), ["model.safetensors"], {"recipe": recipe.name})
+    return folder
+
+
+def _prepared_folder(recipe: Recipe) -> Path:
+    return cache_folder() / "checkpoints" / recipe.name
+
+
+def _recipe_key(recipe: Recipe) -> str:
+    source = recipe.folder() / (recipe.gguf or "")
+    return content_key(["recipe with digits", recipe.name, source.stat().st_size, source.name])
+
+
+def _download(model: str, offline: bool) -> Path:
+    if offline or os.environ.get("HF_HUB_OFFLINE") == "1":
+        raise JobError(
+            f"{model} is not a folder here, and --offline forbids the hub; download it first, or drop --offline"
+        )
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(_WANTED)))
+    except RepositoryNotFoundError as error:
+        raise JobError(f"no model {model} on the hub, or it is private: log in with 'hf auth login'") from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise JobError(
+            f"no folder {model} here, and no download from the hub ({reason}); check the path or the network"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint's folder. Raises JobError."""
+    path = folder / "config.json"
+    if not path.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise JobError(f"{folder} is an adapter, not a model; give its base with -m and this with --adapter")
+        raise JobError(f"{folder} has no config.json: it is not a Hugging Face checkpoint")
+    return _read_json(path)
+
+
+def check_config(model: str, config: dict[str, Any], trust: bool, quantized: bool = False) -> None:
+    """Refuses what a configuration says that cannot be worked with, before transformers acts on it. Raises JobError.
+
+    `quantized`: it will be dequantized.
+    """
+    if config.get("auto_map") and not trust:
+        raise JobError(f"{model} brings Python code of its own; read it, then run again with --trust-remote-code")
+    method = scheme_of(config)
+    if method is not None and not quantized:
+        raise JobError(
+            f"{model} is quantized already ({method}); give the float checkpoint that it was made from, or the adapter "
+            "that was trained on it with --adapter"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise JobError(f"{path} is not valid JSON ({error}); download the model again") from error
+    if not isinstance(value, dict):
+        raise JobError(f"{path} does not hold a JSON object; download the model again")
+    return value

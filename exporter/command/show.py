@@ -1,0 +1,214 @@
+"""What a person sees: progress on stderr while it works, results on stdout. Quiet where stderr is no terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from exporter.errors import ExporterError
+from exporter.process import WorkerFailed
+from exporter.types import Variant
+
+_LOG_WIDTH = 110  # of what is written to a file or a pipe, where no terminal says its own
+
+
+class Screen:
+    """Progress and failures on stderr, while a job runs."""
+
+    def __init__(self, verbose: bool) -> None:
+        from rich import progress
+
+        self._verbose, self._step = verbose, ""
+        self._console = Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_WIDTH)
+        what = progress.TextColumn("{task.description}", markup=False)
+        count, elapsed, left = (
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+        )
+        columns = (progress.SpinnerColumn(), what, progress.BarColumn(), count, elapsed, left)
+        self._bars = progress.Progress(*columns, console=self._console, transient=True, disable=not sys.stderr.isatty())
+        self._task = self._bars.add_task("checking", total=None)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bars.stop()
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        if self._verbose and what != self._step:
+            self._console.print(what, markup=False, highlight=False)
+        if what != self._step:
+            self._bars.reset(self._task)  # the time left is estimated from this step alone
+        self._step = what
+        self._bars.update(self._task, description=what, completed=done, total=total or None)
+
+    def failed(self, variant: Variant, error: ExporterError) -> None:
+        """A failed artifact is told at once; a bug with its traceback."""
+        self._console.print(f"failed: {variant}: {error}", markup=False, highlight=False)
+        if isinstance(error, WorkerFailed) and error.trace:
+            self._console.print(error.trace, markup=False, highlight=False)
+
+
+def print_result(report: Mapping[str, Any], folder: Path, form: str) -> None:
+    """The table and where the report is; or the report as one line of JSON."""
+    from exporter.report.render import print_table
+
+    if form == "json":
+        print(json.dumps(report, allow_nan=False))
+        return
+    console = _stdout()
+    print_table(report, console)
+    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_plan(described: Mapping[str, Any], form: str) -> None:
+    if form == "json":
+        print(json.dumps(described, default=str))
+        return
+    import yaml
+
+    print(yaml.safe_dump(json.loads(json.dumps(described["job"], default=str)), sort_keys=False), end="")
+    for step in described["steps"]:
+        print(f"# {step}")
+
+
+def print_merge(record: Mapping[str, Any], folder: Path, form: str) -> None:
+    """What was merged and how it was proven; or the record as one line of JSON."""
+    if form == "json":
+        print(json.dumps(record, allow_nan=False))
+        return
+    from exporter.report.merged import merge_lines
+
+    console = _stdout()
+    for line in (*record["history"], *merge_lines(record)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"merged model: {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_policy(record: Mapping[str, Any], file: Path, form: str) -> None:
+    """What each layer gets, and what the choice was made by; or the record as one line of JSON."""
+    if form == "json":
+        print(json.dumps(record, allow_nan=False))
+        return
+    from exporter.report.quantized import quantization_lines
+
+    console = _stdout()
+    for line in quantization_lines({"quantization": record}):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"policy: {file}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_damage(broken: Mapping[str, Sequence[str]], form: str) -> None:
+    if form == "json":
+        print(json.dumps(broken))
+        return
+    for name, lines in broken.items():
+        print(f"{name}: {'; '.join(lines) or 'whole'}")
+
+
+def print_targets(form: str) -> None:
+    from exporter.checkpoint.recipes import RECIPES
+    from exporter.targets import known
+
+    rows: list[dict[str, Any]] = [
+        {
+            "target": name,
+            "precision": precision,
+            "default": precision == target.default,
+            "summary": about.summary,
+            "gates": {gate: limit for gate, limit in vars(about.gates).items() if limit is not None},
+            "unavailable": known.unavailable(Variant(name, precision)),
+        }
+        for name, target in known.all_targets().items()
+        for precision, about in target.precisions.items()
+    ]
+    if form == "json":
+        recipes = {name: recipe.summary for name, recipe in RECIPES.items()}
+        print(json.dumps({"targets": rows, "broken": dict(known.broken()), "recipes": recipes}))
+        return
+    console = _stdout()
+    for name, target in known.all_targets().items():
+        default = f"default: {target.default}"
+        for alias, meanings in target.aliases.items():
+            default += f"; {alias} is {' or '.join(sorted(set(meanings.values())))}, by the task"
+        console.print(f"[bold]{escape(name)}[/]  {escape(target.summary)}\n{escape(default)}", highlight=False)
+        table = Table("precision", "what it is", "gates", "here", box=SIMPLE)
+        for row in rows:
+            if row["target"] == name:
+                gates = "\n".join(f"{gate} {limit:g}" for gate, limit in row["gates"].items())
+                table.add_row(row["precision"], escape(row["summary"]), gates, escape(row["unavailable"] or "yes"))
+        console.print(table)
+    _print_pairs(console, "Installed targets that cannot be used", known.broken())
+    models = {name: recipe.summary for name, recipe in RECIPES.items()}
+    _print_pairs(console, "Models that need no download: -m NAME", models)
+
+
+def print_doctor(form: str) -> None:
+    from exporter.command import doctor
+    from exporter.targets import known
+
+    needed: set[str] = set()
+    for target in known.all_targets().values():
+        needed.update(
+            target.requires, target.builds_with({}), *(precision.requires for precision in target.precisions.values())
+        )
+    facts = doctor.examine(sorted(needed))
+    facts["troubles"] += doctor.crashes()
+    facts["troubles"] += [f"the target {name} cannot be used: {why}" for name, why in known.broken().items()]
+    if form == "json":
+        print(json.dumps(facts))
+        return
+    console = _stdout()
+    limit = "" if facts["cpu_quota"] is None else f", of which this container may use {facts['cpu_quota']:g}"
+    load = " ".join(f"{load:.2f}" for load in facts["load_average"])
+    gpus = [f"{gpu['name']}, {_gigabytes(gpu['memory_bytes'])}, driver {gpu['driver']}" for gpu in facts["gpus"]]
+    _print_pairs(console, "Machine", {
+        "processor": f"{facts['cpu']}, {facts['cores']} cores{limit}",
+        "features": " ".join(facts["cpu_features"]) or "not known",
+        "threads": f"{facts['threads']} by default (--threads)",
+        "load": f"{load} (1, 5, 15 minutes)",
+        "memory": f"{_gigabytes(facts['memory_bytes'])}, {_gigabytes(facts['memory_available_bytes'])} available",
+        "gpu": "\n".join(gpus) or "none (no nvidia-smi that answers)",
+        "system": facts["os"],
+        "python": facts["python"],
+        "cache": f"{facts['cache']}, {_gigabytes(facts['cache_free_bytes'])} free",
+    })  # fmt: skip
+    _print_pairs(console, "Environment", facts["environment"])
+    _print_pairs(console, "Packages", {name: version or "not installed" for name, version in facts["versions"].items()})
+    if not facts["troubles"]:
+        console.print("No known trouble.", markup=False, highlight=False)
+    for line in facts["troubles"]:
+        console.print(f"trouble: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_pairs(console: Console, title: str, pairs: Mapping[str, str]) -> None:
+    """A title and its lines of a name and what is said of it; nothing where there are none."""
+    if not pairs:
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, text in pairs.items():
+        table.add_row(f"  {escape(name)}", escape(text))
+    console.print(f"[bold]{title}[/]", highlight=False)
+    console.print(table, highlight=False)
+    console.print()
+
+
+def _gigabytes(count: int | None) -> str:
+    return "memory not known" if count is None else f"{count / 1e9:.1f} GB"
+
+
+def _stdout() -> Console:
+    own = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if own else _LOG_WIDTH)

@@ -1,0 +1,86 @@
+"""What adapters are merged into when they were trained on a quantized base: the values that training saw, in float."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter import machine, store
+from exporter.checkpoint.weights import Weights
+from exporter.errors import JobError
+from exporter.job import MergeJob
+from exporter.stages.dequantize.dequantize import refusal, scheme_of
+from exporter.stages.merge.adapter import Adapter
+
+_TOOLS = ("exporter", "bitsandbytes", "torch", "transformers")
+# How the names of quantized checkpoints on the hub end; an adapter records its base by name, not how it was loaded.
+_QUANTIZED_NAME = re.compile(r"(?i)(bnb-?[48]bit|[-_](gptq|awq|nf4|int[48]|[48]-?bit))\b")
+_FLOATS = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The float checkpoint that adapters are merged into, and what was done to get it.
+
+    `merged_into` is dequantized or original, None where no quantized base is involved; `other` is the float checkpoint
+    of the other choice, where it is here: the merge measures what the choice changes.
+    """
+
+    path: Path
+    history: tuple[str, ...] = ()
+    merged_into: str | None = None
+    other: Path | None = None
+
+
+def check_base(job: MergeJob, config: Mapping[str, Any], adapters: list[Adapter]) -> str | None:
+    """The scheme of the quantized base that is involved, None where there is none. Cheap. Raises JobError."""
+    scheme = scheme_of(config)
+    if scheme is None:
+        if job.merge_base == "dequantized" and job.base_quant is None:
+            raise JobError(
+                f"{job.model} is float: say how it was quantized in training (--base-quant nf4, fp4 or int8), or give "
+                "the quantized checkpoint with -m"
+            )
+        if job.base_quant is not None and not adapters:
+            raise JobError(
+                "--base-quant is for an adapter that was trained on a quantized base: give it with --adapter"
+            )
+        return job.base_quant
+    if not adapters:
+        return None  # load.check_config refuses it
+    if job.base_quant is not None:
+        raise JobError(f"{job.model} is quantized already ({scheme}): --base-quant is for a float checkpoint")
+    if job.merge_base == "original":
+        raise JobError(f"{job.model} is quantized ({scheme}): give its float original with -m to merge into that")
+    if reason := refusal(config):
+        raise JobError(f"{job.model}: {reason}")
+    return scheme
+
+
+def base_of(job: MergeJob, path: Path, config: Mapping[str, Any], weights: Weights, worker: Callable[..., Any]) -> Base:
+    """Dequantizes a quantized checkpoint, or simulates the quantization of a float one, into the cache."""
+    tools = {name: machine.version_of(name) for name in _TOOLS}
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    dtype = dtype if dtype in _FLOATS else "float32"  # what training computed in: it holds the values without loss
+    key = store.content_key(["dequantize", weights.sha256, job.base_quant, dtype, tools])
+    folder = store.cache_folder() / "checkpoints" / f"dequantized-{key[:16]}"
+    history = worker("dequantize", source=path, folder=folder, key=key, simulated=job.base_quant, dtype=dtype)
+    if job.merge_base == "original":
+        return Base(path, (), "original", folder)
+    return Base(folder, tuple(history), "dequantized", path if job.base_quant else None)
+
+
+def hints(job: MergeJob, adapters: list[Adapter], scheme: str | None) -> list[str]:
+    """Notes for the report on adapters whose recorded base has a quantized checkpoint's name."""
+    if scheme is not None:
+        return []
+    recorded = (str(adapter.config.get("base_model_name_or_path") or "") for adapter in adapters)
+    return [
+        f"The adapter records {name}, which by its name is quantized, and was merged into a float model: if it was "
+        "trained on quantized weights, give that checkpoint with -m, or --base-quant."
+        for name in recorded
+        if _QUANTIZED_NAME.search(name)
+    ]

@@ -1,0 +1,103 @@
+"""The float reference: torch float32's answers on the evaluation's tokens, stored for everything that is compared.
+
+Runs in a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.errors import JobError
+from exporter.job import MIN_TOKENS
+from exporter.measure.quality import Passages, Reference, answer, reference_perplexity
+from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
+from exporter.store import publish, reusable, write_manifest
+from exporter.types import GENERATION, Checkpoint, Ids, Probe
+
+FILE = "reference.npz"
+_PROBE_LENGTHS = (17, 5, 11)  # none that a graph was traced at, and different: a batch of them is padded
+
+
+def measure_reference(
+    checkpoint: Checkpoint,
+    folder: Path,
+    key: str,
+    threads: int,
+    progress: Callable[[int, int], None],
+    *,
+    text: str,
+    eval_tokens: int,
+    window: int,
+    stride: int,
+) -> dict[str, Any]:
+    """Publishes the reference's folder, unless it is there under the same key; returns what its manifest says."""
+    if (manifest := reusable(folder, key)) is None:
+        from exporter.targets.torch.target import open_checkpoint
+
+        tokenizer = _tokenizer(checkpoint)
+        passages = tokenize(tokenizer, text, checkpoint.task, eval_tokens, window, stride)
+        tokenized = TokenizedTexts.of(tokenizer, text)
+        with open_checkpoint(checkpoint.path, checkpoint.task, threads, trust=checkpoint.trust_remote_code) as runner:
+            ids, mask = _probe_ids(passages, tokenizer.pad_token_id or 0)
+            reference = Reference(
+                passages, Probe(ids, mask, runner.batch(ids, mask)), answer(runner, passages, progress)
+            )
+            facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
+        perplexity = reference_perplexity(reference.answers)
+        scored = len(reference.answers.nll) or len(reference.answers.vectors)
+        if not all(np.isfinite(array).all() for array in (reference.answers.nll, reference.answers.vectors)):
+            raise JobError("the float model answers NaN or Inf on the text: no artifact can be compared with it")
+        facts |= {"scored": scored, "tokens": len(passages.ids)}
+        facts |= {"ppl": perplexity and perplexity[0], "ppl_se": perplexity and perplexity[1]}
+        with publish(folder) as building:
+            reference.save(building / FILE)
+            tokenized.save(building / TOKENIZED)
+            manifest = write_manifest(building, key, [], facts)
+    return manifest
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
+
+
+def tokenize(tokenizer: Any, text: str, task: str, tokens: int, window: int, stride: int) -> Passages:
+    """The first `tokens` ids of a text: one passage for generation, passages of `window` ids else. Raises JobError."""
+    if task == GENERATION:
+        ids = np.array(tokenizer(text)["input_ids"][:tokens], np.int64)
+        pieces = [ids]
+    else:
+        cut = tokenizer(text, truncation=True, max_length=window, return_overflowing_tokens=True)["input_ids"]
+        cut = cut if isinstance(cut[0], list) else [cut]
+        # The last piece is shorter than a window: it is left out unless it is all there is.
+        whole = cut[: max(1, min(len(cut) - 1, tokens // window))]
+        pieces = [np.array(piece, np.int64) for piece in whole]
+        ids = np.concatenate(pieces)
+    if len(ids) < MIN_TOKENS:
+        raise JobError(
+            f"the text has {len(ids)} tokens, and at least {MIN_TOKENS} are needed to measure anything: "
+            "give a longer --eval-text"
+        )
+    offsets = np.cumsum([0, *(len(piece) for piece in pieces)]).astype(np.int64)
+    return Passages(task, ids, offsets, window, stride)
+
+
+def _probe_ids(passages: Passages, pad: int) -> tuple[Ids, Ids]:
+    """[3, 17] ids and mask: short sequences from different places of the text, padded on the right."""
+    longest = max(_PROBE_LENGTHS)
+    ids, mask = (
+        np.full((len(_PROBE_LENGTHS), longest), pad, np.int64),
+        np.zeros((len(_PROBE_LENGTHS), longest), np.int64),
+    )
+    for row, length in enumerate(_PROBE_LENGTHS):
+        start = int(passages.offsets[row % (len(passages.offsets) - 1)]) + (
+            row * longest if len(passages.offsets) == 2 else 0
+        )
+        ids[row, :length] = passages.ids[start : start + length]
+        mask[row, :length] = 1
+    return ids, mask

@@ -1,0 +1,169 @@
+"""The model and its adapters, looked at before any work: what they are, and how they will be merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from exporter.checkpoint.load import check_config, is_recipe, locate, read_config
+from exporter.checkpoint.recipes import Recipe
+from exporter.checkpoint.weights import Weights, check_weights, stored_tensors
+from exporter.errors import JobError
+from exporter.job import MergeJob
+from exporter.machine import available_memory
+from exporter.pipeline.quantized_base import Base, base_of, check_base, hints
+from exporter.stages.merge.adapter import STEM, Adapter, base_identity, check_combination, parse_adapter, read_adapter
+from exporter.stages.merge.proof import read_probe
+from exporter.store import content_key, sha256_folder
+from exporter.types import CLASSIFICATION, Checkpoint
+
+_CLASSIFIES = "SEQ_CLS"  # PEFT's name of the task whose adapters bring the model's head
+_HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
+_IN_MEMORY = 1.5  # of the float32 weights: the model, and the tensors that PEFT computes beside it
+_PROGRAM = 1 << 30  # bytes of Python, torch and a probe's activations
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint before the stages, and everything that a merge needs to know."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe | None
+    config: dict[str, Any]
+    max_length: int | None
+    adapters: tuple[Adapter, ...]
+    adapter_hashes: tuple[str, ...]
+    combine: str | None
+    way: str  # memory or streaming
+    base: Base
+    identities: tuple[str, ...]  # of each adapter: whether this is its base
+    labels: int | None  # classes of the head that an adapter brings
+    notes: tuple[str, ...]
+    linear_layers: tuple[str, ...]
+    bytes: int  # of the weights' files
+    weights: Weights | None  # None: not read yet, a streaming merge does it on its way
+
+
+def look(job: MergeJob, worker: Callable[..., Any], read_weights: bool = True, measured: bool = True) -> Source:
+    """Checks the model and the adapters of a job, the cheap things first. Raises JobError.
+
+    Without `read_weights` the files' headers alone are read where the merge will stream. `measured`: the model's task
+    must be one that can be measured.
+    """
+    recipe = is_recipe(job.model)
+    if job.probe is not None:
+        read_probe(job.probe)
+    adapters = [read_adapter(*parse_adapter(text)) for text in job.adapter]
+    combine = check_combination(adapters, job.combine, job.density)
+    for adapter in adapters:
+        check_weights(adapter.path, STEM)
+    path, weights = locate(job.model, job.offline), None
+    if recipe is not None and recipe.gguf is not None and path == recipe.folder():  # not in the cache yet
+        path = Path(worker("prepare", recipe=recipe.name))
+    config = read_config(path)
+    scheme = check_base(job, config, adapters)
+    check_config(job.model, config, job.trust_remote_code, quantized=scheme is not None)
+    way = _way(job, path, adapters)
+    if read_weights or scheme is not None or way == "memory":
+        weights = check_weights(path)  # before transformers reads any of it
+    base = Base(path)
+    if scheme is not None and weights is not None:
+        base = base_of(job, path, config, weights, worker)
+        way = _way(job, base.path, adapters)  # of the float weights
+    labels = _labels(adapters)
+    known = worker(
+        "inspect",
+        model=job.model,
+        path=base.path,
+        task=job.task or (CLASSIFICATION if any(map(_classifies, adapters)) else None),
+        trust=job.trust_remote_code,
+        provided=sorted({name for adapter in adapters for name in adapter.names()}),
+        labels=labels,
+        measured=measured,
+    )
+    stored = stored_tensors(base.path).values()
+    identities = tuple(base_identity(one, job.model, weights.sha256 if weights else None) for one in adapters)
+    notes = [*(recipe.notes if recipe else ()), *hints(job, adapters, scheme)]
+    if known["unused"]:
+        notes.append(f"The model has no place for these tensors of the checkpoint: {known['unused']}.")
+    return Source(
+        Checkpoint(
+            base.path,
+            known["task"],
+            job.model,
+            content_key([weights.sha256 if weights else "", base.merged_into, scheme, read_config(base.path)]),
+            sum(tensor.numbers for tensor in stored),
+            (f"loaded {job.model} ({', '.join(sorted({tensor.dtype for tensor in stored}))})", *base.history),
+            job.trust_remote_code,
+        ),
+        recipe,
+        known["config"],
+        known["max_length"],
+        tuple(adapters),
+        tuple(sha256_folder(adapter.path) for adapter in adapters),
+        combine,
+        way,
+        base,
+        identities,
+        labels,
+        tuple(notes),
+        tuple(known["linear_layers"]),
+        sum(tensor.end - tensor.begin for tensor in stored),
+        weights,
+    )
+
+
+def _classifies(adapter: Adapter) -> bool:
+    return bool(adapter.config.get("task_type") == _CLASSIFIES)
+
+
+def _labels(adapters: list[Adapter]) -> int | None:
+    """How many classes the head has that an adapter brings; None: it brings none."""
+    for adapter in adapters:
+        names = adapter.names()
+        for base, name in names.items():
+            if _classifies(adapter) and base.endswith(_HEADS):
+                return int(adapter.tensors[name].shape[0])
+    return None
+
+
+def memory_needed(parameters: int) -> int:
+    """Bytes that a merge in memory takes at its peak, about."""
+    return int(_IN_MEMORY * 4 * parameters) + _PROGRAM
+
+
+def _way(job: MergeJob, path: Path, adapters: list[Adapter]) -> str:
+    """memory or streaming: what was asked for, or what fits. Raises JobError for what only the other way can do."""
+    if not adapters:
+        return "memory"
+    need = memory_needed(sum(tensor.numbers for tensor in stored_tensors(path).values()))
+    free = available_memory()
+    way = job.merge or ("streaming" if need > free else "memory")
+    if way == "streaming" and job.probe is not None:
+        why = "" if job.merge else f" (in memory it needs about {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free)"
+        raise JobError(
+            f"--probe runs the whole merged model, which a streaming merge does not{why}; use --merge memory"
+        )
+    return way
+
+
+def adapters_of(source: Source) -> list[dict[str, Any]]:
+    """What a report says of each adapter."""
+    return [
+        {
+            "path": str(adapter.path),
+            "method": adapter.kind,
+            "weight": adapter.weight,
+            "tensors": len(adapter.tensors),
+            "identity": identity,
+        }
+        for adapter, identity in zip(source.adapters, source.identities, strict=True)
+    ]
+
+
+def with_hash(source: Source, sha256: str) -> Source:
+    """The source with its adapters' bases compared with a hash that a streaming merge has found. Raises JobError."""
+    named = source.checkpoint.source
+    return replace(source, identities=tuple(base_identity(one, named, sha256) for one in source.adapters))

@@ -1,0 +1,98 @@
+"""One pass over calibration text through the float model: what its linear layers are fed.
+
+The folder holds statistics.safetensors (exporter.quantization.statistics has what is in it), windows.npy (the token
+ids, int64 [windows, window], for targets that run a graph of their own on them) and calibration.json (text, tokens,
+windows, window).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter import machine, store
+from exporter.errors import JobError
+from exporter.quantization.statistics import collect, save_statistics
+from exporter.types import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from exporter.pipeline.plan import Plan
+    from exporter.process import Progress, Worker
+
+WINDOW = 512
+
+
+def calibrated(plan: Plan, checkpoint: Checkpoint, worker: Worker, progress: Progress) -> Path | None:
+    """The parent's side: the folder of the statistics that a plan wants, in the cache under its content key."""
+    if not any(map(plan.calibrates, plan.variants)):
+        return None
+    progress("calibrating", 0, 0)
+    how = plan.calibration_text()
+    made_of = ["calibration statistics, windows", checkpoint.sha256, checkpoint.task, how, machine.versions()]
+    key = store.content_key(made_of)
+    folder = store.cache_folder() / "calibrations" / key
+    worker("calibrate", checkpoint=asdict(checkpoint), folder=folder, key=key, threads=plan.job.threads, **how)
+    return folder
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    folder: Path,
+    key: str,
+    threads: int,
+    progress: Callable[[int, int], None],
+    *,
+    name: str,
+    text: str,
+    tokens: int,
+    skip: int,
+    max_length: int | None,
+) -> dict[str, Any]:
+    """The worker's side. Publishes the statistics' folder, unless it is there under the same key; returns its manifest.
+
+    `name`: what reports call the text; the rest is as in calibration_windows. Raises JobError.
+    """
+    if (manifest := store.reusable(folder, key)) is not None:
+        return manifest
+    import torch
+    from transformers import AutoTokenizer
+
+    from exporter.targets.torch.target import load_model
+
+    torch.set_num_threads(threads)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
+    pieces = calibration_windows(tokenizer, text, skip, tokens, max_length)
+    model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
+    statistics = collect(model, pieces, progress)
+    store.sweep(folder.parent)
+    about = {"text": name, "tokens": pieces.numel(), "windows": len(pieces), "window": pieces.shape[1]}
+    with store.publish(folder) as building:
+        save_statistics(statistics, building)
+        np.save(building / "windows.npy", pieces.numpy())
+        (building / "calibration.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        return store.write_manifest(building, key, [], about)
+
+
+def calibration_windows(tokenizer: Any, text: str, skip: int, tokens: int, max_length: int | None) -> Tensor:
+    """The `tokens` after the first `skip` of a text as int64 [windows, window], whole windows of at most WINDOW.
+
+    Windows that are not full are left out, so that there is no padding. Raises JobError where none is full.
+    """
+    import torch
+
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][skip : skip + tokens]
+    window = min(WINDOW, max_length or WINDOW)
+    if len(ids) < window:
+        after = f" after the {skip} that are measured on" if skip else ""
+        raise JobError(
+            f"the calibration text has {len(ids)} tokens{after}, fewer than a window of {window}: "
+            "give a longer one with --calib-text"
+        )
+    return torch.tensor(ids[: len(ids) - len(ids) % window]).view(-1, window)

@@ -1,0 +1,53 @@
+"""Rows of what the linear layers are fed, spread over the calibration text: SmoothQuant and AWQ try factors on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import BuildError
+from exporter.quantization.linear import linear_layers
+from exporter.quantization.statistics import watched
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROWS = 512
+
+
+def input_rows(model: Any, ids: Tensor, names: Iterable[str], rows: int = ROWS) -> dict[str, Tensor]:
+    """Some `rows` inputs [rows, K], float32, of each of these linear layers, spread over ids [windows, window].
+
+    The model runs once. Layers that are fed the same tensor share theirs; one that is never fed has none. Raises
+    BuildError where a layer is fed NaN or Inf.
+    """
+    import torch
+
+    linear = linear_layers(model)
+    kept: dict[str, list[Tensor]] = {}
+    latest: tuple[Tensor, Tensor] | None = None  # an input and its rows: q, k and v, or gate and up, are fed one tensor
+    every = max(ids.numel() // rows, 1)
+
+    def keep(name: str, inputs: Tensor) -> None:
+        nonlocal latest
+        if latest is None or latest[0] is not inputs:
+            latest = (inputs, inputs.reshape(-1, inputs.shape[-1])[::every].float().clone())
+        kept.setdefault(name, []).append(latest[1])
+
+    with torch.no_grad(), watched({name: linear[name] for name in names}, keep):
+        for window in ids:
+            model(input_ids=window[None])
+    latest = None
+    joined: dict[tuple[int, ...], Tensor] = {}
+    found: dict[str, Tensor] = {}
+    for name in list(kept):
+        parts = kept.pop(name)  # gone when they are joined: all of them are as large as what is returned
+        key = tuple(map(id, parts))  # never another's later: parts were all made before the first went
+        if key not in joined:
+            joined[key] = torch.cat(parts)
+        found[name] = joined[key]
+        if not found[name].isfinite().all():
+            raise BuildError(
+                f"{name} is fed NaN or Inf on the calibration text: the model is broken, or overflows on it"
+            )
+    return found

@@ -1,0 +1,93 @@
+"""A model's parameters in a file, and its linear layers' weights read from there when they are asked for.
+
+What is put back, or taken by a few layers at a time, memory need not hold beside the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.quantization.linear import linear_layers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def save_parameters(model: Any, folder: Path) -> None:
+    """Writes all the parameters of a float32 model into an empty folder, tied ones once."""
+    _write(folder, model, {name: parameter.detach for name, parameter in model.named_parameters()})
+
+
+def load_parameters(model: Any, folder: Path) -> None:
+    """Puts the parameters that save_parameters wrote into a model of the same architecture."""
+    from exporter.checkpoint.blocks import Tensors
+
+    tensors = Tensors(folder)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(tensors.read(name))
+
+
+def save_weights(model: Any, folder: Path, weights: Mapping[str, Callable[[], Tensor]]) -> None:
+    """Writes weights [N, K] of linear layers, by name, into an empty folder; each is made when its turn has come."""
+    stored, turned = _stored_names(model), _turned(model)
+    made = {stored[name]: partial(_turn, make) if name in turned else make for name, make in weights.items()}
+    _write(folder, model, made)
+
+
+class LayerWeights(Mapping[str, "Tensor"]):
+    """Weights [N, K] of a model's linear layers by name: those that a folder of the functions above holds."""
+
+    def __init__(self, model: Any, folder: Path) -> None:
+        from exporter.checkpoint.blocks import Tensors
+
+        self._tensors, self._turned = Tensors(folder), _turned(model)
+        self._stored = {name: kept for name, kept in _stored_names(model).items() if kept in self._tensors.entries}
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self._tensors.read(self._stored[name])
+        return weight.T if name in self._turned else weight
+
+    def __contains__(self, name: object) -> bool:  # Mapping's would read the weight
+        return name in self._stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+def _stored_names(model: Any) -> dict[str, str]:
+    """Each linear layer's weight as named_parameters calls it: a tied one has the name of the other."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: names[id(layer.weight)] for name, layer in linear_layers(model).items()}
+
+
+def _turned(model: Any) -> set[str]:
+    """The layers that store their weight as [K, N]: GPT-2's Conv1D."""
+    import torch
+
+    return {name for name, layer in linear_layers(model).items() if not isinstance(layer, torch.nn.Linear)}
+
+
+def _turn(make: Callable[[], Tensor]) -> Tensor:
+    return make().T
+
+
+def _write(folder: Path, model: Any, tensors: Mapping[str, Callable[[], Tensor]]) -> None:
+    """Writes values of these parameters, each made when its turn has come."""
+    from exporter.checkpoint.blocks import Planned, write
+
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+    def planned(name: str, make: Callable[[], Tensor]) -> Planned:
+        def rows() -> Iterator[Tensor]:
+            yield make()
+
+        return Planned("F32", shapes[name], rows)
+
+    files = {"model.safetensors": {name: planned(name, make) for name, make in tensors.items()}}
+    write(folder, files, lambda done, total: None)

@@ -1,0 +1,274 @@
+"""What one variant's policy is chosen from: smoothed weights, ranges and rounded weights, found once, kept in files.
+
+A mix of schemes is chosen of it (exporter.quantization.quantizing), perhaps several times, in other processes: while an
+artifact is exported and measured, no memory is held for the case that another mix must be chosen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.errors import JobError
+from exporter.quantization.layer_weights import LayerWeights, save_parameters, save_weights
+from exporter.quantization.linear import linear_layers, weight_of
+from exporter.quantization.policy import Policy, Scheme
+from exporter.quantization.selection import Layer
+from exporter.quantization.sensitivity import input_groups
+from exporter.types import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from exporter.quantization.statistics import Statistics
+
+_HELD_OUT = 4  # windows at most that nothing is calibrated on: the losses are measured there
+_FEWEST = 4  # windows of which one is held out
+_HESSIANS = 1 << 29  # bytes of GPTQ's matrices at a time
+_ROW_WINDOWS = 16  # spread over the text: a few hundred rows of a layer's inputs are taken from them
+_FACTS, _WINDOWS, _FLOAT, _ROUNDED = "prepared.json", "windows.npy", "float", "rounded"  # what the folder holds
+_Ranges = dict[tuple[str, bool], tuple[float, float]]  # by a layer's name and whether the range is signed
+Step = Callable[[str], Callable[[int, int], None]]  # a step's name to what is told of its progress
+
+
+@dataclass(frozen=True)
+class How:
+    """How a policy is made. `schemes`: what a layer may get, cheapest first; float is the last resort where `mixed`.
+
+    `policy`: given, so that nothing is chosen; ranges that it leaves out are found. `ranges_per_octave` as in
+    exporter.types.Precision.
+    """
+
+    schemes: tuple[Scheme, ...]
+    mixed: bool
+    ranges: str
+    smooth: bool
+    rounding: str
+    policy: Policy | None = None
+    ranges_per_octave: int | None = None
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any]) -> How:
+        schemes = tuple(Scheme.model_validate(one) for one in values["schemes"])
+        policy = None if values["policy"] is None else Policy.model_validate(values["policy"])
+        return cls(**{**values, "schemes": schemes, "policy": policy})
+
+
+def windows_of(path: Path, trust: bool, text: Mapping[str, Any]) -> Tensor:
+    """The calibration windows of a checkpoint's tokenizer, some of which will be held out. Raises JobError for few."""
+    from transformers import AutoTokenizer
+
+    from exporter.quantization.calibrate import calibration_windows
+
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    windows = calibration_windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
+    if len(windows) < _FEWEST:
+        raise JobError(
+            f"{text['name']} gives {len(windows)} calibration windows of {windows.shape[1]} tokens, and a policy needs "
+            f"{_FEWEST}, for one in four is measured on: raise --calib-tokens, or give a longer --calib-text"
+        )
+    return windows
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a folder of `prepare` holds.
+
+    `layers`: what each linear layer may get, ranges filled in; of a policy that was given, that. `windows` int64
+    [windows, window] have been calibrated on, `held_out` have not. `done` says in words what was done to the model.
+    """
+
+    folder: Path
+    layers: Mapping[str, Layer]
+    windows: Tensor
+    held_out: Tensor
+    done: tuple[str, ...]
+
+    @property
+    def parameters(self) -> Path:
+        """The folder of the float model's parameters (exporter.quantization.layer_weights), smoothed."""
+        return self.folder / _FLOAT
+
+    def lowest(self) -> dict[str, Scheme | None]:
+        """What each layer gets where nothing is chosen."""
+        return {name: layer.choices[0] for name, layer in self.layers.items()}
+
+    def rounded(self, model: Any) -> Mapping[str, Tensor]:
+        """Weights [N, K] on the lowest scheme's grid, where a better method than the nearest value found them."""
+        return LayerWeights(model, self.folder / _ROUNDED) if (self.folder / _ROUNDED).is_dir() else {}
+
+    @classmethod
+    def load(cls, folder: Path) -> Prepared:
+        import torch
+
+        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        layers = {name: Layer.load(values) for name, values in facts["layers"].items()}
+        windows = torch.from_numpy(np.load(folder / _WINDOWS))
+        held_out = _held_out(windows)
+        return cls(folder, layers, windows[:-held_out], windows[-held_out:], tuple(facts["done"]))
+
+
+def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: Path, **text: Any) -> None:
+    """Calibrates the float model, and writes what is found into an empty folder, for Prepared.load.
+
+    `text` is what exporter.quantization.calibrate's windows are made of.
+    """
+    import torch
+
+    from exporter.targets.torch.target import load_model
+
+    torch.set_num_threads(threads)
+    windows = windows_of(checkpoint.path, checkpoint.trust_remote_code, text)
+    model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
+    held_out = _held_out(windows)
+    work = _Preparation(model, windows[:-held_out], how, step)
+    work.scale_inputs()
+    save_parameters(model, _made(folder / _FLOAT))
+    layers = work.layers(input_groups(model, checkpoint.task, windows[-held_out]))
+    work.round(layers, folder / _ROUNDED)
+    np.save(folder / _WINDOWS, windows.numpy())
+    facts = {"done": work.done, "layers": {name: layer.dump() for name, layer in layers.items()}}
+    (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _held_out(windows: Tensor) -> int:
+    return min(_HELD_OUT, len(windows) // _FEWEST)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+class _Preparation:
+    """The float model on its way. Smoothing changes its weights in place and leaves its function as it was."""
+
+    def __init__(self, model: Any, windows: Tensor, how: How, step: Step) -> None:
+        self._model, self._windows, self._how, self._step = model, windows, how, step
+        self.done: list[str] = []
+        self._given = how.policy.resolved(linear_layers(model)) if how.policy else None
+        given = None if self._given is None else self._given.values()
+        self._asked = how.schemes if given is None else [one for one in given if one is not None]
+
+    def scale_inputs(self) -> None:
+        """Moves outliers of inputs into weights, where a scheme gains by it."""
+        if self._how.smooth and any(scheme.input == "static" for scheme in self._asked):
+            self._smooth()
+        if self._how.rounding == "awq" and any(scheme.bits == 4 for scheme in self._asked):
+            self._scale()
+
+    def layers(self, groups: Iterable[Iterable[str]]) -> dict[str, Layer]:
+        """What each layer of these groups may get, static inputs with their ranges."""
+        ranges = self._find_ranges({one.signed for one in self._asked if one.input == "static"})
+        return {name: self._layer(name, ranges) for group in groups for name in group}
+
+    def round(self, layers: Mapping[str, Layer], folder: Path) -> None:
+        """Writes 4-bit weights, rounded so that the layers' outputs suffer least, into a new folder.
+
+        None is made where each is rounded to its nearest value. GPTQ rounds the model itself: it comes last.
+        """
+        lowest = {name: layer.choices[0] for name, layer in layers.items()}
+        four = {name: scheme for name, scheme in lowest.items() if scheme is not None and scheme.bits == 4}
+        if not four or self._how.rounding == "nearest":
+            return
+        modules = linear_layers(self._model)
+        if self._how.rounding == "awq":
+            from exporter.quantization.awq import clipped
+            from exporter.quantization.input_rows import input_rows
+
+            rows = input_rows(self._model, self._some_windows(), four)
+            found = {
+                name: partial(clipped, weight_of(modules[name]), scheme, rows[name])
+                for name, scheme in four.items()
+                if name in rows
+            }
+        else:
+            from exporter.quantization.gptq import round_weights
+            from exporter.quantization.hessians import hessians
+
+            matrices = hessians(self._model, self._windows, four, _HESSIANS, self._step("GPTQ"))
+            done = round_weights(self._model, four, matrices)
+            self.done.append(f"GPTQ over {self._windows.numel()} tokens rounded {len(done)} linear layers")
+            found = {name: partial(weight_of, modules[name]) for name in done}
+        save_weights(self._model, _made(folder), found)
+
+    def _lowest(self) -> dict[str, Scheme | None]:
+        """What each layer would get if nothing was chosen, before ranges are known."""
+        if self._given is not None:
+            return self._given
+        modules = linear_layers(self._model)
+        return {name: next(iter(self._fitting(module)), None) for name, module in modules.items()}
+
+    def _smooth(self) -> None:
+        import torch
+
+        from exporter.quantization.folds import find_folds
+        from exporter.quantization.input_rows import input_rows
+        from exporter.quantization.smoothquant import smooth
+
+        schemes = {name: scheme for name, scheme in self._lowest().items() if scheme and scheme.input == "static"}
+        found = find_folds(self._model, self._windows)
+        absmax = {name: torch.from_numpy(its.absmax) for name, its in self._collect().items()}
+        rows = input_rows(self._model, self._some_windows(), schemes)
+        done = [one for one in smooth(self._model, schemes, found.folds, absmax, rows) if one.alpha is not None]
+        layers = sum(len(one.fold.layers) for one in done)
+        self.done.append(f"smoothed the inputs of {layers} of {len(schemes)} linear layers (SmoothQuant)")
+
+    def _scale(self) -> None:
+        from exporter.quantization.awq import awq
+        from exporter.quantization.folds import find_folds
+        from exporter.quantization.input_rows import input_rows
+
+        schemes = {name: scheme for name, scheme in self._lowest().items() if scheme and scheme.bits == 4}
+        rows = input_rows(self._model, self._some_windows(), schemes)
+        made = awq(self._model, schemes, find_folds(self._model, self._windows).folds, rows, clip=False)
+        self.done.append(f"scaled the inputs of {len(schemes) - len(made.unscaled)} linear layers (AWQ)")
+
+    def _some_windows(self) -> Tensor:
+        return self._windows[:: -(-len(self._windows) // _ROW_WINDOWS)]
+
+    def _collect(self) -> dict[str, Statistics]:
+        from exporter.quantization.statistics import collect
+
+        return collect(self._model, self._windows, self._step("calibrating"))
+
+    def _find_ranges(self, kinds: set[bool]) -> _Ranges:
+        """Of each layer that was fed; {} where nothing is static."""
+        if not kinds:
+            return {}
+        from exporter.quantization.ranges import METHODS, rounded_up
+
+        method, per_octave = METHODS[self._how.ranges], self._how.ranges_per_octave
+        shared = f", rounded up to {per_octave} an octave" if per_octave else ""
+        self.done.append(f"static ranges: {self._how.ranges}, over {self._windows.numel()} tokens{shared}")
+        found = self._collect().items()
+        ranges = {(name, signed): method(its.histogram, signed) for name, its in found for signed in kinds}
+        return {key: rounded_up(one, per_octave) for key, one in ranges.items()} if per_octave else ranges
+
+    def _layer(self, name: str, ranges: _Ranges) -> Layer:
+        module = linear_layers(self._model)[name]
+        channels, inputs = weight_of(module).shape
+        if self._given is not None:
+            return Layer(channels * inputs, (_with_range(name, self._given[name], ranges),))
+        rungs = [_with_range(name, one, ranges) for one in self._fitting(module)]
+        return Layer(channels * inputs, (*rungs, None) if self._how.mixed or not rungs else (rungs[0],))
+
+    def _fitting(self, module: Any) -> list[Scheme]:
+        """The schemes that a layer can have. The head's errors are the model's own: it never has 4 bits."""
+        inputs = weight_of(module).shape[1]
+        fitting = [one for one in self._how.schemes if one.group is None or inputs % one.group == 0]
+        if module is self._model.get_output_embeddings():
+            fitting = [one for one in fitting if one.bits == 8]
+        return fitting
+
+
+def _with_range(name: str, scheme: Scheme | None, ranges: _Ranges) -> Scheme | None:
+    if scheme is None or scheme.input != "static" or scheme.range is not None:
+        return scheme
+    return scheme.model_copy(update={"range": ranges[name, scheme.signed]})

@@ -1,0 +1,112 @@
+"""Chooses a mix of schemes for a budget, and writes the float checkpoint that is exported with it.
+
+What it chooses from was found once (exporter.quantization.preparing) and lies in files: a mix is chosen again, with a
+smaller budget, where the real artifact lost more than its simulation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from exporter.quantization.layer_weights import LayerWeights, load_parameters
+from exporter.quantization.linear import linear_layers, weight_of
+from exporter.quantization.policy import FLOAT, Policy
+from exporter.quantization.preparing import How, Prepared, Step
+from exporter.quantization.selection import Choice, Group, choose, rank
+from exporter.types import FEATURES, Checkpoint
+
+POLICY = "policy.yaml"
+_RANKED = "ranked.json"
+_BIAS_WINDOWS = 8  # what bias correction runs as one batch
+_WORST = 12  # groups that the record names
+
+
+class Quantizer:
+    """The prepared float model of a folder. It changes while it is measured or written, and is put back each time."""
+
+    def __init__(self, checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: Path) -> None:
+        import torch
+
+        from exporter.quantization.sensitivity import LossMeter
+        from exporter.targets.torch.target import load_model
+
+        torch.set_num_threads(threads)
+        self._checkpoint, self._how, self._step = checkpoint, how, step
+        self._prepared = Prepared.load(folder)
+        model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
+        load_parameters(model, self._prepared.parameters)
+        self._model = model
+        self._originals = LayerWeights(model, self._prepared.parameters)
+        self._weights = self._prepared.rounded(model)
+        self._meter = LossMeter(model, checkpoint.task, self._prepared.held_out, self._originals)
+
+    def choose(self, budget: float) -> Choice:
+        """The cheapest mix whose simulated loss is at most the budget; a policy that was given as it is."""
+        if self._how.policy is not None or not self._how.mixed:
+            schemes = self._prepared.lowest()
+            loss = self._meter.loss(schemes, self._weights)
+            return Choice(schemes, loss, loss <= budget, ())
+        return choose(self._meter, self._prepared.layers, self._groups(), budget, self._weights)
+
+    def _groups(self) -> list[Group]:
+        """Ranked once: the order does not depend on the budget."""
+        file = self._prepared.folder / _RANKED
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            return [Group(tuple(one["names"]), one["size"], one["loss"]) for one in found]
+        groups = rank(self._meter, self._prepared.layers, self._weights, self._step("sensitivity"))
+        file.write_text(json.dumps([asdict(group) for group in groups]), encoding="utf-8")
+        return groups
+
+    def write(self, choice: Choice, budget: float, folder: Path) -> dict[str, Any]:
+        """The float checkpoint with the layers' weights on their grids, its policy.yaml; returns the record of both."""
+        import torch
+
+        from exporter.checkpoint.folder import carry
+        from exporter.quantization.bias_correction import biased, correct_biases, mean_outputs, round_biases
+        from exporter.quantization.grid import rounded
+
+        modules, windows = linear_layers(self._model), self._prepared.windows[:_BIAS_WINDOWS]
+        mended = biased(self._model, choice.schemes)
+        biases = {name: modules[name].bias.data.clone() for name in mended}
+        expected = mean_outputs(self._model, windows, mended)
+        with torch.no_grad():
+            for name, scheme in choice.schemes.items():
+                if scheme is not None:
+                    weight = weight_of(modules[name])
+                    best = scheme == self._prepared.layers[name].choices[0] and name in self._weights
+                    weight.copy_(self._weights[name] if best else rounded(weight, scheme))
+            corrected = correct_biases(self._model, windows, choice.schemes, expected)
+            round_biases(self._model, choice.schemes)
+            self._model.save_pretrained(folder)
+            loss = self._meter.loss(choice.schemes)  # and the weights are the original ones again
+            for name, bias in biases.items():
+                modules[name].bias.copy_(bias)
+        carry(self._checkpoint.path, [], folder)
+        schemes: dict[str, Any] = {name: scheme or FLOAT for name, scheme in choice.schemes.items()}
+        policy = Policy(source=self._checkpoint.source, sha256=self._checkpoint.sha256, modules=schemes)
+        (folder / POLICY).write_text(policy.to_yaml(), encoding="utf-8")
+        return self._record(choice, loss, budget, len(corrected.layers))
+
+    def _record(self, choice: Choice, loss: float, budget: float, corrected: int) -> dict[str, Any]:
+        kinds = Counter(str(scheme or FLOAT) for scheme in choice.schemes.values())
+        in_words = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        shown = {name: str(scheme or FLOAT) for name, scheme in choice.schemes.items()}
+        usual = kinds.most_common(1)[0][0]
+        biases = [f"corrected the biases of {corrected} linear layers"] if corrected else []
+        return {
+            "policy": {name: scheme and scheme.model_dump(mode="json") for name, scheme in choice.schemes.items()},
+            "given": self._how.policy is not None,
+            "schemes": dict(kinds),
+            "others": {name: scheme for name, scheme in shown.items() if scheme != usual},
+            "loss": loss,
+            "budget": budget,
+            "unit": "1 - cosine" if self._checkpoint.task == FEATURES else "KL, nats",
+            "tokens": self._meter.tokens,
+            "sensitivity": [[list(group.names), group.loss] for group in choice.groups[:_WORST]],
+            "history": [*self._prepared.done, *biases, f"quantized in float: {in_words} linear layers"],
+        }

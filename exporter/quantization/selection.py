@@ -1,0 +1,135 @@
+"""Chooses what each layer gets: the cheapest mix of a target's schemes whose simulated loss fits a budget.
+
+Each group of layers with a common input is quantized alone, by the cheapest scheme, and its loss measured. Groups are
+then given the next scheme in the order of loss per cost, the worst first. The losses of groups do not add up exactly,
+so how many of them are needed is found by simulating the whole mix, halving the interval each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from exporter.quantization.policy import Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from exporter.quantization.sensitivity import LossMeter
+
+Progress = Callable[[int, int], None]
+_RANKED_ON = 1  # window: an order needs less evidence than a loss, and there are hundreds of groups
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer: its multiplications for each token (N * K), and what it may get, cheapest first; None: float."""
+
+    size: int
+    choices: tuple[Scheme | None, ...]
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"size": self.size, "choices": [one and one.model_dump(mode="json") for one in self.choices]}
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any]) -> Layer:
+        return cls(values["size"], tuple(one and Scheme.model_validate(one) for one in values["choices"]))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that read the same input and get the same rung of their choices; `loss` is theirs alone at the lowest."""
+
+    names: tuple[str, ...]
+    size: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A mix, its simulated loss, and whether that is within the budget; `groups` are ranked, the worst first."""
+
+    schemes: Mapping[str, Scheme | None]
+    loss: float
+    fits: bool
+    groups: Sequence[Group] = field(repr=False)
+
+
+def rank(
+    meter: LossMeter, layers: Mapping[str, Layer], weights: Mapping[str, Tensor], progress: Progress
+) -> list[Group]:
+    """Measures each group alone at its lowest rung. Those that lose most for what they save come first."""
+    wanted = [tuple(name for name in names if name in layers) for names in meter.groups]
+    wanted = [names for names in wanted if names]
+    groups = []
+    for done, names in enumerate(wanted):
+        loss = meter.loss({name: layers[name].choices[0] for name in names}, weights, _RANKED_ON)
+        groups.append(Group(names, sum(layers[name].size for name in names), loss))
+        progress(done + 1, len(wanted))
+    return sorted(groups, key=lambda group: group.loss / group.size, reverse=True)
+
+
+def choose(
+    meter: LossMeter,
+    layers: Mapping[str, Layer],
+    groups: Sequence[Group],
+    budget: float,
+    weights: Mapping[str, Tensor],
+) -> Choice:
+    """The mix with the fewest groups above the lowest rung that fits; where none does, the one that loses least.
+
+    `weights` are the rounded ones of the lowest rung, where they are not the nearest.
+    """
+    rungs = max(len(layer.choices) for layer in layers.values())
+
+    def mix(low: int, raised: int) -> dict[str, Scheme | None]:
+        rung = {name: low + (place < raised) for place, group in enumerate(groups) for name in group.names}
+        return {name: layers[name].choices[min(at, len(layers[name].choices) - 1)] for name, at in rung.items()}
+
+    def loss(low: int, raised: int) -> float:
+        schemes = mix(low, raised)
+        lowest = {name for name, scheme in schemes.items() if scheme == layers[name].choices[0]}
+        return meter.loss(schemes, _Some(weights, lowest))
+
+    for low in range(rungs - 1):
+        none, all_raised = loss(low, 0), loss(low, len(groups))
+        if none <= budget:
+            return Choice(mix(low, 0), none, True, groups)
+        if all_raised > budget:
+            continue
+        too_few, enough, found = 0, len(groups), all_raised
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            value = loss(low, middle)
+            if value <= budget:
+                enough, found = middle, value
+            else:
+                too_few = middle
+        return Choice(mix(low, enough), found, True, groups)
+    best = mix(rungs - 2, len(groups)) if rungs > 1 else mix(0, 0)
+    value = meter.loss(best)
+    return Choice(best, value, value <= budget, groups)
+
+
+@dataclass(frozen=True)
+class _Some(Mapping[str, "Tensor"]):
+    """Those of the weights that are named: each is fetched, as from a file, when it is asked for."""
+
+    weights: Mapping[str, Tensor]
+    names: Set[str]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise KeyError(name)
+        return self.weights[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names and name in self.weights
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self.weights if name in self.names)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

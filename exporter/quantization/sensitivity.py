@@ -1,0 +1,178 @@
+"""What a policy would cost, measured: a float model against itself with some layers quantized in simulation.
+
+The loss is the mean KL(float || quantized) over calibration tokens in nats; for feature extraction 1 - the mean cosine
+of mean-pooled hidden states. Neither needs labels, and both see harm that perplexity on few tokens does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from exporter.quantization.linear import linear_layers, shared_weights
+from exporter.quantization.policy import Scheme
+from exporter.quantization.simulation import simulated
+from exporter.quantization.statistics import watched
+from exporter.types import FEATURES, GENERATION
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ANSWERS = 1 << 28  # bytes of float answers that are kept
+_ROWS = 64  # of logits that are compared at a time
+
+
+class LossMeter:
+    """Measures schemes on a few windows. The model's blocks before the first quantized layer are not run again.
+
+    `model`: float32, in eval mode, on `windows` int64 [windows, window]. It answers as it did when the meter was made,
+    unless weights are given: then it is a copy of the layers' weights that counts. `originals`: the layers' weights
+    [N, K], which it then takes from there after each measurement instead of keeping them in memory beside the rounded.
+    """
+
+    def __init__(self, model: Any, task: str, windows: Tensor, originals: Mapping[str, Tensor] | None = None) -> None:
+        self._model, self._task, self._originals = model, task, originals
+        self._windows = windows[: max(_ANSWERS // (4 * windows.shape[1] * _width(model, task)), 1)]
+        self._blocks = _blocks(model)
+        self._kept: list[list[Any]] = []  # for each window, each block's output
+        self.groups = input_groups(model, task, windows[0])
+        self._answers = [self._record(window) for window in self._windows]
+        self.tokens = self._windows.numel()
+        self._first = self._blocks_before()
+
+    def loss(
+        self,
+        schemes: Mapping[str, Scheme | None],
+        weights: Mapping[str, Tensor] | None = None,
+        windows: int | None = None,
+    ) -> float:
+        """The loss of a model whose layers have these schemes; a layer that is not named stays in float.
+
+        `weights`: rounded weights [N, K] in the place of the nearest ones, by name. `windows`: on so many alone.
+        """
+        import torch
+
+        quantized = {name for name, scheme in schemes.items() if scheme is not None}
+        if not quantized:
+            return 0.0
+        first = min(self._first[name] for name in quantized)
+        total = 0.0
+        with torch.inference_mode(), simulated(self._model, schemes, weights or {}, self._originals):
+            measured = list(zip(self._windows, self._kept, self._answers, strict=True))[:windows]
+            for window, kept, expected in measured:
+                with _skipping(self._blocks[:first], kept):
+                    total += _distance(expected, _outputs(self._model, self._task, window), self._task)
+        return total / len(measured)
+
+    def _blocks_before(self) -> dict[str, int]:
+        """How many blocks come before each layer: those need not run again when it is quantized."""
+        names = {id(module): name for name, module in linear_layers(self._model).items()}
+        inside = {names[id(m)]: at for at, block in enumerate(self._blocks) for m in block.modules() if id(m) in names}
+        shared = shared_weights(self._model)
+        before: dict[str, int] = {}
+        done = 0  # the head comes after all the blocks; a projection of the embeddings before them
+        for name in (name for group in self.groups for name in group):
+            before[name] = 0 if name in shared else inside.get(name, done)
+            done = max(done, inside.get(name, -1) + 1)
+        return before
+
+    def _record(self, window: Tensor) -> Tensor:
+        """The float model's answer; remembers what the blocks returned."""
+        import torch
+
+        outputs: list[Any] = []
+        hooks = [block.register_forward_hook(lambda m, i, out: outputs.append(out)) for block in self._blocks]
+        try:
+            with torch.inference_mode():
+                answer = _log_probabilities(_outputs(self._model, self._task, window), self._task)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._kept.append(outputs)
+        return answer
+
+
+def input_groups(model: Any, task: str, window: Tensor) -> list[tuple[str, ...]]:
+    """The linear layers that a window [tokens] feeds, in their order of execution; what reads one tensor together."""
+    import torch
+
+    inputs: list[Any] = []
+    names: list[str] = []
+
+    def arrived(name: str, tensor: Tensor) -> None:
+        inputs.append(tensor)  # kept: a freed tensor's place could be another's
+        names.append(name)
+
+    with torch.inference_mode(), watched(linear_layers(model), arrived):
+        _outputs(model, task, window)
+    return list(_sharing(names, inputs))
+
+
+def _sharing(names: Sequence[str], inputs: Sequence[Any]) -> Iterator[tuple[str, ...]]:
+    """The layers in their order of execution, those that read the same tensor together."""
+    groups: dict[int, list[str]] = {}
+    for name, tensor in zip(names, inputs, strict=True):
+        members = groups.setdefault(id(tensor), [])
+        if name not in members:  # a layer that runs twice, such as a shared one
+            members.append(name)
+    seen: set[str] = set()
+    for members in groups.values():
+        fresh = tuple(name for name in members if name not in seen)
+        seen.update(fresh)
+        if fresh:
+            yield fresh
+
+
+def _blocks(model: Any) -> list[Any]:
+    """A transformer's layers: the list of like modules that holds most of the parameters; [] where there is none."""
+    import torch
+
+    lists = [
+        one for one in model.modules() if isinstance(one, torch.nn.ModuleList) and len({type(x) for x in one}) == 1
+    ]
+    return list(max(lists, key=lambda one: sum(p.numel() for p in one.parameters()), default=[]))
+
+
+@contextmanager
+def _skipping(blocks: Sequence[Any], outputs: Sequence[Any]) -> Iterator[None]:
+    """Within the block these modules return what they returned before, without computing."""
+    try:
+        for block, output in zip(blocks, outputs, strict=False):
+            block.forward = lambda *arguments, _output=output, **options: _output
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+def _width(model: Any, task: str) -> int:
+    return int(getattr(model.config, "vocab_size", 1)) if task == GENERATION else 1
+
+
+def _outputs(model: Any, task: str, window: Tensor) -> Tensor:
+    """Logits [T, V], or [1, C]; for feature extraction the mean hidden state [1, H]."""
+    extra = {"use_cache": False} if task == GENERATION else {}
+    out = model(input_ids=window[None], **extra)
+    if task == FEATURES:
+        mean: Tensor = out.last_hidden_state.mean(1)
+        return mean
+    logits: Tensor = out.logits[0] if task == GENERATION else out.logits
+    return logits
+
+
+def _log_probabilities(outputs: Tensor, task: str) -> Tensor:
+    return outputs if task == FEATURES else outputs.log_softmax(-1)
+
+
+def _distance(expected: Tensor, outputs: Tensor, task: str) -> float:
+    """How far outputs are from the float model's answer."""
+    import torch
+
+    if task == FEATURES:
+        return 1 - float(torch.nn.functional.cosine_similarity(expected.double(), outputs.double()).mean())
+    rows = []  # of a large vocabulary, each intermediate tensor would be a hundred megabytes
+    for log_p, logits in zip(torch.split(expected, _ROWS), torch.split(outputs, _ROWS), strict=True):
+        terms = log_p.exp() * (log_p - _log_probabilities(logits, task))
+        rows.append(terms.sum(-1, dtype=torch.float64))
+    return float(torch.cat(rows).mean())

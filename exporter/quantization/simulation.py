@@ -1,0 +1,55 @@
+"""A policy, simulated: a float model whose linear layers compute with rounded weights and rounded inputs.
+
+Rounding is exporter.quantization.grid's, the one that the targets ship, so that what is measured here is what an
+artifact will do up to float32's own rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from exporter.quantization.grid import rounded, rounded_input
+from exporter.quantization.linear import linear_layers, weight_of
+from exporter.quantization.policy import Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def simulated(
+    model: Any,
+    schemes: Mapping[str, Scheme | None],
+    weights: Mapping[str, Tensor] = MappingProxyType({}),
+    originals: Mapping[str, Tensor] | None = None,
+) -> Iterator[None]:
+    """Within the block the model's linear layers compute as their schemes say; afterwards it is as it was.
+
+    `weights` [N, K] by name are on their scheme's grid already, chosen by a better method than the nearest value.
+    `originals` [N, K] are what the layers get afterwards; None: what they have, kept in memory in the meantime.
+    """
+    modules = linear_layers(model)
+    kept: dict[str, Any] = {}
+    hooks = []
+    try:
+        for name, scheme in schemes.items():
+            if scheme is None:
+                continue
+            weight = weight_of(modules[name])
+            kept[name] = weight.clone() if originals is None else None
+            weight.copy_(weights[name] if name in weights else rounded(weight, scheme))
+            if scheme.input != "float":
+                hooks.append(modules[name].register_forward_pre_hook(_rounding(scheme)))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, own in kept.items():
+            weight_of(modules[name]).copy_(own if originals is None else originals[name])
+
+
+def _rounding(scheme: Scheme) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
+    return lambda module, inputs: (rounded_input(inputs[0], scheme), *inputs[1:])

@@ -1,0 +1,278 @@
+"""report.json and its forms: a page, a comment for a pull request, test cases for CI, a table for the terminal.
+
+The report is a plain dict and the one source: whatever is shown can be made again from report.json alone. Text that
+comes from a model's files is data: it is escaped in every form, and characters that XML forbids are dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.report import charts, table
+from exporter.report.built import build_lines
+from exporter.report.merged import merge_lines
+from exporter.report.quantized import quantization_lines
+from exporter.report.training import training_lines, training_plot
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Report = Mapping[str, Any]
+
+_REASON = 300  # characters of a reason in the short forms: GitHub refuses a comment of more than 65,536
+
+
+def render(report: Report) -> dict[str, str]:
+    """The texts of report.json, report.html, report.md and junit.xml, by file name.
+
+    Raises ValueError for a NaN or an infinity, which JSON does not have.
+    """
+    return {
+        "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
+        "report.html": render_html(report),
+        "report.md": render_markdown(report),
+        "junit.xml": render_junit(report),
+    }
+
+
+def render_html(report: Report) -> str:
+    """One page that needs nothing else: no network, no script, and it reads on a phone and in the dark."""
+    import jinja2
+
+    report = table.clean(report)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        report=report,
+        rows=[(row, table.verdict(report, row)) for row in report["results"]],
+        columns=table.columns(report),
+        details=table.detail_columns(report),
+        highlights=list(table.highlights(report)),
+        plots=_plots(report),
+        generates=table.generates(report),
+        summary=table.summary(report),
+        name=table.name,
+        merge=[] if report["model"]["merge"] is None else list(merge_lines(report["model"]["merge"])),
+        policies={table.name(row): lines for row, lines in _told(report, quantization_lines)},
+        builds={table.name(row): lines for row, lines in _told(report, build_lines)},
+        training=list(training_lines(report["model"]["qat"])) if report["model"].get("qat") else [],
+        training_plot=training_plot(report["model"]["qat"]) if report["model"].get("qat") else None,
+        clip=table.clip,
+        failure=table.failure,
+        gate_limit=table.gate_limit,
+        gate_value=table.gate_value,
+    )
+
+
+def _plots(report: Report) -> list[dict[str, str]]:
+    """Quality against size and against speed, each drawn twice: for a wide page and for a phone."""
+    if table.generates(report):
+        quality, baseline, y_title = "Perplexity ratio", 1.0, "Perplexity ratio, ± 2 se · lower is better"
+        speed, speed_title = "decode speed", "Decode, tokens/s · higher is better"
+    else:
+        quality, baseline, y_title = "1 − cosine", 0.0, "1 − cosine, ± 2 se · lower is better"
+        speed, speed_title = "latency", "Prefill latency p50, ms · lower is better"
+    plots = []
+    for what, x_title in (("size", "Size, MB · lower is better"), (speed, speed_title)):
+        title, points = f"{quality} against {what}", _points(report, what)
+        if len(points) > 1:
+            drawn = {
+                css: charts.scatter(
+                    points, title=title, x_title=x_title, y_title=y_title, baseline=baseline, width=width, height=height
+                )
+                for css, width, height in (("wide", 520, 340), ("narrow", 330, 300))
+            }
+            plots.append({"title": title, **drawn})
+    return plots
+
+
+def _points(report: Report, what: str) -> list[charts.Point]:
+    points = []
+    for row in report["results"]:
+        x = {
+            "size": None if row["bytes"] is None else row["bytes"] / 1e6,
+            "decode speed": row["decode_tokens_per_s"],
+            "latency": table.latency(row, "prefill", "p50"),
+        }[what]
+        if table.generates(report):
+            y, error = row["ppl_ratio"], row["ppl_ratio_se"]
+        else:
+            y, error = None if row["cosine"] is None else max(0.0, 1 - row["cosine"]), row["cosine_se"]
+        if x is None or y is None:
+            continue
+        verdict = table.verdict(report, row)
+        kind = "reference" if verdict == "reference" else "failed" if verdict.endswith("failed") else "passed"
+        tip = f"{table.name(row)} ({verdict}): {y:.4g} at {x:,.4g} {'MB' if what == 'size' else what}"
+        points.append(charts.Point(table.clip(table.name(row), 26), x, y, 2 * (error or 0), kind, tip))
+    return points
+
+
+def render_markdown(report: Report) -> str:
+    """A comment for a pull request, in GitHub's Markdown."""
+    report = table.clean(report)
+    columns = table.columns(report)
+    heads = ["Target", "Verdict", *(f"{column.title} {column.unit}" for column in columns), "Gates"]
+    lines = [
+        f"### exporter: {_code(report['name'])} {'passed ✅' if report['passed'] else 'failed ❌'}",
+        "",
+        f"{table.summary(report)}.",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|---|---|{'---:|' * (len(columns) + 1)}",
+    ]
+    for row in report["results"]:
+        cells = [column.cell(row) or "–" for column in columns]
+        kept = sum(gate["passed"] for gate in row["gates"])
+        gates = f"{kept}/{len(row['gates'])}" if row["gates"] else "–"
+        lines.append(f"| {' | '.join([_code(table.name(row)), table.verdict(report, row), *cells, gates])} |")
+    failed = [
+        f"- {_code(table.name(row))} {_text(table.failure(gate))}"
+        for row in report["results"]
+        for gate in row["gates"]
+        if not gate["passed"]
+    ]
+    if failed:
+        lines += ["", "**Failed gates**", "", *failed]
+    if report["model"]["merge"] is not None:
+        lines += ["", "**Merge**", "", *(f"- {_text(line)}" for line in merge_lines(report["model"]["merge"]))]
+    if report["model"].get("qat"):
+        learned = training_lines(report["model"]["qat"])
+        lines += ["", "**Quantization-aware training**", "", *(f"- {_text(line)}" for line in learned)]
+    for title, about in (("Policy", quantization_lines), ("Engine", build_lines)):
+        for row, told in _told(report, about):
+            lines += ["", f"**{title} of {_code(table.name(row))}**", "", *(f"- {_text(line)}" for line in told)]
+    for status, title in (("failed", "Failed"), ("skipped", "Skipped"), ("ok", "Notes")):
+        rows = [row for row in report["results"] if row["status"] == status and row["reason"]]
+        if rows:
+            lines += ["", f"**{title}**", ""]
+            lines += [f"- {_code(table.name(row))}: {_text(row['reason'])}" for row in rows]
+    return "\n".join([*lines, *_markdown_details(report)]) + "\n"
+
+
+def _told(report: Report, about: Callable[[table.Row], Iterable[str]]) -> list[tuple[table.Row, list[str]]]:
+    """The rows that something is told about, and what: of their policies, or of engines."""
+    told = ((row, list(about(row))) for row in report["results"])
+    return [(row, lines) for row, lines in told if lines]
+
+
+def _markdown_details(report: Report) -> list[str]:
+    machine = report["machine"]
+    plain = {
+        **{f"model {key}": value for key, value in report["model"].items() if not isinstance(value, list | dict)},
+        **{f"evaluation {key}": value for key, value in report["evaluation"].items()},
+        **{key: value for key, value in machine.items() if not isinstance(value, dict | list)},
+        "load average": ", ".join(str(load) for load in machine["load_average"] or ()) or None,
+        **(machine["versions"] or {}),
+        "exporter": report["exporter_version"],
+    }
+    rows = [f"| {_text(key)} | {_text(str(value))} |" for key, value in plain.items() if value is not None]
+    head = ["", "<details><summary>Model, evaluation, machine and versions</summary>", "", "| | |", "|---|---|"]
+    return [*head, *rows, "", "</details>"]
+
+
+def _text(value: str) -> str:
+    """User text on one line of Markdown: nothing in it is markup, ends a table cell or mentions a person."""
+    text = re.sub(r"[&<>|]", lambda match: f"&#{ord(match[0])};", table.clip(value, _REASON))
+    return re.sub(r"[\\`*_\[\]~]", r"\\\g<0>", text).replace("@", "@&#8203;")
+
+
+def _code(value: str) -> str:
+    """User text as code; backquotes where they suffice, for they read well in the source too."""
+    text = table.clip(value, _REASON)
+    return f"`{text}`" if re.fullmatch(r"[\w.:/+@=, -]+", text) else f"<code>{_text(text)}</code>"
+
+
+def render_junit(report: Report) -> str:
+    """A test case for every gate, in the JUnit XML that GitHub, GitLab and Jenkins read: a suite for each row."""
+    report = table.clean(report)
+    root = ET.Element("testsuites", name=f"exporter {report['name']}")
+    for row in report["results"]:
+        suite = ET.SubElement(root, "testsuite", name=table.name(row), timestamp=report["created"])
+        for gate in row["gates"]:
+            case = _case(suite, row, f"{gate['name']} {table.gate_limit(gate)}")
+            if not gate["passed"]:
+                ET.SubElement(case, "failure", message=table.failure(gate), type="gate").text = table.failure(gate)
+        reason = row["reason"] or "no reason was given"
+        if row["status"] == "skipped":
+            ET.SubElement(_case(suite, row, "export"), "skipped", message=table.clip(reason, _REASON)).text = reason
+        elif row["status"] == "failed" and all(gate["passed"] for gate in row["gates"]):
+            error = ET.SubElement(
+                _case(suite, row, "export"), "error", message=table.clip(reason, _REASON), type="export"
+            )
+            error.text = reason
+        elif not row["gates"]:
+            _case(suite, row, "measured")
+        suite.set("time", f"{row['export_s'] or 0:.3f}")
+        _count(suite, [suite])
+    _count(root, list(root))
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _case(suite: ET.Element, row: Mapping[str, Any], name: str) -> ET.Element:
+    # Some readers want a time in every case; what takes time is the export, and its suite has that.
+    return ET.SubElement(suite, "testcase", classname=table.name(row), name=name, time="0")
+
+
+def _count(element: ET.Element, suites: list[ET.Element]) -> None:
+    for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        element.set(attribute, str(sum(1 for suite in suites for _ in suite.iter(tag))))
+
+
+_COLOURS = {"passed": "green", "gate failed": "red", "failed": "red", "skipped": "yellow"}
+
+
+def print_table(report: Report, console: Console) -> None:
+    """The table for a terminal, and below it a line for everything that failed or was skipped.
+
+    On a narrow terminal columns are left out, the least important first, and a line says which.
+    """
+    from rich.text import Text
+
+    report = table.clean(report)
+    columns = every = table.columns(report)
+    wide = console.options.update(width=1000)
+    for gap, least in ((1, ""), (0, ""), (0, "RSS"), (0, "Prefill"), (0, "KL"), (0, "Top-1")):
+        columns = [column for column in columns if column.title != least]
+        view = _terminal_table(report, columns, gap)
+        if view.__rich_measure__(console, wide).maximum <= console.width:
+            break
+    lines: list[Text] = []
+    for row in report["results"]:
+        what = [table.failure(gate) for gate in row["gates"] if not gate["passed"]]
+        if row["status"] != "ok":
+            what.append(f"{row['status']}: {row['reason']}")
+        elif row.get("untimed"):
+            what.append(f"quality: {row['engine']}; latency: {row['untimed']}")
+        lines += [Text.assemble((table.name(row), "bold"), "  ", table.clip(text, _REASON)) for text in what]
+    dropped = [column.title for column in every if column not in columns]
+    if dropped:
+        lines.append(Text(f"left out for want of width: {', '.join(dropped)}", style="dim"))
+    # Texts, not strings: rich would take the brackets in a name for its markup.
+    console.print(view, *lines, sep="\n")
+
+
+def _terminal_table(report: Report, columns: list[table.Column], gap: int) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    view = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
+    view.add_column("\ntarget", overflow="fold", max_width=24)
+    view.add_column("status\ngates", no_wrap=True)
+    for column in columns:
+        view.add_column(Text(f"{column.title}\n{column.unit}"), justify="right", no_wrap=True)
+    for row in report["results"]:
+        verdict, gates = table.verdict(report, row), row["gates"]
+        kept = f" {sum(gate['passed'] for gate in gates)}/{len(gates)}" if gates else ""
+        status = Text(f"{'failed' if verdict == 'gate failed' else verdict}{kept}", style=_COLOURS.get(verdict, ""))
+        view.add_row(Text(table.name(row)), status, *(Text(column.cell(row) or "–") for column in columns))
+    return view

@@ -1,0 +1,220 @@
+"""Attach an adapter to a model with PEFT so that nothing is lost: every tensor of it is used, every one is there.
+
+PEFT drops what does not fit with a warning or without a word; here it is refused. Weights that are tied in the base are
+given to each module that is adapted before anything is merged: else a change to one is a change to all.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.errors import JobError
+from exporter.stages.merge.adapter import PREFIX, Adapter, base_name, repeated, resized_vocabulary
+
+# What PEFT raises when an adapter does not fit: a size mismatch, a target module that is not there, a bad config.
+MISFIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError)
+NAME = "adapter"  # what PEFT calls the one that is attached
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """PEFT warns of what it leaves undone, ties and misfits among it: here each is checked, and mended or refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def resize(model: Any, adapters: list[Adapter]) -> str | None:
+    """Gives a model the rows of the adapters' embeddings, where training added tokens; returns a line of history.
+
+    Raises JobError when no adapter holds what the new rows are: they would be random.
+    """
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    before = embedding.weight.shape[0]
+    rows = resized_vocabulary(adapters, name, before)
+    if rows is None:
+        return None
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+    with quiet():
+        model.resize_token_embeddings(rows, mean_resizing=False)  # the new rows come from the adapter
+    held = {name for adapter in adapters for name in adapter.names()}
+    shared = {name: group for group in ties_of(model).groups for name in group}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.shape != shapes[name] and held.isdisjoint(shared.get(name, (name,))):
+            raise JobError(
+                f"the adapter {adapters[-1].path} was trained with {rows} tokens, this model has {before}, and the "
+                f"adapter does not hold the new rows of {name}: train it with modules_to_save=['{name.split('.')[-2]}']"
+            )
+    return f"resized the vocabulary from {before} to {rows} tokens"
+
+
+def attach(model: Any, adapter: Adapter, name: str = NAME) -> Any:
+    """A PeftModel with the adapter on it (a second one, when `model` is a PeftModel). Raises JobError."""
+    from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
+
+    try:
+        with quiet():
+            attached, renamed = model, None
+            if not isinstance(model, PeftModel):
+                # As PeftModel.from_pretrained does, which keeps to itself what did not fit. To load a second time is no
+                # way to learn it: AdaLoRA cuts its ranks at each loading.
+                config = PeftConfig.from_pretrained(str(adapter.path))
+                config.inference_mode = True
+                kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+                attached = kind(model, config, name)
+                renamed = getattr(model, "_checkpoint_conversion_mapping", {})
+            fit = attached.load_adapter(str(adapter.path), name, is_trainable=False, key_mapping=renamed)
+    except MISFIT as error:
+        raise JobError(misfit(adapter, model, error)) from error
+    missing = {*fit.missing_keys, *_missing_biases(adapter, attached, name)}
+    spare = (key for key in fit.unexpected_keys if repeated(key, adapter.tensors) or _tied_tokens(attached, key))
+    refuse(adapter, model, missing, set(fit.unexpected_keys).difference(spare))
+    return attached.eval()
+
+
+def _tied_tokens(attached: Any, key: str) -> bool:
+    """Whether a key is PEFT's second copy of trained tokens, for the module that is tied to the embedding."""
+    path, _, last = key.rpartition(".")
+    modules = dict(attached.named_modules()) if last == "trainable_tokens_delta" else {}
+    return bool(getattr(modules.get(path), "tied_adapter", None))
+
+
+def _missing_biases(adapter: Adapter, attached: Any, name: str) -> set[str]:
+    """The base's biases that were trained (bias="all" or "lora_only") and that the file lacks: PEFT says nothing."""
+    from peft import get_peft_model_state_dict
+
+    if adapter.config.get("bias", "none") == "none":
+        return set()
+    with quiet():
+        expected = get_peft_model_state_dict(attached, adapter_name=name, save_embedding_layers=False)
+    return {base_name(key) for key in expected if ".modules_to_save." not in key and key.endswith(".bias")} - {
+        base_name(key) for key in adapter.tensors
+    }
+
+
+def refuse(adapter: Adapter, model: Any, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raises JobError naming the first few keys and the likely cause, when any is missing or unexpected."""
+    missing, unexpected = sorted(missing), sorted(unexpected)
+    if missing:
+        raise JobError(
+            f"the adapter {adapter.path} is for another model: it has no tensor for {few(missing)}"
+            f"{_cause(adapter, model)}"
+        )
+    if unexpected:
+        raise JobError(
+            f"the adapter {adapter.path} is for another model: it holds tensors that this model lacks: "
+            f"{few(unexpected)}{_cause(adapter, model)}"
+        )
+
+
+def few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def misfit(adapter: Adapter, model: Any, error: Exception) -> str:
+    """What PEFT or PyTorch say of an adapter that does not fit, in a line with the likely cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # PyTorch's first line of a size mismatch only names the class; the second one names the tensor.
+    said = " ".join(lines[:2])[:300] if lines else type(error).__name__
+    if isinstance(error, KeyError):
+        return f"the adapter {adapter.path} is for another model: it has no tensor for {said}{_cause(adapter, model)}"
+    return f"the adapter {adapter.path} does not fit this model: {said}{_cause(adapter, model)}"
+
+
+def _cause(adapter: Adapter, model: Any) -> str:
+    """The likeliest reason of a misfit, from the layers' numbers and the modules' names."""
+    theirs = [int(found[1]) + 1 for key in adapter.tensors if (found := re.search(r"\.(\d+)\.", key))]
+    modules = {name.removeprefix(PREFIX) for name, _ in model.named_modules()}
+    ours = [int(found[1]) + 1 for name in modules if (found := re.search(r"\.(\d+)(?:\.|$)", name))]
+    recorded = adapter.config.get("base_model_name_or_path")
+    base = f"; it records {recorded} as its base: give that with -m" if recorded else ""
+    if theirs and ours and max(theirs) != max(ours):
+        return f" (it was trained on {max(theirs)} layers, and this model has {max(ours)}){base}"
+    parents = {key.removeprefix(PREFIX).split(".lora_")[0] for key in adapter.tensors if ".lora_" in key}
+    lacking = sorted(parents - modules)
+    if lacking:
+        return f" (this model has no module {lacking[0]}: another architecture, or modules renamed since){base}"
+    return base
+
+
+@dataclass(frozen=True)
+class Ties:
+    """The names of the parameters that are one tensor, in groups of two and more, and what each configuration says."""
+
+    groups: tuple[tuple[str, ...], ...]
+    flags: tuple[bool, ...]
+
+
+def ties_of(model: Any) -> Ties:
+    names = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    groups = tuple(tuple(group) for group in names.values() if len(group) > 1)
+    return Ties(groups, tuple(bool(config.tie_word_embeddings) for config in _configs(model)))
+
+
+def _configs(model: Any) -> list[Any]:
+    """The configurations that can say whether embeddings are tied: the model's, and its text part's."""
+    return list({id(config): config for config in (model.config, model.config.get_text_config())}.values())
+
+
+def untie_adapted(attached: Any) -> None:
+    """Gives each adapted module weights of its own, where it shares them with another module."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    holders: dict[int, int] = defaultdict(int)
+    for module in attached.modules():
+        for parameter in module._parameters.values():
+            holders[id(parameter)] += 1
+    for module in list(attached.modules()):
+        if isinstance(module, BaseTunerLayer):
+            base = module.get_base_layer()
+            for name, parameter in list(base.named_parameters(recurse=False)):
+                if holders[id(parameter)] > 1:
+                    own = torch.nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                    setattr(base, name, own)
+
+
+def untie_configuration(model: Any, group: tuple[str, ...]) -> str:
+    """The configuration says that nothing is tied; returns a line of history. Raises JobError where it cannot."""
+    for config in _configs(model):
+        config.tie_word_embeddings = False
+        if type(config).from_dict(config.to_dict()).tie_word_embeddings:
+            raise JobError(
+                f"the adapter changes one of {' and '.join(group)}, which transformers ties whatever the configuration "
+                f"of a {type(model).__name__} says: no checkpoint can hold it merged; keep base and adapter apart"
+            )
+    return f"untied {' and '.join(group)}: the adapter changes one of them"
+
+
+def _place(model: Any, name: str) -> tuple[Any, str]:
+    owner, _, attribute = name.rpartition(".")
+    return model.get_submodule(owner), attribute
+
+
+def tie_again(model: Any, ties: Ties) -> str | None:
+    """Ties what is still equal after a merge; otherwise the configuration says "untied". Returns a line of history."""
+    import torch
+
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for group in ties.groups:
+        first, *others = (parameters[name] for name in group)
+        if not all(first.shape == other.shape and torch.equal(first, other) for other in others):
+            for name in group:
+                setattr(
+                    *_place(model, name), torch.nn.Parameter(parameters[name].detach().clone(), requires_grad=False)
+                )
+            return untie_configuration(model, group)
+        for name in group[1:]:
+            setattr(*_place(model, name), first)
+    for config, flag in zip(_configs(model), ties.flags, strict=True):
+        config.tie_word_embeddings = flag  # PEFT clears it when two equal tensors are two
+    return None

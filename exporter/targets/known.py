@@ -1,0 +1,129 @@
+"""The targets there are: the built-in table, and third parties' by the entry point group `exporter.targets`.
+
+A third party's target that cannot be used is listed with its reason, and troubles only those who ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import Any
+
+from exporter.errors import BuildError, ExporterError, JobError, MissingPackage, unknown
+from exporter.targets.gguf.target import GGUF
+from exporter.targets.onnx.target import ONNX
+from exporter.targets.tensorrt.target import RTX_TARGET, TENSORRT_TARGET
+from exporter.targets.torch.target import TORCH
+from exporter.types import Target, Variant
+
+BUILTIN = {target.name: target for target in (TORCH, ONNX, GGUF, TENSORRT_TARGET, RTX_TARGET)}
+GROUP = "exporter.targets"
+REFERENCE = Variant("torch", "fp32")
+UNKNOWN = "unknown"  # the precision of a broken target's row under `all`
+
+
+@cache
+def _installed() -> tuple[Mapping[str, Target], Mapping[str, str]]:
+    """Third parties' targets by name, and why the others cannot be used."""
+    found: dict[str, Target] = {}
+    broken: dict[str, str] = {}
+    points = list(metadata.entry_points(group=GROUP))
+    for point in points:
+        owner = point.dist.name if point.dist else point.value
+        if point.name in BUILTIN:
+            broken[point.name] = f"{owner} brings a target of this built-in name; it is not used: pip uninstall {owner}"
+        elif (rivals := [other.value for other in points if other.name == point.name])[1:]:
+            broken[point.name] = f"several packages bring it ({', '.join(rivals)}): uninstall all but one"
+        else:
+            target = _load(point)
+            if isinstance(target, Target):
+                found[point.name] = target
+            else:
+                broken[point.name] = f"{target}; mend it or: pip uninstall {owner}"
+    return MappingProxyType(found), MappingProxyType(broken)
+
+
+def _load(point: metadata.EntryPoint) -> Target | str:
+    """An entry point's target, or why it is none."""
+    try:
+        target = point.load()
+    except Exception as error:  # noqa: BLE001  # a stranger's module may raise anything when it is imported
+        return f"{point.value} cannot be imported ({type(error).__name__}: {error})"
+    if not isinstance(target, Target) or target.name != point.name:
+        return f"{point.value} is not an exporter.types.Target named {point.name!r}"
+    if target.default not in target.precisions:
+        return f"the default of {point.value}, {target.default!r}, is none of its precisions"
+    return target
+
+
+def all_targets() -> Mapping[str, Target]:
+    """The targets that can be used, by name: built-in and installed ones."""
+    return MappingProxyType({**BUILTIN, **_installed()[0]})
+
+
+def broken() -> Mapping[str, str]:
+    """Why installed targets cannot be used, by name. A built-in name stands for a third party's claim to it."""
+    return _installed()[1]
+
+
+def get(name: str) -> Target:
+    """The target of that name. Raises JobError with the nearest names, or BuildError for a broken one."""
+    usable = all_targets()
+    if name in usable:
+        return usable[name]
+    if name in broken():
+        raise BuildError(f"the target {name} cannot be used: {broken()[name]}")
+    raise JobError(unknown("target", name, [*usable, *broken()]))
+
+
+def parse(text: str, task: str) -> list[Variant]:
+    """The variants that TARGET, TARGET:PRECISION, TARGET:all or all mean for a task.
+
+    Raises JobError with the nearest names.
+    """
+    if text == "all":
+        usable = [variant for name in all_targets() for variant in parse(name, task)]
+        return usable + [Variant(name, UNKNOWN) for name in broken() if name not in BUILTIN]
+    name, _, precision = text.partition(":")
+    target = get(name)
+    precision = precision or target.default
+    if precision == "all":
+        return [Variant(name, one) for one in target.precisions]
+    if precision in target.aliases:
+        precision = target.aliases[precision][task]
+    if precision not in target.precisions:
+        raise JobError(unknown(f"precision of {name}", precision, [*target.precisions, *target.aliases, "all"]))
+    return [Variant(name, precision)]
+
+
+def missing(
+    target: Target, precision: str, options: Mapping[str, Any] | None = MappingProxyType({})
+) -> MissingPackage | None:
+    """The error for the packages that a target's precision needs and this environment lacks.
+
+    `options`: of the job that exports, where it sets any; None: an artifact that is there is only opened.
+    """
+    required = [*target.requires, *target.precisions[precision].requires]
+    required += [] if options is None else target.builds_with(options)
+    absent = [name.replace("_", "-") for name in required if not _importable(name)]
+    return MissingPackage(f"{target.name}:{precision}", absent, target.extra, target.instead) if absent else None
+
+
+def _importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a.b, where there is no a
+        return False
+
+
+def unavailable(variant: Variant, options: Mapping[str, Any] | None = MappingProxyType({})) -> str | None:
+    """Why a variant cannot be built (or, with None, opened) here, with the command that mends it, or None."""
+    try:
+        target = get(variant.target)
+    except ExporterError as error:
+        return str(error)
+    absent = missing(target, variant.precision, options)
+    return str(absent) if absent else target.available()

@@ -1,0 +1,209 @@
+"""Any architecture of transformers to ONNX: the model's own PyTorch code, traced.
+
+This is the way for what onnxruntime-genai's builder does not take. Inputs and outputs have the names that optimum,
+onnxruntime-genai and transformers.js share, and the weights are stored once, under the checkpoint's own names.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import BuildError, unknown
+from exporter.targets.onnx_graph.attention_operator import standard, use_operator
+from exporter.targets.onnx_graph.cache_wrapper import answer_shapes, cached_decoder, encoder
+from exporter.targets.onnx_graph.file import LIMIT, save_graph
+from exporter.targets.onnx_graph.tracing import Shapes, by_torch_export, by_torchscript
+from exporter.types import CLASSIFICATION, FEATURES, GENERATION
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+
+OUTPUTS = {FEATURES: "last_hidden_state", CLASSIFICATION: "logits"}
+BATCH, NEW, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
+# Sizes at the trace: above 1, which exporters take for a constant, and all different from one another.
+SAMPLE = {BATCH: 2, NEW: 3, PAST: 5, TOTAL: 8}
+
+
+def trace_causal_lm(
+    checkpoint: Path,
+    model_onnx: Path,
+    *,
+    trust_remote_code: bool = False,
+    dynamo: bool = False,
+    attention: bool = False,
+    limit: int = LIMIT,
+) -> None:
+    """Writes a causal LM with its KV cache as a float32 ONNX graph (opset 18; 23 where it has the operator Attention).
+
+    Inputs: input_ids int64 [batch_size, sequence_length], attention_mask int64 [batch_size, total_sequence_length],
+    position_ids like input_ids where the model's forward takes them, past_key_values.N.key and .value float32
+    [batch_size, heads, past_sequence_length, head size]. Outputs: logits float32 [batch_size, sequence_length, V],
+    present.N.key and .value with total_sequence_length. Heads and head size are numbers. Layers with a sliding window
+    keep their whole past too, and mask it.
+
+    TorchScript traces it, or torch.export where TorchScript fails, or torch.export at once with `dynamo`; the graph's
+    metadata says which, and why. `attention` asks for ONNX's operator, where model and TorchScript can have it. `limit`
+    is save_graph's. Raises BuildError where neither can do it.
+    """
+    model = load_model(checkpoint, GENERATION, trust_remote_code)
+    if attention:
+        use_operator(model)
+    vocabulary, layers = answer_shapes(model)
+    names = ["input_ids", "attention_mask"]
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        names.append("position_ids")
+    inputs: Shapes = {name: (BATCH, TOTAL if name == "attention_mask" else NEW) for name in names}
+    outputs: Shapes = {"logits": (BATCH, NEW, vocabulary)}
+    for number, layer in enumerate(layers):
+        for part, (heads, size) in zip(("key", "value"), layer, strict=True):
+            inputs[f"past_key_values.{number}.{part}"] = (BATCH, heads, PAST, size)
+            outputs[f"present.{number}.{part}"] = (BATCH, heads, TOTAL, size)
+    graph = _traced(model, cached_decoder(model, names), inputs, outputs, dynamo)
+    del model  # so that save_graph can let go of the weights as it writes them
+    save_graph(graph, model_onnx, limit)
+
+
+def trace_encoder(
+    checkpoint: Path,
+    task: str,
+    model_onnx: Path,
+    *,
+    trust_remote_code: bool = False,
+    dynamo: bool = False,
+    attention: bool = False,
+    limit: int = LIMIT,
+) -> None:
+    """Writes a model for feature-extraction or text-classification as a float32 ONNX graph (opset 18 or 23).
+
+    Inputs, all int64 [batch_size, sequence_length]: input_ids, attention_mask, and token_type_ids where the model and
+    its tokenizer have them. Output: last_hidden_state float32 [batch_size, sequence_length, H], or logits
+    [batch_size, classes]. Exporters, options, metadata and errors are as with trace_causal_lm.
+    """
+    if task not in OUTPUTS:
+        raise BuildError(unknown("task", task, OUTPUTS))
+    model = load_model(checkpoint, task, trust_remote_code)
+    # sdpa's graph looks for NaN in rows that are masked whole: a fifth of MiniLM's time at 512 tokens, for rows that
+    # no text has.
+    model.set_attn_implementation("eager")
+    if attention:
+        use_operator(model)
+    names = _encoder_inputs(checkpoint, model)
+    width = model.config.num_labels if task == CLASSIFICATION else model.config.hidden_size
+    output = (BATCH, width) if task == CLASSIFICATION else (BATCH, NEW, width)
+    inputs: Shapes = dict.fromkeys(names, (BATCH, NEW))
+    graph = _traced(model, encoder(model, names, OUTPUTS[task]), inputs, {OUTPUTS[task]: output}, dynamo)
+    del model
+    save_graph(graph, model_onnx, limit)
+
+
+def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
+    """The model in float32, with the attention that transformers prefers for it: sdpa where it has it, else eager.
+
+    A mixture of experts as one product with gathered weights: the others count tokens or loop over them, which a graph
+    cannot.
+    """
+    import torch
+    from optimum.exporters.tasks import TasksManager
+
+    model_class = TasksManager.get_model_class_for_task(task)
+    model = model_class.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    model.set_experts_implementation("batched_mm")
+    return model.eval()
+
+
+def _encoder_inputs(checkpoint: Path, model: Any) -> list[str]:
+    """What a tokenizer feeds the model; without a tokenizer, segments only where the model has several kinds."""
+    taken = inspect.signature(model.forward).parameters
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    settings = checkpoint / "tokenizer_config.json"
+    said = json.loads(settings.read_text(encoding="utf-8")).get("model_input_names") if settings.is_file() else None
+    if said is None:
+        said = names if getattr(model.config, "type_vocab_size", 0) > 1 else names[:2]
+    return [name for name in names if name in taken and name in said]
+
+
+def _traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shapes, dynamo: bool) -> ir.Model:
+    """The wrapper's graph with named dimensions, and each weight in it once, still in torch's memory."""
+    config = model.config.get_text_config()
+    sample = _sample(config, inputs)
+    ways = [("TorchScript", by_torchscript), ("torch.export", by_torch_export)][dynamo:]
+    failed: list[str] = []
+    while True:
+        name, export = ways[len(failed)]
+        try:
+            graph = export(wrapper, sample, inputs, outputs)
+            break
+        except Exception as error:  # whatever the model's code or the exporter's runs into
+            failed.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0])
+            if len(failed) == len(ways):
+                raise BuildError(f"{type(model).__name__} cannot be traced to ONNX: {'; '.join(failed)}") from error
+    graph.metadata_props["exporter"] = "; ".join([name, *(f"not {line}" for line in failed)])
+    standard(graph)
+    _name_dimensions(graph, inputs | outputs)
+    _strip_wrapper(graph)
+    _store_as_multiplied(graph)
+    return graph
+
+
+def _sample(config: Any, inputs: Shapes) -> dict[str, torch.Tensor]:
+    """Random inputs of SAMPLE's sizes, from optimum's generators."""
+    from optimum.utils import DummyTextInputGenerator, NormalizedConfigManager, NormalizedTextConfig
+
+    try:
+        normalized = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+    except KeyError:  # a newer architecture than optimum has a table for, with the usual names
+        normalized = NormalizedTextConfig(config)
+    sample = {}
+    for name, shape in inputs.items():
+        sizes = [SAMPLE[size] if isinstance(size, str) else size for size in shape]
+        texts = DummyTextInputGenerator(GENERATION, normalized, batch_size=sizes[0], sequence_length=sizes[1])
+        sample[name] = texts.generate(name) if len(sizes) == 2 else texts.random_float_tensor(sizes)
+    return sample
+
+
+def _name_dimensions(model: ir.Model, shapes: Shapes) -> None:
+    import onnx_ir as ir
+
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = ir.Shape(shapes[str(value.name)])
+
+
+def _strip_wrapper(model: ir.Model) -> None:
+    """Weights get the checkpoint's names, nodes those of their modules, such as /model/layers.0/mlp/up_proj/MatMul."""
+    for value in list(model.graph.initializers.values()):
+        value.name = str(value.name).removeprefix("wrapped.")
+    for node in model.graph:
+        node.name = (node.name or "").removeprefix("/wrapped")
+        for value in node.outputs:
+            value.name = (value.name or "").removeprefix("/wrapped")
+
+
+def _store_as_multiplied(model: ir.Model) -> None:
+    """Stores a matrix that is only ever used transposed, as torch's Linear does, the way that MatMul takes it.
+
+    Quantizers look for a MatMul with a constant. A matrix that an embedding uses too (tied weights) stays as it is, and
+    so does its Transpose, which runtimes fold when they load the model.
+    """
+    import torch
+    from onnx_ir.tensor_adapters import TorchTensor
+
+    for value in model.graph.initializers.values():
+        weight, nodes = getattr(value.const_value, "raw", None), [node for node, _ in value.uses()]
+        transposed = nodes and all(node.op_type == "Transpose" and _permutation(node) == [1, 0] for node in nodes)
+        if not transposed or not isinstance(weight, torch.Tensor):
+            continue
+        value.const_value = TorchTensor(weight.T, name=value.name)  # a view: it is copied when it is written
+        value.shape = value.const_value.shape
+        for node in nodes:
+            node.outputs[0].replace_all_uses_with(value)
+            model.graph.remove(node, safe=True)
+
+
+def _permutation(transpose: ir.Node) -> Sequence[int]:
+    attribute = transpose.attributes.get("perm")
+    return [] if attribute is None else list(attribute.as_ints())

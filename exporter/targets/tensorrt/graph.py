@@ -1,0 +1,160 @@
+"""The graph that is handed to TensorRT: the model's own code traced to plain ONNX, with every tensor's type in it.
+
+    trace     float32, made once for a run; opset 23 where Attention, RMSNormalization or RotaryEmbedding are operators
+    overflow  the float32 graph on calibration windows: which nodes float16 cannot hold
+    quantize  Q/DQ by the policy (int8), or int8 weights (int8-weight)
+    cast      half precision wherever that is safe
+
+No contrib operators, and weights beyond 2 GB in model.onnx_data. exporter.targets.tensorrt.proof has the graph that
+ONNX Runtime can prove.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exporter.targets.onnx_graph import fused_operators, shell
+from exporter.targets.onnx_graph.attention_operator import write_out
+from exporter.targets.onnx_graph.file import made_once, save_graph
+from exporter.targets.onnx_graph.modules import module_rows
+from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm, trace_encoder
+from exporter.targets.tensorrt.overflow import overflowing
+from exporter.targets.tensorrt.quantize import check_policy, quantize
+from exporter.targets.tensorrt.types import OVERFLOW, lower, prepare
+from exporter.types import GENERATION, ExportRequest
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPERATORS = ("Attention", *fused_operators.OPERATORS)  # of opset 23; not every parser has them
+_KINDS = {"fp16": "FLOAT16", "int8": "FLOAT16", "int8-weight": "FLOAT16", "bf16": "BFLOAT16"}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What is to be told of a graph. `kept_float`: "node: why", of those that stay in float32 in a graph of half types.
+
+    `int8_share`: of the linear layers' multiplications (without a language model's head), where both operands are int8;
+    None where nothing is quantized. `seconds` by step: graph, overflow, quantize, cast, write.
+    """
+
+    kept_float: tuple[str, ...]
+    int8_share: float | None
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...]
+
+
+def write_graph(request: ExportRequest, model_onnx: Path, lacking: Collection[str] = ()) -> Graph:
+    """Writes the request's checkpoint at its precision: fp32, fp16, bf16, int8 or int8-weight.
+
+    `lacking`: those of OPERATORS that the engine's parser does not have; they are spelled out.
+
+    Text generation: input_ids, attention_mask and position_ids (where the model takes them) int64,
+    past_key_values.N.key and .value [batch, heads, past, size] in the graph's own type, past 0 included; out come
+    logits float32 [batch, new, V] and present.N.key and .value. Encoders: as traced_graph.trace_encoder, float32
+    answers. Raises BuildError for what cannot be traced, quantized as asked, or typed.
+    """
+    check_policy(request.precision, request.policy)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "graph"):
+        float_graph = made_once(request.scratch, partial(_write_float, request, lacking))
+        model = _load(float_graph)
+    said: Sequence[str]
+    notes = [f"traced by {line}" for line in (model.metadata_props.get("exporter"),) if line and "not " in line]
+    kind, share = _KINDS.get(request.precision), None
+    kept: tuple[str, ...] = ()
+    beyond: Mapping[str, float] = {}
+    if kind == "FLOAT16":
+        with _timed(seconds, "overflow"):
+            beyond, said = _overflowing(request, float_graph)
+            notes += said
+    if request.precision in ("int8", "int8-weight"):
+        with _timed(seconds, "quantize"):
+            share, said = _quantized(model, request)
+            notes += said
+    # Only in half precision there are kernels for the operator.
+    write_out(model, lambda node: kind is None or any(value and value.name in beyond for value in _around(node)))
+    if kind is not None:
+        with _timed(seconds, "cast"):
+            kept = lower(model, kind, beyond)
+        notes += _told(kept, beyond)
+    with _timed(seconds, "write"):
+        shell.check(model)
+        save_graph(model, model_onnx)
+    return Graph(kept, share, seconds, tuple(notes))
+
+
+def _write_float(request: ExportRequest, lacking: Collection[str], model: Path) -> None:
+    import onnx_ir as ir
+
+    checkpoint = request.checkpoint
+    how = {"trust_remote_code": checkpoint.trust_remote_code, "attention": "Attention" not in lacking}
+    # The weights in a file of their own: it is mapped, not read, by all that follows.
+    if checkpoint.task == GENERATION:
+        trace_causal_lm(checkpoint.path, model, limit=0, **how)
+    else:
+        trace_encoder(checkpoint.path, checkpoint.task, model, limit=0, **how)
+    graph = ir.load(model)
+    fused_operators.simplify(graph, lacking)
+    ir.save(graph, model)  # the weights stay where they are, in their file
+
+
+def _load(float_graph: Path) -> ir.Model:
+    """The float32 graph, prepared, its small tensors in memory."""
+    import onnx_ir as ir
+
+    model = ir.load(float_graph)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= shell.LARGE:
+            value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
+    prepare(model)
+    return model
+
+
+def _overflowing(request: ExportRequest, float_graph: Path) -> tuple[dict[str, float], list[str]]:
+    """The values that float16 cannot hold on the calibration windows, and notes."""
+    windows = np.load(request.calibration / "windows.npy") if request.calibration else None
+    largest = float(np.finfo(np.float16).max)
+    found = overflowing(_load(float_graph), windows, request.scratch, request.threads, largest)
+    unknown = "activations were not checked for overflow of float16: there was no calibration text"
+    return found, [unknown] if windows is None else []
+
+
+def _around(node: ir.Node) -> list[ir.Value | None]:
+    return [*node.inputs, *node.outputs]
+
+
+def _told(kept: tuple[str, ...], beyond: Mapping[str, float]) -> list[str]:
+    count = sum(OVERFLOW in line for line in kept)
+    if not count:
+        return []
+    worst = sorted(beyond, key=lambda name: -beyond[name])[:3]
+    told = ", ".join(f"{name} reaches {beyond[name]:.3g}" for name in worst)
+    return [f"{count} operators stay in float32, for float16 cannot hold their tensors on calibration text: {told}"]
+
+
+def _quantized(model: ir.Model, request: ExportRequest) -> tuple[float, tuple[str, ...]]:
+    from onnx_ir.passes import common
+
+    checkpoint = request.checkpoint
+    modules = module_rows(load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code))
+    result = quantize(model, request.policy, modules, checkpoint.task == GENERATION)
+    common.RemoveUnusedNodesPass()(model)
+    model.graph.sort()
+    return result
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start

@@ -1,0 +1,153 @@
+"""Optimization profiles: the sizes that an engine takes, and is tuned for.
+
+A job says batch=1:1:8,length=1:128:512, each min:opt:max. A graph's inputs have named axes; each gets its range from
+these two. The ranges hold together at min, at opt and at max (past + new = total), which TensorRT checks: so `past`
+begins at 0 and is 0 at opt, which tunes for the prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from exporter.errors import BuildError, JobError, unknown
+from exporter.targets.onnx_graph.traced import BATCH, NEW, PAST, TOTAL
+from exporter.types import GENERATION, Floats, Ids
+
+FLAG = "--trt-profile"
+_PART = re.compile(r"^(\w+)=(\d+):(\d+):(\d+)$")
+Dimensions = Sequence[str | int]
+Shapes = tuple[list[int], list[int], list[int]]  # of one input at min, opt and max
+
+
+class Range(NamedTuple):
+    """The least, the tuned-for and the greatest size of an axis."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How many texts at once, and how many tokens a text has: with a KV cache prompt and answer together."""
+
+    batch: Range
+    length: Range
+
+    @classmethod
+    def parse(cls, text: str) -> Profile:
+        """What --trt-profile says. Raises JobError."""
+        names = tuple(cls.__dataclass_fields__)
+        ranges: dict[str, Range] = {}
+        for part in text.split(","):
+            found = _PART.match(part.strip())
+            if not found:
+                raise JobError(f"{FLAG} {part.strip()!r}: give NAME=MIN:OPT:MAX, such as length=1:128:512")
+            name, sizes = found[1], Range(*map(int, found.groups()[1:]))
+            if name not in names:
+                raise JobError(f"{FLAG}: {unknown('size', name, names)}")
+            if name in ranges:
+                raise JobError(f"{FLAG} names {name} twice")
+            if not 1 <= sizes.min <= sizes.opt <= sizes.max:
+                raise JobError(f"{FLAG} {name}={sizes}: the sizes must be at least 1 and in order, min ≤ opt ≤ max")
+            ranges[name] = sizes
+        for name in names:
+            if name not in ranges:
+                raise JobError(f"{FLAG} {text!r} names no {name}; give all, as in batch=1:1:8,length=1:128:512")
+        return cls(**ranges)
+
+    def check(self, task: str, window: int) -> None:
+        """Whether what the artifact will be measured on is inside. Raises JobError."""
+        if task == GENERATION and (self.batch.min, self.length.min) != (1, 1):
+            raise JobError(f"{FLAG}: batch and length must begin at 1: decoding is one token of one text at a time")
+        if window > self.length.max:
+            raise JobError(
+                f"{FLAG} length={self.length}: it is measured on texts of {window} tokens; raise the profile's "
+                f"greatest length, or lower --window {window}"
+            )
+
+    def record(self, inputs: Mapping[str, Dimensions]) -> str:
+        """The text of profiles.json: what the job said, and what that makes of each input."""
+        sizes = {name: str(getattr(self, name)) for name in self.__dataclass_fields__}
+        shapes = {
+            name: dict(zip(("min", "opt", "max"), each, strict=True)) for name, each in self.shapes(inputs).items()
+        }
+        return json.dumps({**sizes, "inputs": shapes}, indent=2) + "\n"
+
+    @classmethod
+    def read(cls, text: str) -> Profile:
+        """The profile of a profiles.json."""
+        told = json.loads(text)
+        return cls.parse(",".join(f"{name}={told[name]}" for name in cls.__dataclass_fields__))
+
+    def axes(self) -> dict[str, Range]:
+        """The ranges of a graph's named axes."""
+        past = Range(0, 0, self.length.max - 1)
+        total = Range(self.length.min, self.length.opt, self.length.max + past.max)
+        return {BATCH: self.batch, NEW: self.length, PAST: past, TOTAL: total}
+
+    def shapes(self, inputs: Mapping[str, Dimensions]) -> dict[str, Shapes]:
+        """The three shapes of every input. Raises BuildError for an axis that has no range."""
+        axes = self.axes()
+        shapes: dict[str, Shapes] = {}
+        for name, dimensions in inputs.items():
+            strange = [axis for axis in dimensions if isinstance(axis, str) and axis not in axes]
+            if strange:
+                raise BuildError(f"the input {name} has an axis {strange[0]!r} that no profile gives a size")
+            ranges = [axes[axis] if isinstance(axis, str) else Range(axis, axis, axis) for axis in dimensions]
+            shapes[name] = ([one.min for one in ranges], [one.opt for one in ranges], [one.max for one in ranges])
+        return shapes
+
+    def admit(self, length: int) -> None:
+        """Raises BuildError for a text outside the profile. `length`: its tokens, the cached ones included."""
+        if not self.length.min <= length <= self.length.max:
+            raise BuildError(
+                f"a text of {length} tokens is outside the engine's profile, length={self.length}; build it with a "
+                f"{FLAG} that covers it"
+            )
+
+    def batched(self, ids: Ids, mask: Ids, forward: Callable[[Ids, Ids], Floats]) -> Floats:
+        """`forward` over [B, T] ids and mask in batches that the profile takes; a small one is filled with copies."""
+        self.admit(ids.shape[1])
+        answers = []
+        for begin in range(0, len(ids), self.batch.max):
+            rows = slice(begin, begin + self.batch.max)
+            count = len(ids[rows])
+            fill = ((0, max(0, self.batch.min - count)), (0, 0))
+            answers.append(forward(np.pad(ids[rows], fill, "edge"), np.pad(mask[rows], fill, "edge"))[:count])
+        return np.concatenate(answers)
+
+
+class Port(NamedTuple):
+    """An input or output of a graph: its ONNX element type and its axes, named or numbers."""
+
+    kind: int
+    dimensions: list[str | int]
+
+
+def ports(model_onnx: Path) -> tuple[dict[str, Port], dict[str, Port]]:
+    """A graph's inputs and outputs by name; its weights are not read."""
+    import onnx
+
+    graph = onnx.load(model_onnx, load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = {value.name: _port(value) for value in graph.input if value.name not in weights}
+    return inputs, {value.name: _port(value) for value in graph.output}
+
+
+def _port(value: object) -> Port:
+    import onnx
+
+    assert isinstance(value, onnx.ValueInfoProto)
+    tensor = value.type.tensor_type
+    return Port(tensor.elem_type, [axis.dim_param or axis.dim_value for axis in tensor.shape.dim])

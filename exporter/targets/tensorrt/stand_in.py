@@ -1,0 +1,61 @@
+"""The graph that was handed to TensorRT, run by ONNX Runtime on the CPU, where no GPU can run its engine.
+
+It is run as the float32 graph of tensorrt_proof, which rounds wherever the types of model.onnx do; where those are all
+float32 there is nothing to round, and model.onnx itself is run. Requests are held to the engine's profile, so that what
+passes here is what the engine takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
+from exporter.targets.tensorrt.profile import Profile
+from exporter.targets.tensorrt.proof import write_proof
+from exporter.types import Floats, Ids
+
+ENGINE = "onnxruntime-cpu (graph handed to TensorRT)"
+
+
+class EncoderProof(OnnxRunner):
+    """A graph without a cache. `untimed`: why the engine itself does not run here."""
+
+    def __init__(self, model: Path, threads: int, profile: Profile, untimed: str) -> None:
+        super().__init__(model, threads)
+        self.engine, self.untimed, self._profile = ENGINE, untimed, profile
+
+    def batch(self, ids: Ids, mask: Ids) -> Floats:
+        return self._profile.batched(ids, mask, super().batch)
+
+
+class DecoderProof(OnnxDecoder):
+    """A graph with a KV cache; the rest is as above."""
+
+    def __init__(self, model: Path, threads: int, profile: Profile, untimed: str) -> None:
+        super().__init__(model, threads)
+        self.engine, self.untimed, self._profile = ENGINE, untimed, profile
+
+    def batch(self, ids: Ids, mask: Ids) -> Floats:
+        return self._profile.batched(ids, mask, super().batch)
+
+    def _extend(self, ids: Ids) -> Floats:
+        self._profile.admit(self._length + len(ids))
+        return super()._extend(ids)
+
+
+def open_stand_in(folder: Path, threads: int, profile: Profile, decoder: bool, untimed: str) -> OnnxRunner:
+    """The runner of a folder's graph. The graph that rounds is beside the folder while it is opened, and then gone."""
+    runner = DecoderProof if decoder else EncoderProof
+    if json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["variant"].endswith(":fp32"):
+        return runner(folder / "model.onnx", threads, profile, untimed)
+    place = folder.parent / f".{folder.name.strip('.')}-proof.{os.getpid()}.tmp"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    try:
+        write_proof(folder / "model.onnx", place / "model.onnx")
+        return runner(place / "model.onnx", threads, profile, untimed)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)

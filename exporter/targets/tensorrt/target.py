@@ -1,0 +1,255 @@
+"""TensorRT and TensorRT-RTX: a plain ONNX graph of the precision that is asked for, and the engine built from it.
+
+The folder holds the engine (model.plan), the exact graph that made it, the profile, the builder's log, what its layers
+became, a model repository for Triton and the command that builds the engine again. Only the engine is its size, or with
+--no-engine the graph. On a GPU the engine itself is measured; without one the graph is, on the CPU, and says so.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from exporter.byte_size import parse_bytes
+from exporter.errors import BuildError, JobError, unknown
+from exporter.targets.folder.files import copy_configuration
+from exporter.targets.tensorrt.build import How, build, failed, parse
+from exporter.targets.tensorrt.graph import OPERATORS, write_graph
+from exporter.targets.tensorrt.lint import refused
+from exporter.targets.tensorrt.log import Log
+from exporter.targets.tensorrt.platform import (
+    RTX,
+    TENSORRT,
+    Platform,
+    can_parse,
+    cannot_run,
+    capabilities,
+    has_device,
+    lacking,
+)
+from exporter.targets.tensorrt.profile import Profile, ports
+from exporter.targets.tensorrt.quantize import SCHEMES, cannot_express
+from exporter.targets.tensorrt.runner import open_engine
+from exporter.targets.tensorrt.serving import REBUILD, rebuild_command, write_repository
+from exporter.targets.tensorrt.stand_in import open_stand_in
+from exporter.types import (
+    GENERATION,
+    TOKENIZER_FILES,
+    Exported,
+    ExportRequest,
+    Gates,
+    Precision,
+    Preparation,
+    Target,
+)
+
+OLDEST = (10, 12)  # of TensorRT: the first whose strongly typed networks take all that the graphs hold
+PROFILES = "profiles.json"
+_SHIPPED = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+
+
+def export(platform: Platform, request: ExportRequest) -> Exported:
+    """Writes the artifact's folder. Raises BuildError for a refused graph, or an engine that cannot be built."""
+    folder, options = request.folder, request.options
+    model_onnx = folder / "model.onnx"
+    request.progress(f"writing the graph of {platform.package}:{request.precision}", 0, 0)
+    graph = write_graph(request, model_onnx, lacking(platform, OPERATORS))
+    profile, how = Profile.parse(options["trt_profile"]), _how(request)
+    inputs, outputs = ports(model_onnx)
+    gc.collect()  # graphs are full of cycles, and would keep the float weights mapped beside the builder's memory
+    dimensions = {name: port.dimensions for name, port in inputs.items()}
+    (folder / PROFILES).write_text(profile.record(dimensions), encoding="utf-8")
+    shapes = profile.shapes(dimensions)
+    copy_configuration(request.checkpoint.path, folder)
+    files = [name for name in ("model.onnx", "model.onnx_data") if (folder / name).is_file()]
+    onnx_bytes = sum((folder / name).stat().st_size for name in files)
+    told: dict[str, Any] = {
+        "parsed": None, "parsed_by": None, "refused": [],
+        "built_by": None, "engine_bytes": None, "onnx_bytes": onnx_bytes, "engine_over_onnx": None,
+        "capabilities": list(how.capabilities) or None, "hardware_compatible": how.hardware_compatible,
+        "version_compatible": how.version_compatible, "profile": options["trt_profile"],
+        "layers": None, "kept_float": list(graph.kept_float), "int8_share": graph.int8_share,
+        "seconds": dict(graph.seconds),
+    }  # fmt: skip
+    try:
+        _check(model_onnx)
+        if options["engine"]:
+            built = build(platform, model_onnx, shapes, how, folder, request.progress)
+            told |= built | {"seconds": told["seconds"] | built["seconds"], "parsed": True, "parsed_by": str(platform)}
+            told["engine_over_onnx"] = told["engine_bytes"] / onnx_bytes
+            files = ["model.plan"]
+        else:
+            told |= _parsed(platform, model_onnx)
+    except BuildError as error:
+        error.build = told | (error.build or {})
+        raise
+    (folder / REBUILD).write_text(rebuild_command(platform, shapes, how), encoding="utf-8")
+    write_repository(folder, request.checkpoint.source, platform, inputs, outputs)
+    there = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    extras = sorted(name for name in there if name not in (*files, *_SHIPPED))
+    return Exported(tuple(files), graph.notes, tuple(extras), told)
+
+
+def _how(request: ExportRequest) -> How:
+    options, cache = request.options, request.cache
+    workspace, named = options["trt_workspace"], options["trt_compute_capability"]
+    return How(
+        exact_float32=request.precision == "fp32",
+        capabilities=tuple(named.split(",")) if named else (),
+        hardware_compatible=options["trt_hardware_compatible"],
+        version_compatible=options["trt_version_compatible"],
+        workspace=parse_bytes("--trt-workspace", workspace) if workspace else None,
+        timing_cache=cache and cache / "tensorrt",
+    )
+
+
+def _check(model_onnx: Path) -> None:
+    """Raises BuildError for what the lint knows to be refused."""
+    if lines := refused(model_onnx):
+        message = f"TensorRT refuses {len(lines)} things of the graph: {'; '.join(lines)}"
+        raise failed("exporter's lint", message, lines)
+
+
+def _parsed(platform: Platform, model_onnx: Path) -> dict[str, Any]:
+    """What a parser at hand says of a graph without an engine."""
+    able = [one for one in (platform, RTX) if can_parse(one)]
+    if not able:
+        return {}
+    parse(able[0], model_onnx, Log(able[0].load()))
+    return {"parsed": True, "parsed_by": str(able[0])}
+
+
+def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
+    if config.get("is_encoder_decoder"):
+        return "encoder-decoder models are not exported to TensorRT yet"
+    return None
+
+
+def prepare(platform: Platform, wanted: Preparation) -> str | None:
+    """Checks the options, and whether an engine can be built here."""
+    options = wanted.options
+    Profile.parse(options["trt_profile"]).check(wanted.task, wanted.window)
+    if options["trt_workspace"]:
+        parse_bytes("--trt-workspace", options["trt_workspace"])
+    return _wrong_options(platform, options) or (_cannot_build(platform) if options["engine"] else None)
+
+
+def _wrong_options(platform: Platform, options: Mapping[str, Any]) -> str | None:
+    """Options that the platform does not have. Raises JobError for a capability that is none."""
+    if platform.ahead_of_time:
+        given = [name for name in ("hardware", "version") if options[f"trt_{name}_compatible"]]
+        if given:
+            return (
+                f"--trt-{given[0]}-compatible is TensorRT's; here --trt-compute-capability says which GPUs to build for"
+            )
+        _check_capabilities(platform, options["trt_compute_capability"])
+    elif options["trt_compute_capability"]:
+        return (
+            "--trt-compute-capability is TensorRT-RTX's: TensorRT builds for the GPU that it runs on, or with "
+            "--trt-hardware-compatible for all from Ampere on"
+        )
+    return None
+
+
+def _check_capabilities(platform: Platform, text: str | None) -> None:
+    if text is None:
+        return
+    known = capabilities(platform.load()) if find_spec(platform.module) else None
+    for name in text.split(","):
+        if known is not None and name not in known:
+            raise JobError(f"--trt-compute-capability: {unknown('compute capability', name, known)}")
+        if not re.fullmatch(r"sm\d{2,3}", name):
+            raise JobError(f"--trt-compute-capability {name!r}: give names such as sm80,sm89")
+
+
+def _cannot_build(platform: Platform) -> str | None:
+    if platform.ahead_of_time:
+        return None
+    version = platform.version() or "0"
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < OLDEST:
+        return f"tensorrt {version} is older than {'.'.join(map(str, OLDEST))}; pip install -U 'exporter[tensorrt]'"
+    if not has_device():
+        return (
+            "TensorRT builds on the GPU that the engine is for, and there is no CUDA device; --target tensorrt-rtx "
+            "builds without one, and --no-engine makes the graph, its profile and its proof alone"
+        )
+    return None
+
+
+def open_folder(platform: Platform, folder: Path, threads: int) -> Any:
+    """The engine on the GPU; without one that can run it, the graph on the CPU, which says why."""
+    decoder = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["task"] == GENERATION
+    profile = Profile.read((folder / PROFILES).read_text(encoding="utf-8"))
+    untimed = cannot_run(platform) if (folder / "model.plan").is_file() else "no engine was built (--no-engine)"
+    if untimed is None:
+        return open_engine(folder, platform, profile, decoder)
+    return open_stand_in(folder, threads, profile, decoder, untimed)
+
+
+PRECISIONS = {
+    "fp32": Precision(
+        "float32, without TF32",
+        Gates(max_ppl_ratio=1.001, max_kl=1e-4, min_cosine=0.9999, max_logit_error=1e-3, max_cache_kl=1e-6),
+    ),
+    "fp16": Precision(
+        "float16, what would overflow in float32", Gates(max_ppl_ratio=1.005, min_cosine=0.999, max_cache_kl=1e-3)
+    ),
+    "bf16": Precision(
+        "bfloat16, norms and softmax in float32", Gates(max_ppl_ratio=1.02, min_cosine=0.995, max_cache_kl=0.01)
+    ),
+    "int8": Precision(
+        "int8 weights and activations (Q/DQ) where the policy allows, float16 for the rest",
+        Gates(max_ppl_ratio=1.02, min_cosine=0.98, max_cache_kl=0.01),
+        schemes=SCHEMES["int8"],
+        ranges_per_octave=16,  # SmolLM2's engine / ONNX: 1.146, as found 1.176, four 1.140; one for all 1.136
+    ),
+    "int8-weight": Precision(
+        "8-bit weights per channel, float16 for the rest",
+        Gates(max_ppl_ratio=1.02, min_cosine=0.99, max_cache_kl=0.01),
+        schemes=SCHEMES["int8-weight"],
+    ),
+}
+
+TENSORRT_TARGET = Target(
+    name=TENSORRT.package,
+    summary="NVIDIA TensorRT: datacenter and workstation GPUs, Triton",
+    precisions=PRECISIONS,
+    default="fp16",
+    requires=("onnx", "onnx_ir", "onnxruntime", "torch"),
+    builds_with=lambda options: (TENSORRT.module,) if options.get("engine", True) else (),
+    extra="tensorrt",
+    instead=(
+        ", with NVIDIA's own package index as --extra-index-url, where its libraries are; or build for RTX GPUs "
+        "instead, with --target tensorrt-rtx; --no-engine makes the graph alone and needs neither"
+    ),
+    check=check,
+    export=partial(export, TENSORRT),
+    open=partial(open_folder, TENSORRT),
+    options=(
+        "engine", "trt_profile", "trt_compute_capability", "trt_hardware_compatible", "trt_version_compatible",
+        "trt_workspace",
+    ),
+    prepare=partial(prepare, TENSORRT),
+    # float16 is checked for overflow on the calibration's windows.
+    calibrates=lambda precision, options: precision in ("fp16", "int8", "int8-weight"),
+    schemes=cannot_express,
+)  # fmt: skip
+
+RTX_TARGET = replace(
+    TENSORRT_TARGET,
+    name=RTX.package,
+    summary="NVIDIA TensorRT-RTX: GeForce RTX and RTX PRO GPUs; builds without a GPU",
+    builds_with=lambda options: (RTX.module,) if options.get("engine", True) else (),
+    extra="tensorrt-rtx",
+    instead="",
+    export=partial(export, RTX),
+    open=partial(open_folder, RTX),
+    prepare=partial(prepare, RTX),
+)
