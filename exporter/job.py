@@ -7,7 +7,6 @@ any work.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,16 +14,12 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from exporter.errors import JobError, unknown
+from exporter.machine import usable_cores
 from exporter.stages.train.options import QatOptions
 from exporter.types import BaseQuant, Combination, Gates, MergeDtype
 from exporter.yaml_file import read_yaml
 
 MIN_TOKENS = 64  # fewer cannot carry a standard error that means anything
-
-
-def usable_cores() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class MergeJob(BaseModel):

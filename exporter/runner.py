@@ -1,10 +1,14 @@
-"""What an opened artifact can do: the protocols that `Target.open` returns, and that bench measures through."""
+"""What an opened artifact can do: the protocols that `Target.open` returns, and that it is measured through."""
 
 from __future__ import annotations
 
 from typing import Protocol, Self, runtime_checkable
 
-from exporter.types import Floats, Ids
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 
 class Runner(Protocol):

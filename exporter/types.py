@@ -11,15 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from exporter.runner import Floats as Floats  # a third party's target imports the arrays' names from here too
+from exporter.runner import Ids as Ids
+from exporter.runner import Runner
 
 if TYPE_CHECKING:
-    from exporter.quantization.policy import Scheme
-    from exporter.runner import Runner
+    from exporter.scheme import Scheme
 
-Ids = NDArray[np.int64]
-Floats = NDArray[np.float32]
 Status = Literal["ok", "skipped", "failed"]
 Combination = Literal["cat", "linear", "svd", "ties", "dare_linear", "dare_ties"]  # PEFT's, of several adapters
 MergeDtype = Literal["keep", "float32", "bfloat16", "float16"]

@@ -19,8 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from exporter.job import usable_cores
-from exporter.machine import cpu_name
+from exporter.machine import cpu_name, usable_cores
 from exporter.pipeline.texts import TOPICS, standard_library_topics
 from exporter.pipeline.worker import peak_rss
 from exporter.quantization.calibrate import WINDOW, calibrate, calibration_windows
@@ -58,7 +57,7 @@ def times(model: Path, windows: int, rounds: int) -> dict[str, float]:
     import torch
     from transformers import AutoTokenizer
 
-    from exporter.targets.torch.target import load_model
+    from exporter.checkpoint.model import load_model
 
     torch.set_num_threads(usable_cores())
     loaded = load_model(model, GENERATION, "float32").eval()

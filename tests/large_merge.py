@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.job import usable_cores
-from exporter.machine import cpu_name
+from exporter.machine import cpu_name, usable_cores
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 HIDDEN, INNER, VOCABULARY, RANK = 4096, 11008, 32000, 16

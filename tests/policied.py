@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import torch
 
+from exporter.checkpoint.linear import linear_layers
 from exporter.quantization.bias_correction import round_biases
 from exporter.quantization.grid import rounded
-from exporter.quantization.linear import linear_layers
-from exporter.quantization.policy import Scheme
+from exporter.scheme import Scheme
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, TOKENIZER_FILES
 

@@ -10,8 +10,8 @@ import onnxruntime
 import torch
 import transformers as t
 
-from exporter.quantization.linear import linear_layers
-from exporter.quantization.policy import Scheme
+from exporter.checkpoint.linear import linear_layers
+from exporter.scheme import Scheme
 from exporter.targets.tensorrt.proof import write_proof
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from weight_models import answer, made, windows
 
+from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.quantization.awq import awq, clipped, salience
 from exporter.quantization.folds import Fold, find_folds, fold
 from exporter.quantization.grid import quantized
 from exporter.quantization.input_rows import input_rows
-from exporter.quantization.linear import linear_layers, weight_of
-from exporter.quantization.policy import Scheme
 from exporter.quantization.simulation import simulated
+from exporter.scheme import Scheme
 
 INT4 = Scheme(weight="int4", group=32, symmetric=False)
 

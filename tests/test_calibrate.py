@@ -8,11 +8,11 @@ import pytest
 import torch
 import transformers
 
+from exporter.checkpoint.linear import linear_layers
 from exporter.errors import JobError
 from exporter.measure.tokenization import EVALUATION, HARD, TokenizedTexts, compare_tokenizer
 from exporter.quantization.calibrate import calibrate, calibration_windows
 from exporter.quantization.hessians import hessians
-from exporter.quantization.linear import linear_layers
 from exporter.quantization.statistics import collect, load_statistics, watched
 from exporter.types import GENERATION, Checkpoint
 

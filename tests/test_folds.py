@@ -4,8 +4,8 @@ import pytest
 import torch
 from weight_models import answer, made, windows
 
+from exporter.checkpoint.linear import linear_layers
 from exporter.quantization.folds import find_folds, fold
-from exporter.quantization.linear import linear_layers
 
 BLOCK = "model.layers.0."
 GATED = {

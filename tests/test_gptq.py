@@ -4,13 +4,13 @@ import pytest
 import torch
 from weight_models import made, windows
 
+from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.errors import BuildError
 from exporter.quantization.gptq import DAMPING, gptq, round_weights
 from exporter.quantization.grid import quantized, rounded
 from exporter.quantization.hessians import hessians
-from exporter.quantization.linear import linear_layers, weight_of
-from exporter.quantization.policy import Scheme
 from exporter.quantization.simulation import simulated
+from exporter.scheme import Scheme
 
 SCHEMES = [
     Scheme(weight=weight, group=group, symmetric=symmetric)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.quantization.layer_weights import LayerWeights, load_parameters, save_parameters, save_weights
-from exporter.quantization.linear import linear_layers, weight_of
-from exporter.quantization.policy import Scheme
 from exporter.quantization.simulation import simulated
+from exporter.scheme import Scheme
 
 INT8 = Scheme(weight="int8")
 

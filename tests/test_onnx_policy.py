@@ -14,11 +14,11 @@ import torch
 from onnx import numpy_helper
 from policied import INT4, INT8, TINY, answers, operators, rms, run, windows
 
+from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.errors import BuildError
 from exporter.quantization.grid import quantized, rounded
-from exporter.quantization.linear import linear_layers, weight_of
-from exporter.quantization.policy import Scheme
 from exporter.quantization.simulation import simulated
+from exporter.scheme import Scheme
 from exporter.targets.onnx.quantize import quantize_by_policy
 from exporter.targets.onnx.target import ONNX
 from exporter.targets.onnx_graph.linear import find_matrices

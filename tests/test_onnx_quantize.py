@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.quantization.grid import rounded, rounded_input
-from exporter.quantization.policy import Scheme
+from exporter.scheme import Scheme
 from exporter.targets.onnx.half import half
 from exporter.targets.onnx.quantize import quantize_by_rule
 from exporter.targets.onnx_graph.linear import find_matrices

@@ -9,8 +9,8 @@ import pytest
 import torch
 from policied import INT8, answers, operators, rms, round_the_rest, run, static_policy, windows
 
-from exporter.quantization.policy import Scheme
 from exporter.quantization.simulation import simulated
+from exporter.scheme import Scheme
 from exporter.targets.onnx_graph.session import OnnxDecoder
 from exporter.targets.onnx_graph.traced import load_model
 

@@ -5,7 +5,8 @@ import torch
 
 from exporter.errors import JobError
 from exporter.quantization.grid import levels, quantized, rounded, rounded_input
-from exporter.quantization.policy import Policy, Scheme, read_policy
+from exporter.quantization.policy import Policy, read_policy
+from exporter.scheme import Scheme
 
 SCHEMES = [
     Scheme(weight=weight, group=group, symmetric=symmetric)

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.errors import BuildError, JobError
 from exporter.quantization.grid import rounded
-from exporter.quantization.linear import linear_layers, weight_of
-from exporter.quantization.policy import Scheme
 from exporter.quantization.simulation import simulated
+from exporter.scheme import Scheme
 from exporter.stages.train.options import QatOptions
 from exporter.stages.train.qat import train, training_windows
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from exporter.errors import JobError
 from exporter.job import Job, load_job
 from exporter.quantization.grid import rounded, rounded_input
-from exporter.quantization.policy import Scheme
+from exporter.scheme import Scheme
 from exporter.stages.train.loss import losses
 from exporter.stages.train.options import QatOptions
 from exporter.stages.train.rounding import RoundedInput, RoundedWeight

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from exporter.measure.gates import judge
 from exporter.measure.quality import Passages, Reference, answer, compare, compare_probe, windows
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Floats, Gates, Ids, Probe, Result
+from exporter.runner import Floats, Ids
+from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Gates, Probe, Result
 
 VOCABULARY = 600
 

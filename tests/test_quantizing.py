@@ -8,13 +8,15 @@ import torch
 import yaml
 
 from exporter import Job, run
+from exporter.checkpoint.model import load_model
 from exporter.measure.quality import Reference, compare
 from exporter.pipeline.exporting import stricter
-from exporter.quantization.policy import Policy, Scheme, read_policy
+from exporter.quantization.policy import Policy, read_policy
 from exporter.quantization.preparing import How, Prepared, prepare
 from exporter.quantization.quantizing import Quantizer
 from exporter.quantization.simulation import simulated
-from exporter.targets.torch.target import load_model, open_checkpoint
+from exporter.scheme import Scheme
+from exporter.targets.torch.target import open_checkpoint
 from exporter.types import GENERATION, Checkpoint, Gates, Result
 
 FEW = {"speed": False, "eval_tokens": 512, "calib_tokens": 2048, "threads": 1}

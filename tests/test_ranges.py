@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from exporter.quantization.grid import rounded_input
-from exporter.quantization.policy import Scheme
 from exporter.quantization.ranges import METHODS, entropy, min_max, percentile, rounded_up, squared_error
 from exporter.quantization.statistics import collect
+from exporter.scheme import Scheme
 
 NUMBERS = np.random.default_rng(0)
 SAMPLES = 200_000

@@ -92,15 +92,15 @@ def test_sensitivity_finds_smollm2_known_outliers(tmp_path):
     import torch
     from transformers import AutoTokenizer
 
+    from exporter.checkpoint.linear import linear_layers, weight_of
+    from exporter.checkpoint.model import load_model
     from exporter.checkpoint.recipes import RECIPES, dequantize
     from exporter.pipeline.texts import standard_library_topics
-    from exporter.quantization.linear import linear_layers, weight_of
-    from exporter.quantization.policy import Scheme
     from exporter.quantization.ranges import min_max
     from exporter.quantization.selection import Layer, rank
     from exporter.quantization.sensitivity import LossMeter
     from exporter.quantization.statistics import collect
-    from exporter.targets.torch.target import load_model
+    from exporter.scheme import Scheme
     from exporter.types import GENERATION
 
     dequantize(RECIPES["smollm2-135m"], tmp_path)

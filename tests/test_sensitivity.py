@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from exporter.quantization.linear import linear_layers, weight_of
-from exporter.quantization.policy import Scheme
+from exporter.checkpoint.linear import linear_layers, weight_of
+from exporter.checkpoint.model import load_model
 from exporter.quantization.selection import Layer, choose, rank
 from exporter.quantization.sensitivity import LossMeter
 from exporter.quantization.simulation import simulated
-from exporter.targets.torch.target import load_model
+from exporter.scheme import Scheme
 
 INT4 = Scheme(weight="int4", group=32, symmetric=False)
 INT8 = Scheme(weight="int8", group=32)

@@ -5,15 +5,15 @@ import torch
 from transformers import AutoModelForCausalLM
 from weight_models import answer, made, windows
 
+from exporter.checkpoint.linear import linear_layers
 from exporter.errors import BuildError
 from exporter.quantization.bias_correction import correct_biases, mean_outputs
 from exporter.quantization.folds import Fold, find_folds, fold
 from exporter.quantization.input_rows import input_rows
-from exporter.quantization.linear import linear_layers
-from exporter.quantization.policy import Scheme
 from exporter.quantization.simulation import simulated
 from exporter.quantization.smoothquant import smooth, smoothing
 from exporter.quantization.statistics import collect, watched
+from exporter.scheme import Scheme
 
 STATIC = Scheme(weight="int8", input="static")
 

@@ -13,10 +13,10 @@ from onnx import helper
 from tensorrt_graphs import SIZES, TOLERANCE, Opened, expected, off, profile, some_ids, static_policy
 from tensorrt_parser import parse
 
+from exporter.checkpoint.linear import linear_layers
 from exporter.errors import BuildError
-from exporter.quantization.linear import linear_layers
-from exporter.quantization.policy import Scheme
 from exporter.quantization.simulation import simulated
+from exporter.scheme import Scheme
 from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.nodes import finish
 from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm

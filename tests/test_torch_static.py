@@ -12,14 +12,16 @@ from safetensors.torch import load_file
 from test_encoders import SIZES, tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from exporter.checkpoint.linear import linear_layers
+from exporter.checkpoint.model import load_model
 from exporter.errors import BuildError, JobError
 from exporter.quantization.grid import quantized, rounded, rounded_input
-from exporter.quantization.linear import linear_layers
-from exporter.quantization.policy import Scheme, read_policy
+from exporter.quantization.policy import read_policy
 from exporter.quantization.simulation import simulated
 from exporter.runner import CachedRunner
+from exporter.scheme import Scheme
 from exporter.targets.torch.static import converted, static_linear
-from exporter.targets.torch.target import TORCH, load_model
+from exporter.targets.torch.target import TORCH
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Checkpoint, ExportRequest
 
 INT8 = Scheme(weight="int8", input="static", range=(-1.0, 1.0))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.linear import linear_layers
 from exporter.checkpoint.load import check_config, read_config
 from exporter.errors import JobError, unknown
-from exporter.quantization.linear import linear_layers
 from exporter.types import FEATURES, TASKS
 
 _NO_LIMIT = 1 << 20  # tokenizers without a limit of their own say 10^30
@@ -85,7 +85,7 @@ def _fit(
     transformers fills what a checkpoint lacks with random numbers: nothing of that may be exported. Raises JobError for
     it. On the meta device no weight is read; names and shapes come from the files' headers.
     """
-    from exporter.targets.torch.target import load_model
+    from exporter.checkpoint.model import load_model
 
     reading: dict[str, Any] = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     if labels is not None:

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.quantization_config import scheme_of
 from exporter.checkpoint.recipes import RECIPES, Recipe
 from exporter.errors import JobError, unknown
-from exporter.stages.dequantize.dequantize import scheme_of
 from exporter.store import cache_folder, content_key, publish, reusable, sweep, write_manifest
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter import machine
-from exporter.job import usable_cores
+from exporter.machine import usable_cores
 from exporter.store import cache_folder
 
 # Settings of the environment that change threads, devices, or where models come from.

@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from exporter.runner import CachedRunner, DeviceRunner, Runner
-from exporter.types import Ids
+from exporter.runner import CachedRunner, DeviceRunner, Ids, Runner
 
 T = TypeVar("T")
 PREFILL_LENGTHS = (128, 512)

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.runner import BatchRunner, CachedRunner, Runner
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Floats, Ids, Probe
+from exporter.runner import BatchRunner, CachedRunner, Floats, Ids, Runner
+from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Probe
 
 TOP_K = 256
 Doubles = NDArray[np.float64]

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.runner import TokenizingRunner
-from exporter.types import Ids
+from exporter.runner import Ids, TokenizingRunner
 
 TOKENIZED = "tokenizer.npz"
 EVALUATION = "the evaluation's text"

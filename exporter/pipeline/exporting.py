@@ -17,8 +17,9 @@ from exporter.measure.size import sizes
 from exporter.pipeline.measuring import Bench
 from exporter.pipeline.plan import Plan
 from exporter.process import HUGE_PAGES, Progress, Worker
-from exporter.quantization.policy import Policy, Scheme
+from exporter.quantization.policy import Policy
 from exporter.quantization.quantizing import POLICY
+from exporter.scheme import Scheme
 from exporter.targets import known
 from exporter.types import FEATURES, Checkpoint, Gates, Result, Variant
 

@@ -16,7 +16,8 @@ from exporter.job import Job, MergeJob
 from exporter.pipeline.source import Source, look
 from exporter.pipeline.texts import calibration_text, evaluation_text
 from exporter.process import Progress, Worker
-from exporter.quantization.policy import Policy, Scheme, read_policy
+from exporter.quantization.policy import Policy, read_policy
+from exporter.scheme import Scheme
 from exporter.stages.train.options import HEAD, QatOptions
 from exporter.store import MANIFEST, cache_folder, existing, sweep, writable
 from exporter.targets import known

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from exporter import machine, store
+from exporter.checkpoint.quantization_config import scheme_of
 from exporter.checkpoint.weights import Weights
 from exporter.errors import JobError
 from exporter.job import MergeJob
-from exporter.stages.dequantize.dequantize import refusal, scheme_of
+from exporter.stages.dequantize.dequantize import refusal
 from exporter.stages.merge.adapter import Adapter
 
 _TOOLS = ("exporter", "bitsandbytes", "torch", "transformers")

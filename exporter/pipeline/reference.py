@@ -15,8 +15,9 @@ from exporter.errors import JobError
 from exporter.job import MIN_TOKENS
 from exporter.measure.quality import Passages, Reference, answer, reference_perplexity
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
+from exporter.runner import Ids
 from exporter.store import publish, reusable, write_manifest
-from exporter.types import GENERATION, Checkpoint, Ids, Probe
+from exporter.types import GENERATION, Checkpoint, Probe
 
 FILE = "reference.npz"
 _PROBE_LENGTHS = (17, 5, 11)  # none that a graph was traced at, and different: a batch of them is padded

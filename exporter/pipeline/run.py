@@ -15,13 +15,13 @@ from exporter import __version__, machine, store
 from exporter.errors import EXIT_BUILD, EXIT_GATE, EXIT_OK, ExporterError, JobError
 from exporter.job import Job
 from exporter.measure.gates import judge
+from exporter.pipeline.calibrating import calibrated
 from exporter.pipeline.exporting import Exports
 from exporter.pipeline.measuring import Bench, Failed
 from exporter.pipeline.merging import check_perplexity, merge_stage
 from exporter.pipeline.plan import Plan, make_plan
 from exporter.pipeline.training import qat_stage
 from exporter.process import HUGE_PAGES, Progress, Worker, silent
-from exporter.quantization.calibrate import calibrated
 from exporter.report.render import render
 from exporter.targets import known
 from exporter.types import Checkpoint, Gates, Result, Variant

@@ -76,9 +76,9 @@ def train_checkpoint(
 
     from transformers import AutoTokenizer
 
+    from exporter.checkpoint.model import load_model
     from exporter.quantization.preparing import How, Prepared, prepare
     from exporter.stages.train.qat import train, training_windows
-    from exporter.targets.torch.target import load_model
 
     chosen = QatOptions.model_validate(options)
     trust = checkpoint.trust_remote_code

@@ -87,10 +87,10 @@ class Session:
         labels: int | None,
         **how: Any,
     ) -> dict[str, Any]:
+        from exporter.checkpoint.model import load_model
         from exporter.stages.merge.adapter import read_adapter
         from exporter.stages.merge.merge import How, merge
         from exporter.stages.merge.streaming import merge_streaming
-        from exporter.targets.torch.target import load_model
 
         source, destination = _checkpoint(checkpoint), Path(folder)
         manifest = store.reusable(destination, key)
@@ -152,7 +152,7 @@ class Session:
         return quantizer.write(quantizer.choose(budget), budget, Path(folder))
 
     def export(self, target: str, checkpoint: dict[str, Any], threads: int, **places: Any) -> dict[str, Any]:
-        from exporter.quantization.policy import Scheme
+        from exporter.scheme import Scheme
 
         start = perf_counter()
         folder, scratch, cache = Path(places["folder"]), Path(places["scratch"]), Path(places["cache"])

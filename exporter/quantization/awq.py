@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.linear import linear_layers, shared_weights, weight_of
 from exporter.quantization.folds import Fold, fold
 from exporter.quantization.grid import quantized
-from exporter.quantization.linear import linear_layers, shared_weights, weight_of
-from exporter.quantization.policy import Scheme
+from exporter.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor

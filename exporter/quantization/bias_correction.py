@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.errors import BuildError
 from exporter.quantization.grid import INT32, input_grid, quantized
-from exporter.quantization.linear import linear_layers, weight_of
-from exporter.quantization.policy import Scheme
 from exporter.quantization.simulation import simulated
+from exporter.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor

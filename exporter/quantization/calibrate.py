@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporter import machine, store
+from exporter import store
 from exporter.errors import JobError
 from exporter.quantization.statistics import collect, save_statistics
 from exporter.types import Checkpoint
@@ -23,23 +22,8 @@ from exporter.types import Checkpoint
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from exporter.pipeline.plan import Plan
-    from exporter.process import Progress, Worker
 
 WINDOW = 512
-
-
-def calibrated(plan: Plan, checkpoint: Checkpoint, worker: Worker, progress: Progress) -> Path | None:
-    """The parent's side: the folder of the statistics that a plan wants, in the cache under its content key."""
-    if not any(map(plan.calibrates, plan.variants)):
-        return None
-    progress("calibrating", 0, 0)
-    how = plan.calibration_text()
-    made_of = ["calibration statistics, windows", checkpoint.sha256, checkpoint.task, how, machine.versions()]
-    key = store.content_key(made_of)
-    folder = store.cache_folder() / "calibrations" / key
-    worker("calibrate", checkpoint=asdict(checkpoint), folder=folder, key=key, threads=plan.job.threads, **how)
-    return folder
 
 
 def calibrate(
@@ -64,7 +48,7 @@ def calibrate(
     import torch
     from transformers import AutoTokenizer
 
-    from exporter.targets.torch.target import load_model
+    from exporter.checkpoint.model import load_model
 
     torch.set_num_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from exporter.quantization.linear import linear_layers, weight_of
+from exporter.checkpoint.linear import linear_layers, weight_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.linear import linear_layers, shared_weights, weight_of
 from exporter.errors import BuildError
 from exporter.quantization.grid import Codes, coded, quantized
-from exporter.quantization.linear import linear_layers, shared_weights, weight_of
-from exporter.quantization.policy import Scheme
+from exporter.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor

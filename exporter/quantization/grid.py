@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporter.quantization.policy import Scheme
+from exporter.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.errors import JobError
-from exporter.quantization.linear import linear_layers, weight_of
 from exporter.quantization.statistics import watched
 
 if TYPE_CHECKING:

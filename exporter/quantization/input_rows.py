@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.linear import linear_layers
 from exporter.errors import BuildError
-from exporter.quantization.linear import linear_layers
 from exporter.quantization.statistics import watched
 
 if TYPE_CHECKING:

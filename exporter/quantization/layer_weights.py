@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.quantization.linear import linear_layers
+from exporter.checkpoint.linear import linear_layers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.errors import JobError
 from exporter.quantization.layer_weights import LayerWeights, save_parameters, save_weights
-from exporter.quantization.linear import linear_layers, weight_of
-from exporter.quantization.policy import Policy, Scheme
+from exporter.quantization.policy import Policy
 from exporter.quantization.selection import Layer
 from exporter.quantization.sensitivity import input_groups
+from exporter.scheme import Scheme
 from exporter.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: 
     """
     import torch
 
-    from exporter.targets.torch.target import load_model
+    from exporter.checkpoint.model import load_model
 
     torch.set_num_threads(threads)
     windows = windows_of(checkpoint.path, checkpoint.trust_remote_code, text)

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.quantization.layer_weights import LayerWeights, load_parameters
-from exporter.quantization.linear import linear_layers, weight_of
 from exporter.quantization.policy import FLOAT, Policy
 from exporter.quantization.preparing import How, Prepared, Step
 from exporter.quantization.selection import Choice, Group, choose, rank
@@ -31,8 +31,8 @@ class Quantizer:
     def __init__(self, checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: Path) -> None:
         import torch
 
+        from exporter.checkpoint.model import load_model
         from exporter.quantization.sensitivity import LossMeter
-        from exporter.targets.torch.target import load_model
 
         torch.set_num_threads(threads)
         self._checkpoint, self._how, self._step = checkpoint, how, step

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.quantization.grid import input_grid
-from exporter.quantization.policy import Scheme
 from exporter.quantization.statistics import Histogram
+from exporter.scheme import Scheme
 
 Range = tuple[float, float]
 Method = Callable[[Histogram, bool], Range]

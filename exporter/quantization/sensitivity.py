@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from exporter.quantization.linear import linear_layers, shared_weights
-from exporter.quantization.policy import Scheme
+from exporter.checkpoint.linear import linear_layers, shared_weights
 from exporter.quantization.simulation import simulated
 from exporter.quantization.statistics import watched
+from exporter.scheme import Scheme
 from exporter.types import FEATURES, GENERATION
 
 if TYPE_CHECKING:

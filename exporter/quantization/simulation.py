@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.quantization.grid import rounded, rounded_input
-from exporter.quantization.linear import linear_layers, weight_of
-from exporter.quantization.policy import Scheme
+from exporter.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor

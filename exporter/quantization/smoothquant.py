@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.quantization.folds import Fold, fold
 from exporter.quantization.grid import rounded, rounded_input
-from exporter.quantization.linear import linear_layers, weight_of
-from exporter.quantization.policy import Scheme
+from exporter.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor

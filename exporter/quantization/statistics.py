@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.checkpoint.linear import linear_layers
 from exporter.errors import JobError
-from exporter.quantization.linear import linear_layers
-from exporter.types import Floats
+from exporter.runner import Floats
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,1 +1,5 @@
-"""report"""
+"""The report: its rows, and the forms it takes (report.json, a page, a comment, test cases, a table).
+
+In: what was measured. Out: text. Whatever is shown can be made again from report.json alone.
+Read first: render.py.
+"""

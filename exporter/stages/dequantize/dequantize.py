@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from exporter.checkpoint.blocks import Planned, Step, Tensors, torch_dtype, write
 from exporter.checkpoint.floats import TORCH_DTYPES
+from exporter.checkpoint.quantization_config import quantization_of, scheme_of
 from exporter.checkpoint.skeleton import Skeleton
 from exporter.errors import JobError, MissingPackage, unknown
 from exporter.stages.dequantize import packed, unpack
@@ -40,21 +41,9 @@ def nobody(done: int, total: int) -> None:
     """The progress of nobody who looks."""
 
 
-def scheme_of(config: Mapping[str, Any]) -> str | None:
-    """What a config.json says: "nf4", "fp4", "int8", "gptq", "awq", another method's own name, None for float."""
-    how = _quantization(config)
-    if how is None:
-        return None
-    if how.get("load_in_8bit") or how.get("_load_in_8bit"):
-        return "int8"
-    if how.get("load_in_4bit") or how.get("_load_in_4bit"):
-        return str(how.get("bnb_4bit_quant_type", "fp4"))
-    return str(how.get("quant_method") or how.get("method") or "MLX")  # MLX writes bits and group_size only
-
-
 def refusal(config: Mapping[str, Any]) -> str | None:
     """Why a quantized checkpoint cannot be made float here, from its config.json alone; None where it can, or is."""
-    scheme, how = scheme_of(config), _quantization(config) or {}
+    scheme, how = scheme_of(config), quantization_of(config) or {}
     if scheme is None:
         return None
     bits = how.get("bits", how.get("w_bit"))
@@ -90,7 +79,7 @@ def dequantize(source: Path, folder: Path, dtype: str = "float32", progress: Ste
         raise JobError(f"{source} is not quantized: give it as it is")
     if reason:
         raise JobError(f"{source}: {reason}")
-    stored, how, skeleton = Tensors(source), _quantization(config) or {}, Skeleton(source)
+    stored, how, skeleton = Tensors(source), quantization_of(config) or {}, Skeleton(source)
     weights = packed.find(stored, scheme, how)
     if not weights:
         raise JobError(f"{source} holds no {scheme} weight, whatever its config.json says; download the model again")
@@ -161,15 +150,6 @@ def simulate(
             "transformers 4 quantized the experts of a mixture"
         )
     return history
-
-
-def _quantization(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The quantization_config of a model or of a part of it (text_config), or MLX's "quantization"."""
-    for holder in (config, *(value for value in config.values() if isinstance(value, Mapping))):
-        how = holder.get("quantization_config") or holder.get("quantization")
-        if how:
-            return dict(how) if isinstance(how, Mapping) else {"quant_method": str(how)}
-    return None
 
 
 def _config(folder: Path) -> dict[str, Any]:

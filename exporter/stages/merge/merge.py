@@ -6,15 +6,16 @@ another is asked for; the folder that was written is loaded again and compared o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.floats import TORCH_DTYPES
 from exporter.checkpoint.folder import carry, check_tokens, has_tokenizer, tokenizer_folder
+from exporter.checkpoint.model import Load
 from exporter.checkpoint.weights import Stored, stored_tensors
 from exporter.errors import BuildError, JobError
+from exporter.runner import Ids
 from exporter.stages.merge.adapter import Adapter
 from exporter.stages.merge.attach import (
     MISFIT,
@@ -30,7 +31,7 @@ from exporter.stages.merge.attach import (
 )
 from exporter.stages.merge.base_check import check_copies, refuse_absent, stored_name
 from exporter.stages.merge.proof import Agreement, answers, check_probe, compare, probe_ids, refuse_unproven
-from exporter.types import FEATURES, Ids
+from exporter.types import FEATURES
 
 KEEP = "keep"  # --merge-dtype: each tensor's own
 COMBINED = "combined"
@@ -49,9 +50,6 @@ class How:
     svd_rank: int | None = None  # of the combination "svd": the largest rank of the adapters
     other: Path | None = None  # for an adapter trained on a quantized base: the float checkpoint not merged into
     other_is_trained: bool = False  # whether `other` is the one with the values that training saw
-
-
-Load = Callable[..., Any]  # (folder, **options of from_pretrained) -> a float32 model of the task's class
 
 
 def merge(load: Load, base: Path, adapters: list[Adapter], folder: Path, how: How, task: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from exporter.errors import BuildError, JobError
-from exporter.types import Floats, Ids
+from exporter.runner import Floats, Ids
 
 LENGTH, SEQUENCES = 48, 4
 _SEED = 0

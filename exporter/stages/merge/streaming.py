@@ -16,6 +16,7 @@ import numpy as np
 
 from exporter.checkpoint.floats import TORCH_DTYPES, as_tensor, is_finite, tensor, torch_dtype
 from exporter.checkpoint.folder import carry, check_tokens, tokenizer_folder
+from exporter.checkpoint.model import Load
 from exporter.checkpoint.shards import Digest, header, put, write_index
 from exporter.checkpoint.weights import FLOAT_BYTES, Stored, stored_tensors
 from exporter.errors import BuildError, JobError
@@ -23,7 +24,7 @@ from exporter.stages.merge.adapter import Adapter
 from exporter.stages.merge.attach import few, resize, ties_of
 from exporter.stages.merge.base_check import check_copies, refuse_absent, stored_name
 from exporter.stages.merge.layout import Change, Layout, layout
-from exporter.stages.merge.merge import How, Load, kept_dtype, names_of, roundoff
+from exporter.stages.merge.merge import How, kept_dtype, names_of, roundoff
 from exporter.stages.merge.one_module import merge_module
 from exporter.stages.merge.proof import Agreement, refuse_unproven
 

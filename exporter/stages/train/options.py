@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exporter.errors import JobError, unknown
-from exporter.quantization.policy import Scheme
+from exporter.scheme import Scheme
 
 _SEPARATOR = re.compile(r",(?=\s*[A-Za-z_]+\s*=)")  # a comma within a file's name separates nothing
 

@@ -23,10 +23,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.folder import carry
+from exporter.checkpoint.linear import linear_layers, shared_weights, weight_of
+from exporter.checkpoint.model import Load
 from exporter.errors import BuildError, JobError, unknown
-from exporter.quantization.linear import linear_layers, shared_weights, weight_of
-from exporter.quantization.policy import Scheme
-from exporter.stages.merge.merge import Load
+from exporter.scheme import Scheme
 from exporter.stages.train.loss import losses
 from exporter.stages.train.options import QatOptions
 from exporter.stages.train.state import State, last_state, save_state

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from exporter.quantization.grid import coded, input_grid, levels, quantized, rounded_input
-from exporter.quantization.policy import Scheme
+from exporter.scheme import Scheme
 
 _LORA_SCALE = 2.0  # alpha / r, as it is mostly chosen
 

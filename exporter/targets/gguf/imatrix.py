@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import JobError
+from exporter.runner import Floats
 from exporter.targets.gguf.header import read_header
-from exporter.types import Floats
 
 _SUM, _COUNT = ".in_sum2", ".counts"
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"

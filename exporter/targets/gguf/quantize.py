@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from exporter.errors import BuildError, JobError
+from exporter.runner import Floats
 from exporter.targets.gguf import log
 from exporter.targets.gguf.header import read_header
 from exporter.targets.gguf.types import FILE_TYPES, TENSOR_TYPES
-from exporter.types import Floats
 
 
 def quantize(

@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.errors import BuildError
+from exporter.runner import Floats, Ids
 from exporter.targets.gguf import log
-from exporter.types import Floats, Ids
 
 _CONTEXT = 1024  # tokens of KV cache at first; a longer text opens a longer one
 _BATCH = 512

@@ -13,7 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from exporter.errors import BuildError
-from exporter.quantization.policy import Scheme, check_schemes
+from exporter.quantization.policy import check_schemes
+from exporter.scheme import Scheme
 from exporter.targets.onnx.kernels import Labels
 from exporter.targets.onnx_graph.linear import Matrix, find_matrices
 from exporter.targets.onnx_graph.modules import Rows, name_matrices, split_where_schemes_differ

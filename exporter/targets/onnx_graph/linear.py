@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporter.types import Floats
+from exporter.runner import Floats
 
 if TYPE_CHECKING:
     import onnx_ir as ir

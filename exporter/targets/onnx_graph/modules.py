@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.errors import BuildError
-from exporter.quantization.linear import linear_layers, weight_of
-from exporter.quantization.policy import Scheme
+from exporter.runner import Floats
+from exporter.scheme import Scheme
 from exporter.targets.onnx_graph import nodes
 from exporter.targets.onnx_graph.linear import Matrix, is_matrix
-from exporter.types import Floats
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.quantization.grid import INT32, Codes, input_grid, quantized
-from exporter.quantization.policy import Scheme
+from exporter.scheme import Scheme
 from exporter.targets.onnx_graph.linear import Matrix
 from exporter.targets.onnx_graph.nodes import add, constant, insert, replace, reshaped, transposed
 

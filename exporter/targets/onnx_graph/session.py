@@ -9,7 +9,8 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.errors import BuildError
-from exporter.types import GENERATION, Floats, Ids
+from exporter.runner import Floats, Ids
+from exporter.types import GENERATION
 
 
 def usual_inputs(ids: Ids, mask: Ids) -> dict[str, Ids]:

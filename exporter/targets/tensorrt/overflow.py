@@ -16,7 +16,7 @@ from exporter.targets.tensorrt.types import MOVING, STATISTICS, float_values
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from exporter.types import Ids
+    from exporter.runner import Ids
 
 MARGIN = 2  # text that nobody calibrated on has larger activations
 _WINDOWS, _WINDOW = 4, 256  # the largest are at the first tokens, and in the same channels in every text

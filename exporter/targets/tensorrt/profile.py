@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from exporter.errors import BuildError, JobError, unknown
+from exporter.runner import Floats, Ids
 from exporter.targets.onnx_graph.traced import BATCH, NEW, PAST, TOTAL
-from exporter.types import GENERATION, Floats, Ids
+from exporter.types import GENERATION
 
 FLAG = "--trt-profile"
 _PART = re.compile(r"^(\w+)=(\d+):(\d+):(\d+)$")

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from exporter.errors import BuildError
 from exporter.quantization.grid import input_grid
-from exporter.quantization.policy import Scheme, check_schemes
+from exporter.quantization.policy import check_schemes
+from exporter.scheme import Scheme
 from exporter.targets.onnx_graph.linear import Matrix, find_matrices
 from exporter.targets.onnx_graph.modules import Rows, name_matrices, split_where_schemes_differ
 from exporter.targets.onnx_graph.nodes import add, constant, insert, replace

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from exporter.errors import BuildError
+from exporter.runner import Floats, Ids
 from exporter.targets.onnx_graph.session import usual_inputs
 from exporter.targets.tensorrt.build import PLAN
 from exporter.targets.tensorrt.cache import StepInputs
 from exporter.targets.tensorrt.log import Log
 from exporter.targets.tensorrt.platform import Platform
 from exporter.targets.tensorrt.profile import Profile
-from exporter.types import Floats, Ids
 
 if TYPE_CHECKING:
     import torch

@@ -12,10 +12,10 @@ import os
 import shutil
 from pathlib import Path
 
+from exporter.runner import Floats, Ids
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
 from exporter.targets.tensorrt.profile import Profile
 from exporter.targets.tensorrt.proof import write_proof
-from exporter.types import Floats, Ids
 
 ENGINE = "onnxruntime-cpu (graph handed to TensorRT)"
 

@@ -22,10 +22,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.errors import BuildError, JobError, unknown
 from exporter.quantization.grid import input_codes, input_grid, quantized
-from exporter.quantization.linear import linear_layers, weight_of
-from exporter.quantization.policy import FLOAT, Policy, Scheme, read_policy
+from exporter.quantization.policy import FLOAT, Policy, read_policy
+from exporter.scheme import Scheme
 from exporter.types import Exported
 
 WEIGHTS, POLICY = "int8-static.safetensors", "policy.yaml"

@@ -14,10 +14,12 @@ from typing import Any, Self
 
 import numpy as np
 
+from exporter.checkpoint.model import load_model
 from exporter.errors import BuildError, JobError
-from exporter.quantization.policy import Scheme
+from exporter.runner import Floats, Ids
+from exporter.scheme import Scheme
 from exporter.targets.torch.static import cannot_express, export_static, load_static
-from exporter.types import CLASSIFICATION, GENERATION, Exported, ExportRequest, Floats, Gates, Ids, Precision, Target
+from exporter.types import CLASSIFICATION, GENERATION, Exported, ExportRequest, Gates, Precision, Target
 
 
 class TorchRunner:
@@ -73,22 +75,6 @@ class TorchDecoder(TorchRunner):
         out = self._forward(np.array([[token]]), use_cache=True, past_key_values=self._cache)
         last: Floats = self._floats(out)[0, -1]
         return last
-
-
-def load_model(path: Path, task: str, dtype: str, trust_remote_code: bool = False, **options: Any) -> Any:
-    """A checkpoint as a transformers model of the task's class; `dtype` is torch's name for it, or "auto"."""
-    import torch
-    from optimum.exporters.tasks import TasksManager
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    model_class = TasksManager.get_model_class_for_task(task, model_type=config.model_type)
-    return model_class.from_pretrained(
-        path,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        trust_remote_code=trust_remote_code,
-        **options,
-    )
 
 
 def open_checkpoint(path: Path, task: str, threads: int, dtype: str = "float32", trust: bool = False) -> TorchRunner:
