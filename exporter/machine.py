@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -75,6 +76,22 @@ def available_memory() -> int:
         if soft != resource.RLIM_INFINITY:
             free.append(max(0, soft - psutil.Process().memory_info().rss))
     return min(free)
+
+
+def peak_rss() -> int:
+    """Peak resident bytes of this process, or of the largest one that it started."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    own, started = (
+        resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Linux hands ru_maxrss on through fork and exec: a large parent's memory would be taken for this process's.
+        [line] = [line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")]
+        own = int(line.split()[1]) * 1024
+    return max(own, started)
 
 
 def _cgroups() -> Iterator[tuple[Path, str, Path]]:

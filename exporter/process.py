@@ -1,26 +1,33 @@
-"""The parent's side of a worker: one export or one measurement in a process of its own.
+"""Workers: one export or one measurement in a process of its own, and both ends of the pipe to it.
 
-Its peak memory is its own, and an engine that crashes is an error with its signal's name, not the end of the run.
-Requests and replies are JSON lines (exporter.pipeline.worker has the other side); what libraries print goes to a log
-file.
+A worker's peak memory is its own, and an engine that crashes is an error with its signal's name, not the end of the
+run. Requests and replies are JSON lines; what libraries print goes to a log file. The parent holds a `Worker`; the
+child runs `serve` on the table of what can be asked for (exporter/pipeline/worker.py).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from exporter.errors import EXIT_JOB, BuildError, ExporterError, JobError
-from exporter.store import cache_folder, writable
+from exporter.store import cache_folder, disk_full, writable
+from exporter.types import Checkpoint
 
 # For a worker that computes on whole weight matrices: torch then asks for huge pages, and a new tensor costs a quarter.
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+# By name: ground imports nothing of the rooms above it.
+_CHILD = "exporter.pipeline.worker"
 Progress = Callable[[str, int, int], None]  # (what is being done, done, total); total 0: not known
 
 
@@ -28,8 +35,27 @@ def silent(what: str, done: int, total: int) -> None:
     """The progress of nobody who looks."""
 
 
+@dataclass
+class Session:
+    """What an operation has in its worker besides its arguments. `opened`: what one leaves open for those after it."""
+
+    progress: Progress
+    opened: Any = None
+
+    def counted(self, what: str) -> Callable[[int, int], None]:
+        """The progress of one thing: (done, total)."""
+        return lambda done, total: self.progress(what, done, total)
+
+    def megabytes(self, what: str) -> Callable[[int, int], None]:
+        """Progress in bytes, told in MB."""
+        return lambda done, total: self.progress(f"{what}, MB", done // 10**6, total // 10**6)
+
+
+Operation = Callable[..., Any]  # (session, **arguments as JSON has them) -> what JSON can say
+
+
 def _error(reply: Mapping[str, Any]) -> ExporterError:
-    """What a worker's op raised."""
+    """What a worker's operation raised."""
     if reply["status"] == EXIT_JOB:
         return JobError(reply["error"])
     error = BuildError(reply["error"])
@@ -46,10 +72,9 @@ class WorkerFailed(BuildError):
 
 
 class Worker:
-    """`with Worker(log, threads) as worker: worker("op", key=value)`; what an op can be is in
-    exporter.pipeline.worker.OPS.
+    """`with Worker(log, threads) as worker: worker(operation, key=value)`: a function of this program, called there.
 
-    The process starts with the first op.
+    Paths arrive as text, and a `checkpoint` as a Checkpoint. The process starts with the first operation.
     """
 
     def __init__(
@@ -78,7 +103,7 @@ class Worker:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "exporter.pipeline.worker"],
+                [sys.executable, "-m", _CHILD],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -101,25 +126,25 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._kill()
 
-    def __call__(self, op: str, **args: Any) -> Any:
-        """What an op returns. Raises its ExporterError, or WorkerFailed when the worker crashed or met a bug."""
+    def __call__(self, operation: Operation, **args: Any) -> Any:
+        """What an operation returns. Raises its ExporterError; WorkerFailed when the worker crashed or met a bug."""
         try:
-            return self._ask(op, args)
+            return self._ask(operation.__name__, args)
         except KeyboardInterrupt:
             self._kill()  # before the caller removes the folder that is being written to
             raise
 
-    def _ask(self, op: str, args: dict[str, Any]) -> Any:
+    def _ask(self, name: str, args: dict[str, Any]) -> Any:
         if self._process is None:
             self._process = self._start()
         requests, replies = self._process.stdin, self._process.stdout
         assert requests is not None
         assert replies is not None
         try:
-            requests.write(json.dumps({"op": op, "args": args}, default=str) + "\n")
+            requests.write(json.dumps({"operation": name, "args": args}, default=_plain) + "\n")
             requests.flush()
         except BrokenPipeError:
-            raise self._death(op, self._process) from None
+            raise self._death(name, self._process) from None
         for line in replies:
             reply = json.loads(line)
             if "progress" in reply:
@@ -127,20 +152,74 @@ class Worker:
             elif "error" in reply:
                 raise _error(reply)
             elif "bug" in reply:
-                raise WorkerFailed(f"{reply['bug']} (in {op}; the log is {self._log})", reply["trace"])
+                raise WorkerFailed(f"{reply['bug']} (in {name}; the log is {self._log})", reply["trace"])
             else:
                 return reply["result"]
-        raise self._death(op, self._process)
+        raise self._death(name, self._process)
 
     def _kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def _death(self, op: str, process: subprocess.Popen[str]) -> WorkerFailed:
+    def _death(self, name: str, process: subprocess.Popen[str]) -> WorkerFailed:
         status = process.wait()
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         if status == -signal.SIGKILL:
             how += " (most often: out of memory)"
         killed_by = -status if status < 0 else None
-        return WorkerFailed(f"the {op} process was {how}; the log is {self._log}", killed_by=killed_by)
+        return WorkerFailed(f"the worker of {name} was {how}; the log is {self._log}", killed_by=killed_by)
+
+
+def _plain(value: Any) -> Any:
+    """A path or a dataclass as JSON has it."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def serve(operations: Mapping[str, Operation]) -> None:
+    """The child's side: reads requests from stdin, does them, and answers on stdout, until the parent is gone.
+
+    Then so is this process, and whatever it started.
+    """
+    # Libraries print to file descriptor 1: give them the log, and keep the pipe for replies.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    requests: queue.Queue[str | None] = queue.Queue()
+    busy = threading.Event()
+
+    def reply(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message, default=_plain) + "\n")
+        replies.flush()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            busy.set()  # here, not where it is taken: the parent can be gone before that
+            requests.put(line)
+        if busy.is_set():  # the parent died or gave up in the middle of a request
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        requests.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    session = Session(lambda what, done, total: reply({"progress": [what, done, total]}))
+    while (line := requests.get()) is not None:
+        request = json.loads(line)
+        answer = _answer(operations[request["operation"]], session, request["args"])
+        busy.clear()
+        reply(answer)
+
+
+def _answer(operation: Operation, session: Session, args: dict[str, Any]) -> dict[str, Any]:
+    """The last reply to a request: its result, or what was raised."""
+    try:
+        if "checkpoint" in args:
+            args["checkpoint"] = Checkpoint.load(args["checkpoint"])
+        return {"result": operation(session, **args)}
+    except ExporterError as error:
+        build = error.build if isinstance(error, BuildError) else None
+        return {"error": str(error), "status": error.exit_status, "build": build}
+    except Exception as error:  # noqa: BLE001  # the parent is told: it shows the traceback
+        if disk_full(error):
+            message = f"the disk is full ({error}); free some space and run again"
+            return {"error": message, "status": BuildError.exit_status}
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        return {"bug": f"{type(error).__name__}: {first}", "trace": traceback.format_exc()}

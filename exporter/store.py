@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import JobError
+from exporter.errors import BuildError, JobError
 
 MANIFEST = "manifest.json"
+_HEADROOM = 1.1  # of what a job is thought to need on the disk
 _TEMPORARY = re.compile(r"^\..+\.(\d+)(-old)?\.tmp$")
 
 
@@ -209,6 +210,17 @@ def writable(folder: Path, mend: str = "choose another folder with -o") -> None:
             pass
     except OSError as error:
         raise JobError(f"cannot write to {folder}: {error.strerror}; {mend}") from error
+
+
+def refuse_full_disk(needs: dict[Path, int]) -> None:
+    """Refuses what surely will not fit: the bytes that each folder is to receive. Raises BuildError."""
+    for folder, bytes_needed in needs.items():
+        need, free = int(_HEADROOM * bytes_needed), shutil.disk_usage(existing(folder)).free
+        if free < need:
+            raise BuildError(
+                f"the disk of {folder} is too full: this job needs about {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} "
+                "MB are free; free some space, or choose another disk with -o (EXPORTER_CACHE for the cache)"
+            )
 
 
 def _sync(folder: Path) -> None:

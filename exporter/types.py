@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from exporter.runner import Floats as Floats  # a third party's target imports the arrays' names from here too
 from exporter.runner import Ids as Ids
@@ -50,6 +50,11 @@ class Checkpoint:
     parameters: int
     history: tuple[str, ...] = ()
     trust_remote_code: bool = False
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any]) -> Self:
+        """One that went through JSON: a request to a worker, a manifest."""
+        return cls(**{**values, "path": Path(values["path"]), "history": tuple(values["history"])})
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from exporter.machine import cpu_name, usable_cores
+from exporter.machine import cpu_name, peak_rss, usable_cores
 from exporter.pipeline.texts import TOPICS, standard_library_topics
-from exporter.pipeline.worker import peak_rss
 from exporter.quantization.calibrate import WINDOW, calibrate, calibration_windows
 from exporter.quantization.statistics import collect
 from exporter.types import GENERATION, Checkpoint

@@ -155,7 +155,7 @@ def test_a_crash_while_exporting_is_a_failed_row_and_the_others_are_built(start,
     report = json.loads((out / "report.json").read_text())
     rows = {f"{row['target']}:{row['precision']}": row for row in report["results"]}
     assert rows["onnx:fp32"]["status"] == "failed"
-    assert f"the export process was killed by {number.name}" in rows["onnx:fp32"]["reason"]
+    assert f"the worker of export_artifact was killed by {number.name}" in rows["onnx:fp32"]["reason"]
     assert f"killed by {number.name}" in " ".join(told.split())
     assert rows["onnx:int8-weight"]["status"] == "ok"
     assert (out / "onnx-int8-weight" / "model.onnx").is_file()

@@ -10,7 +10,7 @@ import yaml
 from exporter import Job, run
 from exporter.checkpoint.model import load_model
 from exporter.measure.quality import Reference, compare
-from exporter.pipeline.exporting import stricter
+from exporter.pipeline.choosing import stricter
 from exporter.quantization.policy import Policy, read_policy
 from exporter.quantization.preparing import How, Prepared, prepare
 from exporter.quantization.quantizing import Quantizer

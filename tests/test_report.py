@@ -17,8 +17,8 @@ import pytest
 from reports import HOSTILE, REPORTS, ROWS, SKIPPED, encoder, generation, hostile
 from rich.console import Console
 
-from exporter.pipeline.run import write_report
 from exporter.report import charts, table
+from exporter.report.files import write_report
 from exporter.report.render import print_table, render_html, render_junit, render_markdown
 from exporter.types import Result
 

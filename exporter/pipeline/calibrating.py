@@ -1,24 +1,34 @@
-"""The statistics that some targets want of the float model, once for all of them."""
+"""The statistics that some targets want of the float model: one pass over the calibration's text, for all of them."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from exporter import machine, store
 from exporter.pipeline.plan import Plan
-from exporter.process import Progress, Worker
+from exporter.process import Progress, Session, Worker
 from exporter.types import Checkpoint
 
 
 def calibrated(plan: Plan, checkpoint: Checkpoint, worker: Worker, progress: Progress) -> Path | None:
-    """The parent's side: the folder of the statistics that a plan wants, in the cache under its content key."""
-    if not any(map(plan.calibrates, plan.variants)):
+    """The folder of the statistics, in the cache under their content key; None where no target wants any."""
+    if not any(wanted.calibrates for wanted in plan.wanted):
         return None
+    assert plan.calibration is not None
     progress("calibrating", 0, 0)
-    how = plan.calibration_text()
-    made_of = ["calibration statistics, windows", checkpoint.sha256, checkpoint.task, how, machine.versions()]
+    text = plan.calibration
+    made_of = ["calibration statistics, windows", checkpoint.sha256, checkpoint.task, text, machine.versions()]
     key = store.content_key(made_of)
     folder = store.cache_folder() / "calibrations" / key
-    worker("calibrate", checkpoint=asdict(checkpoint), folder=folder, key=key, threads=plan.job.threads, **how)
+    worker(collect_statistics, checkpoint=checkpoint, folder=folder, key=key, threads=plan.job.threads, **text)
     return folder
+
+
+def collect_statistics(
+    session: Session, checkpoint: Checkpoint, folder: str, key: str, threads: int, **text: Any
+) -> None:
+    """A worker's operation: publishes the statistics' folder, unless it is there under its key."""
+    from exporter.quantization.calibrate import calibrate
+
+    calibrate(checkpoint, Path(folder), key, threads, session.counted("calibrating"), **text)

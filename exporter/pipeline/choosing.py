@@ -1,8 +1,13 @@
-"""`exporter calibrate`: the policy of one variant and what it was chosen by, without an artifact."""
+"""What each layer of one variant gets: found in processes that end before the artifact is exported.
+
+What a process needed of memory is free while the artifact is exported and measured; files hold what another attempt
+needs. `exporter calibrate` is the same choice without an artifact.
+"""
 
 from __future__ import annotations
 
-from functools import partial
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -11,11 +16,96 @@ from typing import Any
 from exporter import store
 from exporter.errors import JobError
 from exporter.job import Job
-from exporter.pipeline.exporting import budget, limits, quantize_step
 from exporter.pipeline.merging import merge_stage
 from exporter.pipeline.plan import make_plan
-from exporter.process import Progress, Worker
+from exporter.process import HUGE_PAGES, Operation, Progress, Session, Worker
 from exporter.quantization.quantizing import POLICY
+from exporter.types import FEATURES, Checkpoint, Gates, Result
+
+_ATTEMPTS = 4  # mixes that are tried for one artifact, until its gates pass
+_ROOM = 0.8  # of what a gate allows, for the simulated loss: the evaluation is another text and has an error of its own
+_BUDGET = 0.01  # nats, where no gate says anything of the loss
+_TINY = 1e-9
+_STEP = 0.9  # a stricter budget goes this much further than it should have to
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """The choice of one variant's policy: `how` as in Wanted, `prepared` the folder of what it is chosen from."""
+
+    checkpoint: Checkpoint
+    how: dict[str, Any]
+    threads: int
+    log: Path
+    progress: Progress
+    prepared: Path
+
+    def prepare(self, text: dict[str, Any]) -> None:
+        """Finds what a mix is chosen from; once, however many are tried."""
+        self.prepared.mkdir()
+        self._ask(prepare_policy, text=text, folder=self.prepared)
+
+    def choose(self, budget: float, folder: Path) -> dict[str, Any]:
+        """Writes the cheapest mix within a budget and its float checkpoint into a folder; returns its record."""
+        record: dict[str, Any] = self._ask(choose_policy, prepared=self.prepared, budget=budget, folder=folder)
+        return record
+
+    def _ask(self, operation: Operation, **args: Any) -> Any:
+        with Worker(self.log, self.threads, self.progress, HUGE_PAGES) as worker:
+            return worker(operation, checkpoint=self.checkpoint, threads=self.threads, how=self.how, **args)
+
+
+def prepare_policy(
+    session: Session, checkpoint: Checkpoint, threads: int, how: dict[str, Any], text: dict[str, Any], folder: str
+) -> None:
+    """A worker's operation: smooths, finds ranges and rounds, into files."""
+    from exporter.quantization.preparing import How, prepare
+
+    prepare(checkpoint, How.load(how), threads, session.counted, Path(folder), **text)
+
+
+def choose_policy(
+    session: Session,
+    checkpoint: Checkpoint,
+    threads: int,
+    how: dict[str, Any],
+    prepared: str,
+    budget: float,
+    folder: str,
+) -> dict[str, Any]:
+    """A worker's operation: the cheapest mix whose simulated loss keeps the budget."""
+    from exporter.quantization.preparing import How
+    from exporter.quantization.quantizing import Quantizer
+
+    quantizer = Quantizer(checkpoint, How.load(how), threads, session.counted, Path(prepared))
+    return quantizer.write(quantizer.choose(budget), budget, Path(folder))
+
+
+def budget(limits: Gates, task: str) -> float:
+    """What a simulated mix may lose for a start: KL in nats, or 1 - cosine."""
+    if task == FEATURES:
+        return _ROOM * (1 - limits.min_cosine) if limits.min_cosine is not None else _BUDGET
+    allowed = [limits.max_kl] if limits.max_kl is not None else []
+    allowed += [math.log(limits.max_ppl_ratio)] if limits.max_ppl_ratio is not None else []
+    return max(_ROOM * min(allowed), 0.0) if allowed else _BUDGET
+
+
+def stricter(limits: Gates, row: Result, attempts: list[dict[str, Any]]) -> float | None:
+    """A smaller budget after a gate that failed; None where a smaller one has changed nothing, or enough were tried.
+
+    The simulated loss must shrink by as much as the artifact was over its limit, two standard errors included.
+    """
+    loss: float = attempts[-1]["loss"]
+    if len(attempts) == _ATTEMPTS or loss <= 0 or (len(attempts) > 1 and loss >= attempts[-2]["loss"]):
+        return None
+    over = [1.0]
+    if limits.max_ppl_ratio is not None and row.ppl_ratio is not None:
+        over.append(math.log(row.ppl_ratio + 2 * (row.ppl_ratio_se or 0)) / max(math.log(limits.max_ppl_ratio), _TINY))
+    if limits.max_kl is not None and row.kl is not None:
+        over.append((row.kl + 2 * (row.kl_se or 0)) / max(limits.max_kl, _TINY))
+    if limits.min_cosine is not None and row.cosine is not None:
+        over.append((1 - row.cosine + 2 * (row.cosine_se or 0)) / max(1 - limits.min_cosine, _TINY))
+    return loss / max(over) * _STEP
 
 
 def make_policy(job: Job, file: Path, progress: Progress) -> dict[str, Any]:
@@ -23,24 +113,23 @@ def make_policy(job: Job, file: Path, progress: Progress) -> dict[str, Any]:
     file = file.expanduser()
     store.writable(file.parent, "choose another file with --policy-out")
     log = store.cache_folder() / "logs" / "calibrate.log"
-    with TemporaryDirectory() as folder, Worker(log, job.threads, progress) as worker:
-        plan = make_plan(job.model_copy(update={"output": Path(folder)}), worker)
-        if len(plan.variants) != 1 or not plan.quantizes(plan.variants[0]):
-            asked = ", ".join(map(str, plan.variants)) or "none"
+    with TemporaryDirectory() as name, Worker(log, job.threads, progress) as worker:
+        folder = Path(name)
+        plan = make_plan(job.model_copy(update={"output": folder}), worker)
+        if len(plan.wanted) != 1 or plan.wanted[0].how is None:
+            asked = ", ".join(str(one.variant) for one in plan.wanted) or "none"
             raise JobError(
                 f"a policy is made for one target that takes policies, not {asked}; such as -t onnx:int8-static"
             )
-        [variant] = plan.variants
+        [wanted] = plan.wanted
+        assert wanted.how is not None
+        assert plan.calibration is not None
         checkpoint, _ = merge_stage(job, plan.source, plan.text, worker, progress)
-        how, text = plan.how(variant), plan.calibration_text()
         began = perf_counter()
-        prepared = Path(folder) / "prepared"
-        prepared.mkdir()
-        step = partial(quantize_step, checkpoint, how, job.threads, log, progress)
-        step("quantize_prepare", text=text, folder=prepared)
-        progress(f"choosing the policy of {variant}", 0, 0)
-        allowed = budget(limits(job, variant), checkpoint.task)
-        record: dict[str, Any] = step("quantize", prepared=prepared, budget=allowed, folder=folder)
+        choosing = Choosing(checkpoint, wanted.how, job.threads, log, progress, folder / "prepared")
+        choosing.prepare(plan.calibration)
+        progress(f"choosing the policy of {wanted.variant}", 0, 0)
+        record = choosing.choose(budget(wanted.limits, checkpoint.task), folder)
         seconds = perf_counter() - began
-        store.write_text(file, (Path(folder) / POLICY).read_text(encoding="utf-8"))
+        store.write_text(file, (folder / POLICY).read_text(encoding="utf-8"))
     return record | {"attempts": [], "seconds": seconds}

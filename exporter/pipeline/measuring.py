@@ -5,19 +5,26 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from exporter import machine
 from exporter.errors import BuildError, ExporterError
+from exporter.measure import latency, quality
 from exporter.measure.latency import Round, summarize
-from exporter.process import Progress, Worker, WorkerFailed
+from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
+from exporter.process import Progress, Session, Worker, WorkerFailed
+from exporter.runner import BoundedRunner, DeviceRunner, Ids, Runner, StandInRunner, TokenizingRunner
 from exporter.targets import known
-from exporter.targets.known import REFERENCE
 from exporter.types import Checkpoint, Result, Variant
 
 Failed = Callable[[Variant, ExporterError], None]  # told of each artifact that fails, when it does
+
+
+def nobody(variant: Variant, error: ExporterError) -> None:
+    """Told of failures, and says nothing: they are in the report."""
 
 
 class Bench:
@@ -54,14 +61,14 @@ class Bench:
     def quality(self, rows: Sequence[Result]) -> None:
         """Apart from the speed measurement: the arithmetic of the comparison is not the engine's peak memory."""
         for row in rows:
-            if _variant(row) != REFERENCE and row.engine is None:  # else it was measured to choose its policy
+            if _variant(row) != known.REFERENCE and row.engine is None:  # else it was measured to choose its policy
                 self.attempt(row, partial(self.measure, row, self._output / _variant(row).folder))
 
     def measure(self, row: Result, folder: Path) -> None:
         """The quality of a row's artifact, wherever its folder is."""
         self._progress(f"quality {_variant(row)}", 0, 0)
         with self._worker(row, "quality") as worker:
-            for name, value in worker("quality", **self._what(row) | {"folder": folder}).items():
+            for name, value in worker(measure_quality, **self._what(row) | {"folder": folder}).items():
                 setattr(row, name, value)
 
     def speed(self, rows: Sequence[Result], rounds: int) -> None:
@@ -96,7 +103,7 @@ class Bench:
                     setattr(row, name, value)
 
     def _open(self, row: Result, worker: Worker) -> None:
-        row.engine = worker("speed_open", **self._what(row), max_length=self._max_length)["engine"]
+        row.engine = worker(open_for_speed, **self._what(row), max_length=self._max_length)["engine"]
 
     def _worker(self, row: Result, what: str) -> Worker:
         return Worker(self._output / "logs" / f"{_variant(row).folder}.{what}.log", self._threads, self._progress)
@@ -104,7 +111,7 @@ class Bench:
     def _what(self, row: Result) -> dict[str, Any]:
         return {
             "variant": [row.target, row.precision],
-            "checkpoint": asdict(self._checkpoint),
+            "checkpoint": self._checkpoint,
             "folder": self._output / _variant(row).folder,
             "reference": self._output / "reference" / "reference.npz",
             "threads": self._threads,
@@ -116,6 +123,66 @@ def _variant(row: Result) -> Variant:
 
 
 def _round(row: Result, worker: Worker, times: list[Round]) -> None:
-    answer = worker("speed_round")
+    answer = worker(time_round)
     times.append(answer["times"])
     row.peak_rss_bytes = answer["peak"]
+
+
+def measure_quality(
+    session: Session, variant: list[str], checkpoint: Checkpoint, folder: str, reference: str, threads: int
+) -> dict[str, Any]:
+    """A worker's operation: an artifact's answers beside the reference's, and what its runner says of itself."""
+    named = Variant(*variant)
+    told = quality.Reference.load(Path(reference))
+    with _open(named, checkpoint, folder, threads) as runner:
+        figures: dict[str, Any] = quality.compare(runner, told, session.counted(f"quality {named}"))
+        figures |= quality.compare_probe(runner, told.probe, told.passages.task)
+        if isinstance(runner, TokenizingRunner):
+            figures |= compare_tokenizer(runner, TokenizedTexts.load(Path(reference).with_name(TOKENIZED)))
+        if isinstance(runner, StandInRunner):
+            figures["untimed"] = runner.untimed
+        if isinstance(runner, DeviceRunner):
+            figures["device_memory_bytes"] = runner.device_memory_bytes
+        return {"engine": runner.engine, **figures}
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A runner that stays open between the rounds of the speed measurement, and what it is timed on."""
+
+    runner: Runner
+    ids: Ids
+    max_length: int
+
+
+def open_for_speed(
+    session: Session,
+    variant: list[str],
+    checkpoint: Checkpoint,
+    folder: str,
+    reference: str,
+    threads: int,
+    max_length: int,
+) -> dict[str, Any]:
+    """A worker's operation: opens an artifact and warms it up."""
+    ids = quality.Reference.load(Path(reference)).passages.ids
+    runner = _open(Variant(*variant), checkpoint, folder, threads).__enter__()
+    if isinstance(runner, BoundedRunner):
+        max_length = min(max_length, runner.max_length)
+    session.opened = _Timed(runner, ids, max_length)
+    latency.warm_up(runner, ids, max_length)
+    return {"engine": runner.engine}
+
+
+def time_round(session: Session) -> dict[str, Any]:
+    """A worker's operation: one round of the speed measurement with the runner that is open."""
+    timed: _Timed = session.opened
+    return {"times": latency.measure_round(timed.runner, timed.ids, timed.max_length), "peak": machine.peak_rss()}
+
+
+def _open(variant: Variant, checkpoint: Checkpoint, folder: str, threads: int) -> Runner:
+    if variant == known.REFERENCE:
+        from exporter.targets.torch.target import open_checkpoint
+
+        return open_checkpoint(checkpoint.path, checkpoint.task, threads, trust=checkpoint.trust_remote_code)
+    return known.get(variant.target).open(Path(folder), threads)

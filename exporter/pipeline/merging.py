@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -11,10 +12,11 @@ from exporter import machine, store
 from exporter.checkpoint.load import is_recipe
 from exporter.errors import BuildError, JobError
 from exporter.job import MergeJob
-from exporter.pipeline.plan import refuse_full_disk, window_of
+from exporter.pipeline.reference import measure_reference
 from exporter.pipeline.source import Source, adapters_of, look, with_hash
-from exporter.pipeline.texts import evaluation_text
-from exporter.process import HUGE_PAGES, Progress, Worker
+from exporter.pipeline.texts import evaluation_text, window_of
+from exporter.process import HUGE_PAGES, Progress, Session, Worker
+from exporter.stages.merge.adapter import read_adapter
 from exporter.types import Checkpoint
 
 _TOLERANCE = 0.01  # of --expect-perplexity: another machine's float kernels, and bfloat16 in training
@@ -62,8 +64,8 @@ def _merge(
     progress(f"merging ({source.way})", 0, 0)
     start = perf_counter()
     made = worker(
-        "merge",
-        checkpoint=asdict(source.checkpoint),
+        merge_adapters,
+        checkpoint=source.checkpoint,
         adapters=[(adapter.path.resolve(), adapter.weight) for adapter in source.adapters],
         folder=folder,
         key=key,
@@ -84,6 +86,44 @@ def _merge(
     }
 
 
+def merge_adapters(
+    session: Session,
+    checkpoint: Checkpoint,
+    adapters: list[tuple[str, float | None]],
+    folder: str,
+    key: str,
+    way: str,
+    labels: int | None,
+    **how: Any,
+) -> dict[str, Any]:
+    """A worker's operation: publishes the merged checkpoint, unless it is there under its key; what is known of it."""
+    from exporter.checkpoint.model import Load, load_model
+    from exporter.stages.merge.merge import How, merge
+    from exporter.stages.merge.streaming import merge_streaming
+
+    destination = Path(folder)
+    manifest = store.reusable(destination, key)
+    if manifest is None:
+        store.sweep(destination.parent)
+        options = {} if labels is None else {"num_labels": labels}
+        trust = checkpoint.trust_remote_code
+        load: Load = partial(load_model, task=checkpoint.task, dtype="float32", trust_remote_code=trust)
+        load = partial(load, **options)
+        told = [read_adapter(Path(path), weight) for path, weight in adapters]
+        asked = How(**how | {name: how[name] and Path(how[name]) for name in ("probe", "other")})
+        with store.publish(destination) as building:
+            if way == "streaming":
+                progress = session.megabytes("merging")
+                made = merge_streaming(load, checkpoint.path, told, building, asked, progress)
+            else:
+                made = merge(load, checkpoint.path, told, building, asked, checkpoint.task)
+            known = made.pop("hashes", {})
+            weights = [path.name for path in building.glob("*.safetensors")]
+            facts = made | {"peak_rss_bytes": machine.peak_rss()}
+            manifest = store.write_manifest(building, key, weights, facts, known)
+    return {name: manifest.get(name) for name in ("history", "proof", "source_sha256", "peak_rss_bytes")}
+
+
 def merge_only(job: MergeJob, progress: Progress) -> dict[str, Any]:
     """Does `exporter merge`: publishes a Hugging Face folder and returns the record. Raises ExporterError."""
     output = job.output.expanduser().absolute()
@@ -96,7 +136,7 @@ def merge_only(job: MergeJob, progress: Progress) -> dict[str, Any]:
         source = look(job, worker, read_weights=False, measured=job.expect_perplexity is not None)
         if source.way == "streaming" and job.expect_perplexity is not None:
             raise JobError("--expect-perplexity runs the whole merged model, which a streaming merge does not")
-        refuse_full_disk({output: merged_bytes(job, source)})
+        store.refuse_full_disk({output: merged_bytes(job, source)})
         told = {**how(job, source), "text": text[:_PROBE_TEXT]}
         key = store.content_key(["merge", source.checkpoint.sha256, source.adapter_hashes, told])
         with store.temporary_folder(output.parent, output.name) as building:
@@ -110,8 +150,8 @@ def merge_only(job: MergeJob, progress: Progress) -> dict[str, Any]:
             if job.expect_perplexity is not None:
                 window, stride = window_of(job, checkpoint.task, source.max_length)
                 reference = worker(
-                    "reference",
-                    checkpoint=asdict(checkpoint),
+                    measure_reference,
+                    checkpoint=checkpoint,
                     folder=building / "reference",
                     key=key,
                     threads=job.threads,

@@ -1,138 +1,93 @@
-"""Everything that can be checked before the first second of work: names, packages, texts, weights, disk, output."""
+"""Everything that can be checked before the first second of work: names, packages, texts, weights, disk, output.
+
+What comes out is data. The rest of the program reads it and asks nothing of this file again.
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.load import is_recipe
-from exporter.checkpoint.recipes import Recipe
 from exporter.errors import BuildError, JobError
-from exporter.job import Job, MergeJob
+from exporter.job import Job
 from exporter.pipeline.source import Source, look
-from exporter.pipeline.texts import calibration_text, evaluation_text
-from exporter.process import Progress, Worker
+from exporter.pipeline.texts import calibration_text, evaluation_text, window_of
+from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy, read_policy
 from exporter.scheme import Scheme
 from exporter.stages.train.options import HEAD, QatOptions
-from exporter.store import MANIFEST, cache_folder, existing, sweep, writable
+from exporter.store import MANIFEST, cache_folder, refuse_full_disk, sweep, writable
 from exporter.targets import known
-from exporter.types import GENERATION, TASKS, Preparation, Variant
+from exporter.types import GENERATION, TASKS, Checkpoint, Gates, Precision, Preparation, Target, Variant
 
-WINDOWS = dict.fromkeys(TASKS, 128) | {GENERATION: 512}
-_HEADROOM = 1.1
+
+@dataclass(frozen=True)
+class Wanted:
+    """A variant that will be built, and all that is known of it before any work.
+
+    `limits`: the gates that it must keep. `calibrates`: its target wants the statistics of the layers' inputs. `how`:
+    how its policy is made (the fields of exporter.quantization.preparing.How, as JSON has them); None: it is exported
+    from the checkpoint as it is.
+    """
+
+    variant: Variant
+    options: Mapping[str, Any]
+    limits: Gates
+    calibrates: bool
+    how: dict[str, Any] | None
+
+    @property
+    def target(self) -> Target:
+        return known.get(self.variant.target)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Quantization-aware training: `how` the schemes trained for are found, and its text (name, text, skip)."""
+
+    options: QatOptions
+    how: dict[str, Any]
+    text: dict[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A job whose every part has been looked at."""
+    """A job whose every part has been looked at. `calibration`: what a worker is told of its text; None: not needed."""
 
     job: Job
     source: Source
-    variants: tuple[Variant, ...]
+    wanted: tuple[Wanted, ...]
     skipped: dict[Variant, str]
     text_name: str
     text: str = field(repr=False)
     window: int
     stride: int
-    calibration: tuple[str, str, int] | None = field(repr=False)  # name, text, tokens to leave out; None: not needed
-    policy: Policy | None = None  # that the job gives
-    training: tuple[QatOptions, tuple[str, str, int]] | None = field(default=None, repr=False)  # and its text, as above
+    calibration: dict[str, Any] | None = field(repr=False)
+    training: Training | None
 
     def describe(self) -> dict[str, Any]:
         """What --dry-run prints: the resolved job, and what it would do."""
-        reference = f"measure {self.job.eval_tokens} tokens of {self.text_name} with {known.REFERENCE}"
+        job, text = self.job, self.calibration
         steps = [f"merge the adapter {adapter.path} ({self.source.way})" for adapter in self.source.adapters]
-        steps += [f"calibrate on {self.job.calib_tokens} tokens of {self.calibration[0]}"] if self.calibration else []
-        steps.append(reference)
-        steps += [f"train: {self.job.qat}"] if self.training else []
-        for variant in self.variants:
-            steps += [f"choose the policy of {variant}"] if self.quantizes(variant) and self.policy is None else []
-            steps.append(f"export, check and measure {variant}")
+        steps += [f"calibrate on {job.calib_tokens} tokens of {text['name']}"] if text else []
+        steps.append(f"measure {job.eval_tokens} tokens of {self.text_name} with {known.REFERENCE}")
+        steps += [f"train: {job.qat}"] if self.training else []
+        for one in self.wanted:
+            steps += [f"choose the policy of {one.variant}"] if one.how and one.how["policy"] is None else []
+            steps.append(f"export, check and measure {one.variant}")
         steps += [f"skip {variant}: {reason}" for variant, reason in self.skipped.items()]
         resolved = {"task": self.source.checkpoint.task, "window": self.window, "stride": self.stride}
-        resolved["target"] = [str(variant) for variant in self.variants]
-        checkpoint = asdict(self.source.checkpoint)
-        return {"job": self.job.model_dump(mode="json") | resolved, "checkpoint": checkpoint, "steps": steps}
-
-    def quantizes(self, variant: Variant) -> bool:
-        """Whether a variant is exported from a checkpoint that was quantized in float, under a policy."""
-        return _quantizes(self.job, variant)
-
-    def calibrates(self, variant: Variant) -> bool:
-        """Whether a variant's target wants statistics of the layers' inputs itself."""
-        return _calibrates(self.job, variant)
-
-    def how(self, variant: Variant) -> dict[str, Any]:
-        """What exporter.quantization.quantizing is told of a variant's policy: the fields of its How, for JSON."""
-        precision = known.get(variant.target).precisions[variant.precision]
-        return self._how(
-            precision.schemes,
-            mixed=self.job.policy != "off",
-            smooth=self.job.smooth,
-            rounding=self.job.rounding,
-            ranges_per_octave=precision.ranges_per_octave,
-        )
-
-    def how_trained(self) -> dict[str, Any]:
-        """What a training begins from: every layer at the scheme that is trained for, or at the job's policy."""
-        assert self.training is not None
-        return self._how((self.training[0].layer_scheme(), HEAD), mixed=False, smooth=False, rounding="nearest")
-
-    def _how(self, schemes: Iterable[Scheme], **choices: bool | str | int | None) -> dict[str, Any]:
+        resolved["target"] = [str(one.variant) for one in self.wanted]
         return {
-            "schemes": [scheme.model_dump(mode="json") for scheme in schemes],
-            "policy": None if self.policy is None else self.policy.model_dump(mode="json"),
-            "ranges": self.job.ranges,
-            **choices,
+            "job": job.model_dump(mode="json") | resolved,
+            "checkpoint": asdict(self.source.checkpoint),
+            "steps": steps,
         }
-
-    def calibration_text(self) -> dict[str, Any]:
-        """What a worker is told of the text to calibrate on."""
-        assert self.calibration is not None
-        name, text, skip = self.calibration
-        return {
-            "name": name,
-            "text": text,
-            "tokens": self.job.calib_tokens,
-            "skip": skip,
-            "max_length": self.source.max_length,
-        }
-
-
-def _calibrates(job: Job, variant: Variant) -> bool:
-    target = known.get(variant.target)
-    return target.calibrates(variant.precision, job.options(target.options))
-
-
-def _quantizes(job: Job, variant: Variant) -> bool:
-    schemes = known.get(variant.target).precisions[variant.precision].schemes
-    if not schemes or isinstance(job.policy, Path):
-        return bool(schemes)
-    # Ranges must be found, and at 4 bits the layers differ most; targets round 8-bit weights well by their own rules.
-    return schemes[0].input == "static" or (schemes[0].bits == 4 and job.policy == "auto")
-
-
-def _policy(job: Job, variants: tuple[Variant, ...], source: Source) -> Policy | None:
-    """The policy that a job gives, after a look at its names and at what the targets can do. Raises JobError."""
-    if not isinstance(job.policy, Path):
-        return None
-    policy = read_policy(job.policy)
-    resolved = policy.resolved(source.linear_layers)
-    taken = [variant for variant in variants if _quantizes(job, variant)]
-    if not taken:
-        named = ", ".join(map(str, variants)) or "no target"
-        raise JobError(f"--policy {job.policy}: {named} takes none; see 'exporter targets'")
-    for variant in taken:
-        for module, scheme in resolved.items():
-            reason = scheme and known.get(variant.target).schemes(variant.precision, scheme)
-            if reason:
-                raise JobError(f"--policy {job.policy}: {variant} cannot make {module} {scheme}: {reason}")
-    return policy
 
 
 def make_plan(job: Job, worker: Worker) -> Plan:
@@ -144,50 +99,34 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     _refuse_other_results(output, job)
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     source = look(job, worker)
-    window, stride = window_of(job, source.checkpoint.task, source.max_length)
+    task = source.checkpoint.task
+    window, stride = window_of(job, task, source.max_length)
     variants, skipped = _variants(job, source, window)
-    # A float graph, and on average half its size for each artifact; for a policy the smoothed float checkpoint and the
-    # rounded one; and a merged checkpoint in the cache.
-    whole = 4 * source.checkpoint.parameters
-    policies = 2 if any(_quantizes(job, one) for one in variants) else 0
-    needs = {output: int(whole * (1 + len(variants) / 2 + policies))}
-    if source.adapters:
-        needs[cache_folder() / "checkpoints"] = whole
-    refuse_full_disk(needs)
-    calibration = _calibration(job, variants, source.recipe, text)
     policy = _policy(job, variants, source)
-    training = _training(job, source, text)
-    plan = Plan(job, source, variants, skipped, text_name, text, window, stride, calibration, policy, training)
-    if training or any(map(plan.quantizes, variants)):
-        checkpoint = source.checkpoint
-        where = {"path": checkpoint.path, "trust": checkpoint.trust_remote_code}
-        worker("check_calibration", **where, text=plan.calibration_text())
-    return plan
+    wanted = tuple(_wanted(job, variant, policy) for variant in variants)
+    _refuse_full_disk(output, source, wanted)
+    trains = job.qat is not None
+    calibration = _calibration(job, source, text, trains or any(one.how or one.calibrates for one in wanted))
+    training = _training(job, source, text, policy)
+    if calibration is not None and (trains or any(one.how for one in wanted)):
+        worker(check_calibration, checkpoint=source.checkpoint, text=calibration)
+    return Plan(job, source, wanted, skipped, text_name, text, window, stride, calibration, training)
 
 
-def _calibration(
-    job: Job, variants: tuple[Variant, ...], recipe: Recipe | None, evaluated: str
-) -> tuple[str, str, int] | None:
-    """The text to calibrate on, where a variant wants it or the job names one."""
-    wanted = job.qat is not None or any(_quantizes(job, one) or _calibrates(job, one) for one in variants)
-    if not wanted and job.calib_text is None:
-        return None
-    told = calibration_text(job.calib_text, recipe, evaluated, job.eval_tokens)
-    return told if wanted else None
+def check_calibration(session: Session, checkpoint: Checkpoint, text: dict[str, Any]) -> None:
+    """A worker's operation: refuses a text that gives too few windows to choose a policy by. Raises JobError."""
+    from exporter.quantization.preparing import windows_of
+
+    windows_of(checkpoint.path, checkpoint.trust_remote_code, text)
 
 
-def _training(job: Job, source: Source, evaluated: str) -> tuple[QatOptions, tuple[str, str, int]] | None:
-    """The options and the text of quantization-aware training, where the job asks for it. Raises JobError."""
-    if job.qat is None:
-        return None
-    if source.checkpoint.task != GENERATION:
-        raise JobError(f"--qat trains models for {GENERATION}, and this one is for {source.checkpoint.task}")
-    options = QatOptions.parse(job.qat)
-    text = calibration_text(options.data or job.calib_text, source.recipe, evaluated, job.eval_tokens)
-    return options, text
+def dry_plan(job: Job, progress: Progress) -> dict[str, Any]:
+    """The plan of a job in words, with nothing written to its output folder."""
+    with tempfile.TemporaryDirectory() as logs, Worker(Path(logs) / "prepare.log", job.threads, progress) as worker:
+        return make_plan(job, worker).describe()
 
 
-def _variants(job: Job, source: Source, window: int) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
+def _variants(job: Job, source: Source, window: int) -> tuple[list[Variant], dict[Variant, str]]:
     """What will be built, and what is skipped and why. A variant that was named and cannot be built is an error."""
     task, config, path = source.checkpoint.task, source.config, source.checkpoint.path
     chosen: dict[Variant, bool] = {}  # in order, each once; whether it was named
@@ -206,21 +145,90 @@ def _variants(job: Job, source: Source, window: int) -> tuple[tuple[Variant, ...
             raise BuildError(f"{variant} cannot be built here: {reason}")
         if reason is not None:
             skipped[variant] = reason
-    wanted = (variant for variant in chosen if variant not in skipped and variant != known.REFERENCE)
-    return tuple(wanted), skipped
+    return [one for one in chosen if one not in skipped and one != known.REFERENCE], skipped
 
 
-def window_of(job: MergeJob, task: str, max_length: int | None) -> tuple[int, int]:
-    """Window and stride of the evaluation, in tokens. Raises JobError."""
-    window = job.window or min(WINDOWS[task], max_length or WINDOWS[task])
-    if max_length is not None and window > max_length:
-        raise JobError(f"--window {window} is longer than this model's {max_length} positions")
-    stride = job.stride or max(window // 2, 1)
-    if task == GENERATION and stride >= window:
-        raise JobError(
-            f"--stride {stride} must be below the window, {window}: else a token would be scored without context"
-        )
-    return window, stride
+def _wanted(job: Job, variant: Variant, policy: Policy | None) -> Wanted:
+    target = known.get(variant.target)
+    precision, options = target.precisions[variant.precision], job.options(target.options)
+    how = None
+    if _quantizes(job, precision):
+        how = _how(job, precision.schemes, policy) | {
+            "mixed": job.policy != "off",
+            "smooth": job.smooth,
+            "rounding": job.rounding,
+            "ranges_per_octave": precision.ranges_per_octave,
+        }
+    calibrates = target.calibrates(variant.precision, options)
+    return Wanted(variant, options, job.gates(precision.gates), calibrates, how)
+
+
+def _quantizes(job: Job, precision: Precision) -> bool:
+    """Whether a variant is exported from a checkpoint that was quantized in float, under a policy."""
+    schemes = precision.schemes
+    if not schemes or isinstance(job.policy, Path):
+        return bool(schemes)
+    # Ranges must be found, and at 4 bits the layers differ most; targets round 8-bit weights well by their own rules.
+    return schemes[0].input == "static" or (schemes[0].bits == 4 and job.policy == "auto")
+
+
+def _how(job: Job, schemes: Iterable[Scheme], policy: Policy | None) -> dict[str, Any]:
+    return {
+        "schemes": [scheme.model_dump(mode="json") for scheme in schemes],
+        "policy": None if policy is None else policy.model_dump(mode="json"),
+        "ranges": job.ranges,
+    }
+
+
+def _policy(job: Job, variants: list[Variant], source: Source) -> Policy | None:
+    """The policy that a job gives, after a look at its names and at what the targets can do. Raises JobError."""
+    if not isinstance(job.policy, Path):
+        return None
+    policy = read_policy(job.policy)
+    resolved = policy.resolved(source.linear_layers)
+    targets = {variant: known.get(variant.target) for variant in variants}
+    taken = {one: target for one, target in targets.items() if _quantizes(job, target.precisions[one.precision])}
+    if not taken:
+        named = ", ".join(map(str, variants)) or "no target"
+        raise JobError(f"--policy {job.policy}: {named} takes none; see 'exporter targets'")
+    for variant, target in taken.items():
+        for module, scheme in resolved.items():
+            reason = scheme and target.schemes(variant.precision, scheme)
+            if reason:
+                raise JobError(f"--policy {job.policy}: {variant} cannot make {module} {scheme}: {reason}")
+    return policy
+
+
+def _calibration(job: Job, source: Source, evaluated: str, wanted: bool) -> dict[str, Any] | None:
+    """What a worker is told of the text to calibrate on, where it is wanted. A text that was named is looked at."""
+    if not wanted and job.calib_text is None:
+        return None
+    name, text, skip = calibration_text(job.calib_text, source.recipe, evaluated, job.eval_tokens)
+    told = {"name": name, "text": text, "tokens": job.calib_tokens, "skip": skip, "max_length": source.max_length}
+    return told if wanted else None
+
+
+def _training(job: Job, source: Source, evaluated: str, policy: Policy | None) -> Training | None:
+    """Quantization-aware training, where the job asks for it. Raises JobError."""
+    if job.qat is None:
+        return None
+    if source.checkpoint.task != GENERATION:
+        raise JobError(f"--qat trains models for {GENERATION}, and this one is for {source.checkpoint.task}")
+    options = QatOptions.parse(job.qat)
+    name, text, skip = calibration_text(options.data or job.calib_text, source.recipe, evaluated, job.eval_tokens)
+    how = _how(job, (options.layer_scheme(), HEAD), policy) | {"mixed": False, "smooth": False, "rounding": "nearest"}
+    return Training(options, how, {"name": name, "text": text, "skip": skip})
+
+
+def _refuse_full_disk(output: Path, source: Source, wanted: tuple[Wanted, ...]) -> None:
+    """A float graph, and on average half its size for each artifact; for a policy the smoothed float checkpoint and the
+    rounded one; and a merged checkpoint in the cache."""
+    whole = 4 * source.checkpoint.parameters
+    policies = 2 if any(one.how for one in wanted) else 0
+    needs = {output: int(whole * (1 + len(wanted) / 2 + policies))}
+    if source.adapters:
+        needs[cache_folder() / "checkpoints"] = whole
+    refuse_full_disk(needs)
 
 
 def _refuse_other_results(output: Path, job: Job) -> None:
@@ -245,22 +253,3 @@ def _refuse_other_results(output: Path, job: Job) -> None:
         raise JobError(
             f"{output} holds another job's results; choose another folder with -o, or replace them with --force"
         )
-
-
-def refuse_full_disk(needs: dict[Path, int]) -> None:
-    """Refuses what surely will not fit: the bytes that each folder is to receive. Raises BuildError."""
-    for folder, bytes_needed in needs.items():
-        need, free = int(_HEADROOM * bytes_needed), shutil.disk_usage(existing(folder)).free
-        if free < need:
-            raise BuildError(
-                f"the disk of {folder} is too full: this job needs about {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} "
-                "MB are free; free some space, or choose another disk with -o (EXPORTER_CACHE for the cache)"
-            )
-
-
-def dry_plan(job: Job, progress: Progress) -> dict[str, Any]:
-    """The plan of a job in words, with nothing written to its output folder."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as logs, Worker(Path(logs) / "prepare.log", job.threads, progress) as worker:
-        return make_plan(job, worker).describe()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from exporter.checkpoint.quantization_config import scheme_of
 from exporter.checkpoint.weights import Weights
 from exporter.errors import JobError
 from exporter.job import MergeJob
-from exporter.stages.dequantize.dequantize import refusal
+from exporter.process import Session, Worker
+from exporter.stages.dequantize.dequantize import dequantize, refusal, simulate
 from exporter.stages.merge.adapter import Adapter
 
 _TOOLS = ("exporter", "bitsandbytes", "torch", "transformers")
@@ -61,17 +62,36 @@ def check_base(job: MergeJob, config: Mapping[str, Any], adapters: list[Adapter]
     return scheme
 
 
-def base_of(job: MergeJob, path: Path, config: Mapping[str, Any], weights: Weights, worker: Callable[..., Any]) -> Base:
+def base_of(job: MergeJob, path: Path, config: Mapping[str, Any], weights: Weights, worker: Worker) -> Base:
     """Dequantizes a quantized checkpoint, or simulates the quantization of a float one, into the cache."""
     tools = {name: machine.version_of(name) for name in _TOOLS}
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     dtype = dtype if dtype in _FLOATS else "float32"  # what training computed in: it holds the values without loss
     key = store.content_key(["dequantize", weights.sha256, job.base_quant, dtype, tools])
     folder = store.cache_folder() / "checkpoints" / f"dequantized-{key[:16]}"
-    history = worker("dequantize", source=path, folder=folder, key=key, simulated=job.base_quant, dtype=dtype)
+    history = worker(dequantize_base, source=path, folder=folder, key=key, simulated=job.base_quant, dtype=dtype)
     if job.merge_base == "original":
         return Base(path, (), "original", folder)
     return Base(folder, tuple(history), "dequantized", path if job.base_quant else None)
+
+
+def dequantize_base(
+    session: Session, source: str, folder: str, key: str, simulated: str | None, dtype: str
+) -> list[str]:
+    """A worker's operation: publishes the float checkpoint, unless it is there under its key; returns its history."""
+    destination, progress = Path(folder), session.megabytes("dequantizing")
+    manifest = store.reusable(destination, key)
+    if manifest is None:
+        store.sweep(destination.parent)
+        with store.publish(destination) as building:
+            if simulated is None:
+                history = dequantize(Path(source), building, dtype, progress)
+            else:
+                history = simulate(Path(source), building, simulated, progress, dtype=dtype)
+            weights = [path.name for path in building.glob("*.safetensors")]
+            manifest = store.write_manifest(building, key, weights, {"history": history})
+    lines: list[str] = manifest["history"]
+    return lines
 
 
 def hints(job: MergeJob, adapters: list[Adapter], scheme: str | None) -> list[str]:

@@ -1,42 +1,66 @@
-"""The float reference: torch float32's answers on the evaluation's tokens, stored for everything that is compared.
-
-Runs in a worker.
-"""
+"""The float reference: torch float32's answers on the evaluation's tokens, stored for everything that is compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from exporter import machine
 from exporter.errors import JobError
 from exporter.job import MIN_TOKENS
 from exporter.measure.quality import Passages, Reference, answer, reference_perplexity
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
+from exporter.pipeline.plan import Plan
+from exporter.process import Progress, Session, Worker
 from exporter.runner import Ids
-from exporter.store import publish, reusable, write_manifest
-from exporter.types import GENERATION, Checkpoint, Probe
+from exporter.store import content_key, publish, reusable, write_manifest
+from exporter.targets import known
+from exporter.types import GENERATION, Checkpoint, Probe, Result
 
 FILE = "reference.npz"
 _PROBE_LENGTHS = (17, 5, 11)  # none that a graph was traced at, and different: a batch of them is padded
 
 
+def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, progress: Progress) -> dict[str, Any]:
+    """The manifest of the reference's answers, stored beside the artifacts."""
+    progress("reference", 0, 0)
+    how = {"eval_tokens": plan.job.eval_tokens, "window": plan.window, "stride": plan.stride}
+    key = content_key(
+        ["reference with tokenizer", checkpoint.sha256, checkpoint.task, plan.text, how, machine.versions()]
+    )
+    told = {"key": key, "threads": plan.job.threads, "text": plan.text, **how}
+    manifest: dict[str, Any] = worker(measure_reference, checkpoint=checkpoint, folder=output / "reference", **told)
+    return manifest
+
+
+def reference_row(reference: dict[str, Any]) -> Result:
+    """The reference's own row: compared with itself, and as large as its parameters are in float32."""
+    row = Result(known.REFERENCE.target, known.REFERENCE.precision)
+    row.bytes, row.size_ratio, row.engine = 4 * reference["parameters"], 1.0, reference["engine"]
+    row.reason = "the reference: its size is 4 bytes for each parameter; it is not written to disk again"
+    row.logit_error = 0.0
+    if reference["ppl"] is not None:
+        row.ppl, row.ppl_ratio, row.ppl_ratio_se, row.kl, row.top1 = reference["ppl"], 1.0, 0.0, 0.0, 1.0
+    else:
+        row.cosine = 1.0
+    return row
+
+
 def measure_reference(
+    session: Session,
     checkpoint: Checkpoint,
-    folder: Path,
+    folder: str,
     key: str,
     threads: int,
-    progress: Callable[[int, int], None],
-    *,
     text: str,
     eval_tokens: int,
     window: int,
     stride: int,
 ) -> dict[str, Any]:
-    """Publishes the reference's folder, unless it is there under the same key; returns what its manifest says."""
-    if (manifest := reusable(folder, key)) is None:
+    """A worker's operation: publishes the reference's folder, unless it is there under its key; its manifest."""
+    if (manifest := reusable(Path(folder), key)) is None:
         from exporter.targets.torch.target import open_checkpoint
 
         tokenizer = _tokenizer(checkpoint)
@@ -44,9 +68,8 @@ def measure_reference(
         tokenized = TokenizedTexts.of(tokenizer, text)
         with open_checkpoint(checkpoint.path, checkpoint.task, threads, trust=checkpoint.trust_remote_code) as runner:
             ids, mask = _probe_ids(passages, tokenizer.pad_token_id or 0)
-            reference = Reference(
-                passages, Probe(ids, mask, runner.batch(ids, mask)), answer(runner, passages, progress)
-            )
+            answers = answer(runner, passages, session.counted("reference"))
+            reference = Reference(passages, Probe(ids, mask, runner.batch(ids, mask)), answers)
             facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
         perplexity = reference_perplexity(reference.answers)
         scored = len(reference.answers.nll) or len(reference.answers.vectors)
@@ -54,7 +77,7 @@ def measure_reference(
             raise JobError("the float model answers NaN or Inf on the text: no artifact can be compared with it")
         facts |= {"scored": scored, "tokens": len(passages.ids)}
         facts |= {"ppl": perplexity and perplexity[0], "ppl_se": perplexity and perplexity[1]}
-        with publish(folder) as building:
+        with publish(Path(folder)) as building:
             reference.save(building / FILE)
             tokenized.save(building / TOKENIZED)
             manifest = write_manifest(building, key, [], facts)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.load import check_config, is_recipe, locate, read_config
-from exporter.checkpoint.recipes import Recipe
+from exporter.checkpoint.load import check_config, is_recipe, locate, prepare, read_config
+from exporter.checkpoint.recipes import RECIPES, Recipe
 from exporter.checkpoint.weights import Weights, check_weights, stored_tensors
 from exporter.errors import JobError
 from exporter.job import MergeJob
 from exporter.machine import available_memory
 from exporter.pipeline.quantized_base import Base, base_of, check_base, hints
+from exporter.process import Session, Worker
 from exporter.stages.merge.adapter import STEM, Adapter, base_identity, check_combination, parse_adapter, read_adapter
 from exporter.stages.merge.proof import read_probe
 from exporter.store import content_key, sha256_folder
@@ -46,7 +46,19 @@ class Source:
     weights: Weights | None  # None: not read yet, a streaming merge does it on its way
 
 
-def look(job: MergeJob, worker: Callable[..., Any], read_weights: bool = True, measured: bool = True) -> Source:
+def prepare_recipe(session: Session, recipe: str) -> str:
+    """A worker's operation: the folder of a recipe's checkpoint, made float in the cache."""
+    return str(prepare(RECIPES[recipe]))
+
+
+def inspect_checkpoint(session: Session, model: str, path: str, **asked: Any) -> dict[str, Any]:
+    """A worker's operation: what transformers knows of a checkpoint."""
+    from exporter.checkpoint.inspection import inspect
+
+    return inspect(model, Path(path), **asked)
+
+
+def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: bool = True) -> Source:
     """Checks the model and the adapters of a job, the cheap things first. Raises JobError.
 
     Without `read_weights` the files' headers alone are read where the merge will stream. `measured`: the model's task
@@ -61,7 +73,7 @@ def look(job: MergeJob, worker: Callable[..., Any], read_weights: bool = True, m
         check_weights(adapter.path, STEM)
     path, weights = locate(job.model, job.offline), None
     if recipe is not None and recipe.gguf is not None and path == recipe.folder():  # not in the cache yet
-        path = Path(worker("prepare", recipe=recipe.name))
+        path = Path(worker(prepare_recipe, recipe=recipe.name))
     config = read_config(path)
     scheme = check_base(job, config, adapters)
     check_config(job.model, config, job.trust_remote_code, quantized=scheme is not None)
@@ -74,7 +86,7 @@ def look(job: MergeJob, worker: Callable[..., Any], read_weights: bool = True, m
         way = _way(job, base.path, adapters)  # of the float weights
     labels = _labels(adapters)
     known = worker(
-        "inspect",
+        inspect_checkpoint,
         model=job.model,
         path=base.path,
         task=job.task or (CLASSIFICATION if any(map(_classifies, adapters)) else None),

@@ -9,8 +9,11 @@ from pathlib import Path
 
 from exporter.checkpoint.recipes import Recipe
 from exporter.errors import JobError
+from exporter.job import MergeJob
+from exporter.types import GENERATION, TASKS
 
 TOPICS = "pydoc_data.topics of the Python standard library"
+WINDOWS = dict.fromkeys(TASKS, 128) | {GENERATION: 512}  # tokens that a model sees at once
 PASSAGE = 50  # words in a row that two texts do not share by chance
 # Characters of scripts that put no spaces between words count as words.
 _WORD = re.compile(r"[\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff]|[^\s\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff]+")
@@ -23,6 +26,19 @@ def evaluation_text(path: Path | None, recipe: Recipe | None) -> tuple[str, str]
     if path is None:
         return TOPICS, standard_library_topics()
     return path.name, _read(path, "--eval-text")
+
+
+def window_of(job: MergeJob, task: str, max_length: int | None) -> tuple[int, int]:
+    """Window and stride of the evaluation, in tokens. Raises JobError."""
+    window = job.window or min(WINDOWS[task], max_length or WINDOWS[task])
+    if max_length is not None and window > max_length:
+        raise JobError(f"--window {window} is longer than this model's {max_length} positions")
+    stride = job.stride or max(window // 2, 1)
+    if task == GENERATION and stride >= window:
+        raise JobError(
+            f"--stride {stride} must be below the window, {window}: else a token would be scored without context"
+        )
+    return window, stride
 
 
 def calibration_text(path: Path | None, recipe: Recipe | None, evaluated: str, tokens: int) -> tuple[str, str, int]:

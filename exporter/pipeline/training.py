@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporter import machine, store
+from exporter.pipeline.plan import Plan
+from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import FLOAT, Policy
 from exporter.stages.train.options import QatOptions
 from exporter.types import GENERATION, Checkpoint
-
-if TYPE_CHECKING:
-    from exporter.pipeline.plan import Plan
-    from exporter.process import Progress, Worker
-    from exporter.quantization.preparing import Step
 
 
 def qat_stage(
@@ -28,14 +26,11 @@ def qat_stage(
     if plan.training is None:
         return checkpoint, None, None
     progress("training", 0, 0)
-    options, (name, text, skip) = plan.training
     told: dict[str, Any] = {
-        "how": plan.how_trained(),
-        "calibration": plan.calibration_text(),
-        "options": options.identity(),
-        "name": name,
-        "text": text,
-        "skip": skip,
+        "how": plan.training.how,
+        "calibration": plan.calibration,
+        "options": plan.training.options.identity(),
+        **plan.training.text,
         "max_length": plan.source.max_length,
     }
     tools = {tool: version for tool, version in machine.versions().items() if tool in _TOOLS}
@@ -43,7 +38,13 @@ def qat_stage(
     folder = store.cache_folder() / "checkpoints" / f"trained-{key[:16]}"
     states = store.cache_folder() / "training" / key[:16]
     made = worker(
-        "train", checkpoint=asdict(checkpoint), threads=plan.job.threads, folder=folder, states=states, key=key, **told
+        train_checkpoint,
+        checkpoint=checkpoint,
+        threads=plan.job.threads,
+        folder=folder,
+        states=states,
+        key=key,
+        **told,
     )
     policy = Policy.model_validate(made["policy"])
     trained = replace(checkpoint, path=folder, sha256=key, history=(*checkpoint.history, *made["history"]))
@@ -54,12 +55,12 @@ _TOOLS = ("exporter", "transformers", "torch")
 
 
 def train_checkpoint(
+    session: Session,
     checkpoint: Checkpoint,
-    folder: Path,
-    states: Path,
+    folder: str,
+    states: str,
     key: str,
     threads: int,
-    step: Step,
     *,
     how: dict[str, Any],
     calibration: dict[str, Any],
@@ -69,35 +70,34 @@ def train_checkpoint(
     skip: int,
     max_length: int | None,
 ) -> dict[str, Any]:
-    """The worker's side: publishes the trained checkpoint, unless it is there under its key; returns its manifest."""
-    if (manifest := store.reusable(folder, key)) is not None:
-        return manifest
-    import shutil
+    """A worker's operation: publishes the trained checkpoint, unless it is there under its key; what is known of it."""
+    manifest = store.reusable(Path(folder), key)
+    if manifest is None:
+        from transformers import AutoTokenizer
 
-    from transformers import AutoTokenizer
+        from exporter.checkpoint.model import load_model
+        from exporter.quantization.preparing import How, Prepared, prepare
+        from exporter.stages.train.qat import train, training_windows
 
-    from exporter.checkpoint.model import load_model
-    from exporter.quantization.preparing import How, Prepared, prepare
-    from exporter.stages.train.qat import train, training_windows
-
-    chosen = QatOptions.model_validate(options)
-    trust = checkpoint.trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust)
-    windows = training_windows(tokenizer, text, skip, name, chosen, max_length)
-    store.sweep(folder.parent)
-    with store.temporary_folder(folder.parent, "prepared") as prepared:
-        prepare(checkpoint, How.load(how), threads, step, prepared, **calibration)
-        schemes = Prepared.load(prepared).lowest()  # ranges to begin from: all the layers are trained
-    load = partial(load_model, task=GENERATION, dtype="float32", trust_remote_code=trust)
-    with store.publish(folder) as building:
-        made = train(load, checkpoint.path, schemes, windows, chosen, building, states, step("training"))
-        policy = Policy(source=checkpoint.source, modules={one: its or FLOAT for one, its in made["schemes"].items()})
-        facts = {
-            "history": made["history"],
-            "record": {**made["record"], "text": name},
-            "policy": policy.model_dump(mode="json"),
-        }
-        weights = [path.name for path in building.glob("*.safetensors")]
-        manifest = store.write_manifest(building, key, weights, facts)
-    shutil.rmtree(states, ignore_errors=True)
-    return manifest
+        chosen = QatOptions.model_validate(options)
+        trust = checkpoint.trust_remote_code
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust)
+        windows = training_windows(tokenizer, text, skip, name, chosen, max_length)
+        store.sweep(Path(folder).parent)
+        with store.temporary_folder(Path(folder).parent, "prepared") as prepared:
+            prepare(checkpoint, How.load(how), threads, session.counted, prepared, **calibration)
+            schemes = Prepared.load(prepared).lowest()  # ranges to begin from: all the layers are trained
+        load = partial(load_model, task=GENERATION, dtype="float32", trust_remote_code=trust)
+        with store.publish(Path(folder)) as building:
+            step = session.counted("training")
+            made = train(load, checkpoint.path, schemes, windows, chosen, building, Path(states), step)
+            modules = {one: its or FLOAT for one, its in made["schemes"].items()}
+            facts = {
+                "history": made["history"],
+                "record": {**made["record"], "text": name},
+                "policy": Policy(source=checkpoint.source, modules=modules).model_dump(mode="json"),
+            }
+            weights = [path.name for path in building.glob("*.safetensors")]
+            manifest = store.write_manifest(building, key, weights, facts)
+        shutil.rmtree(states, ignore_errors=True)
+    return {name: manifest[name] for name in ("history", "record", "policy")}

@@ -1,0 +1,78 @@
+"""`exporter bench`: an output folder's artifacts measured again, on this machine, from the stored reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from exporter import machine, store
+from exporter.errors import JobError
+from exporter.job import Job
+from exporter.pipeline.judging import finish
+from exporter.pipeline.measuring import Bench, Failed, nobody
+from exporter.pipeline.reference import reference_row
+from exporter.process import Progress, silent
+from exporter.report.files import read_report
+from exporter.targets import known
+from exporter.types import Checkpoint, Result, Variant
+
+
+def bench_again(
+    output: Path, threads: int | None, progress: Progress = silent, failed: Failed = nobody
+) -> dict[str, Any]:
+    """Measures an output folder's artifacts again, on this machine, against the stored reference; torch is not needed.
+
+    Raises JobError where the folder holds no report.
+    """
+    output = output.resolve()
+    report = read_report(output)
+    job = Job.model_validate(report["job"] | {"output": str(output)} | ({"threads": threads} if threads else {}))
+    here = machine.describe(job.threads)
+    reference = store.read_manifest(output / "reference")
+    if reference is None:
+        raise JobError(f"{output}/reference is not there: run the job again to have a reference")
+    model = report["model"]
+    checkpoint = Checkpoint(
+        Path(reference["checkpoint"]),
+        model["task"],
+        model["source"],
+        model["sha256"],
+        model["parameters"],
+        tuple(model["history"]),
+        job.trust_remote_code,
+    )
+    rows = []
+    for old in report["results"]:
+        variant = Variant(old["target"], old["precision"])
+        row = Result(variant.target, variant.precision)
+        for name in (
+            "path",
+            "bytes",
+            "size_ratio",
+            "tokenizer_bytes",
+            "export_s",
+            "export_peak_rss_bytes",
+            "quantization",
+            "build",
+        ):
+            setattr(row, name, old.get(name))  # an older exporter's report may lack one
+        if variant == known.REFERENCE:
+            row = reference_row(reference)
+            if not checkpoint.path.is_dir():
+                row.status, row.reason = (
+                    "skipped",
+                    "the checkpoint is not on this machine; its stored answers are the reference",
+                )
+        elif old["path"] is None:
+            row.status, row.reason = old["status"], old["reason"]
+        else:
+            manifest = store.read_manifest(output / old["path"]) or {}
+            row.reason = "; ".join(manifest.get("notes", ())) or None
+        if row.status == "ok" and (reason := known.unavailable(variant, None)) is not None:
+            row.status, row.reason = "skipped", reason
+        rows.append(row)
+    bench = Bench(output, checkpoint, report["evaluation"]["max_length"], job.threads, progress, failed)
+    bench.quality(rows)
+    bench.speed(rows, job.repeats)
+    described = {key: report[key] for key in ("name", "model", "evaluation")}
+    return finish(job, described | {"machine": here}, rows, output)

@@ -1,0 +1,48 @@
+"""The last step of a run: every row judged by its gates, and the report written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from exporter import __version__
+from exporter.errors import EXIT_BUILD, EXIT_GATE, EXIT_OK
+from exporter.job import Job
+from exporter.measure.gates import judge
+from exporter.report.files import write_report
+from exporter.targets import known
+from exporter.types import Gates, Result, Variant
+
+
+def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: Path) -> dict[str, Any]:
+    """Judges the rows by their gates, and writes and returns the report."""
+    asked = frozenset(name for name, limit in asdict(job.gates(Gates())).items() if limit is not None)
+    for row in rows:
+        if row.status == "ok" and Variant(row.target, row.precision) != known.REFERENCE:
+            limits = job.gates(known.get(row.target).precisions[row.precision].gates)
+            row.gates = judge(limits, row, asked, described["evaluation"]["tokens_scored"])
+        if row.status == "ok" and row.prefill_tokens_per_s is None:
+            lack = f"latency: {row.untimed}" if row.untimed else "speed and memory: not measured (--no-speed)"
+            row.reason = "; ".join(filter(None, (row.reason, lack)))
+        elif row.status == "ok" and row.decode_tokens_per_s is None and row.ppl is not None:
+            row.reason = "; ".join(
+                filter(None, (row.reason, "decode: the model's positions are too few to measure it"))
+            )
+    status = EXIT_OK if all(row.passed for row in rows) else EXIT_GATE
+    if any(row.status == "failed" for row in rows):
+        status = EXIT_BUILD
+    report = {
+        "schema_version": 1,
+        "exporter_version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **described,
+        "job": job.model_dump(mode="json"),
+        "results": [row.to_json() for row in rows],
+        "passed": status == EXIT_OK,
+        "exit_status": status,
+    }
+    write_report(report, output)
+    return report
