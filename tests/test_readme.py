@@ -48,23 +48,27 @@ def test_the_python_example(folder, cache):
 
 
 def test_the_tree_is_the_tree():
-    lines = fenced("text").splitlines()
     stack: list[str] = []
     named = set()
-    for line in lines:
-        depth = (len(line) - len(line.lstrip())) // 2
-        stack = stack[:depth]
-        words = line.split()
-        files = [word for word in words if word.endswith((".py", ".md", ".txt", "/", "Makefile", ".ci/run"))]
-        for name in files if words[0].endswith(".py") and len(files) == len(words) else words[:1]:
-            assert (ROOT / "".join(stack) / name).exists(), line
-            named.add("".join(stack) + name)
-        if words[0].endswith("/"):
-            stack.append(words[0])
-    there = {
-        str(path.relative_to(ROOT)) for path in (ROOT / "exporter").rglob("*.py") if not path.name.startswith("__")
-    }
-    assert there == {name for name in named if name.endswith(".py")}
+    for line in fenced("text").splitlines():
+        stack = stack[: (len(line) - len(line.lstrip())) // 2]
+        name = line.split()[0]
+        assert (ROOT / "".join(stack) / name).exists(), line
+        named.add("".join(stack) + name)
+        stack.append(name if name.endswith("/") else "")
+    rooms = {f"{path.parent.relative_to(ROOT)}/" for path in (ROOT / "exporter").rglob("__init__.py")}
+    assert {name for name in named if name.startswith("exporter/") and name.endswith("/")} == rooms
+
+
+def test_a_room_says_what_happens_in_it():
+    for path in (ROOT / "exporter").glob("*/**/__init__.py"):
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith('"""'), path
+        for promise in ("In: ", "Out: ", "Read first: ") if path.parent.parent.name != "exporter" else ("Read first: ",):
+            assert promise in text, path
+        first = re.search(r"Read first: ([\w/]+\.py)", text)
+        assert first, path
+        assert (path.parent / first[1]).is_file(), path
 
 
 def test_the_exit_statuses_are_those_of_the_code():
