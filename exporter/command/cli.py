@@ -143,7 +143,7 @@ def bench(folder: Path, threads: int | None, form: str, verbose: bool) -> None:
 def report(folder: Path, form: str) -> None:
     """Render an output FOLDER's report.html, report.md and junit.xml again, and print its table."""
     from exporter.command.show import print_result
-    from exporter.pipeline.run import read_report, write_report
+    from exporter.report.files import read_report, write_report
 
     stored = read_report(folder)
     write_report(stored, folder)

@@ -19,9 +19,10 @@ from exporter.pipeline.plan import Plan
 from exporter.process import HUGE_PAGES, Progress, Worker
 from exporter.quantization.policy import Policy
 from exporter.quantization.quantizing import POLICY
+from exporter.report.result import Result
 from exporter.scheme import Scheme
 from exporter.targets import known
-from exporter.types import FEATURES, Checkpoint, Gates, Result, Variant
+from exporter.types import FEATURES, Checkpoint, Gates, Variant
 
 _ATTEMPTS = 4  # mixes that are tried for one artifact, until its gates pass
 _ROOM = 0.8  # of what a gate allows, for the simulated loss: the evaluation is another text and has an error of its own
@@ -57,10 +58,11 @@ class Exports:
                 else:
                     manifest = self._write(variant, self.checkpoint, building, key, None)
         row.path = variant.folder
-        row.bytes, row.tokenizer_bytes = sizes(manifest)
-        row.size_ratio = row.bytes / (4 * self.checkpoint.parameters)
-        row.export_s, row.export_peak_rss_bytes = manifest["export_s"], manifest["export_peak_rss_bytes"]
-        row.quantization, row.build = manifest["quantization"], manifest.get("build")
+        size, others = sizes(manifest)
+        row.artifact |= {"bytes": size, "size_ratio": size / (4 * self.checkpoint.parameters)}
+        row.artifact["tokenizer_bytes"] = others
+        row.build |= {name: manifest[name] for name in ("export_s", "export_peak_rss_bytes", "quantization")}
+        row.build["engine"] = manifest.get("build")
         row.reason = "; ".join(manifest["notes"]) or None
 
     def _key(self, variant: Variant) -> str:
@@ -199,14 +201,15 @@ def stricter(limits: Gates, row: Result, attempts: list[dict[str, Any]]) -> floa
     if len(attempts) == _ATTEMPTS or loss <= 0 or (len(attempts) > 1 and loss >= attempts[-2]["loss"]):
         return None
     over = [1.0]
-    if limits.max_ppl_ratio is not None and row.ppl_ratio is not None:
-        over.append(math.log(row.ppl_ratio + 2 * (row.ppl_ratio_se or 0)) / max(math.log(limits.max_ppl_ratio), _TINY))
-    if limits.max_kl is not None and row.kl is not None:
-        over.append((row.kl + 2 * (row.kl_se or 0)) / max(limits.max_kl, _TINY))
-    if limits.min_cosine is not None and row.cosine is not None:
-        over.append((1 - row.cosine + 2 * (row.cosine_se or 0)) / max(1 - limits.min_cosine, _TINY))
+    ratio, kl, cosine = (row.quality[name] for name in ("ppl_ratio", "kl", "cosine"))
+    if limits.max_ppl_ratio is not None and ratio.value is not None:
+        over.append(math.log(ratio.value + 2 * (ratio.se or 0)) / max(math.log(limits.max_ppl_ratio), _TINY))
+    if limits.max_kl is not None and kl.value is not None:
+        over.append((kl.value + 2 * (kl.se or 0)) / max(limits.max_kl, _TINY))
+    if limits.min_cosine is not None and cosine.value is not None:
+        over.append((1 - cosine.value + 2 * (cosine.se or 0)) / max(1 - limits.min_cosine, _TINY))
     return loss / max(over) * _STEP
 
 
 def _figures(row: Result) -> dict[str, float | None]:
-    return {name: getattr(row, name) for name in ("ppl_ratio", "kl", "top1", "cosine")}
+    return {name: row.quality[name].value for name in ("ppl_ratio", "kl", "top1", "cosine")}

@@ -13,9 +13,10 @@ from typing import Any
 from exporter.errors import BuildError, ExporterError
 from exporter.measure.latency import Round, summarize
 from exporter.process import Progress, Worker, WorkerFailed
+from exporter.report.result import Result
 from exporter.targets import known
 from exporter.targets.known import REFERENCE
-from exporter.types import Checkpoint, Result, Variant
+from exporter.types import Checkpoint, Variant
 
 Failed = Callable[[Variant, ExporterError], None]  # told of each artifact that fails, when it does
 
@@ -45,7 +46,7 @@ class Bench:
         except ExporterError as error:
             row.status, row.reason = "failed", str(error)
             if isinstance(error, BuildError):
-                row.build = error.build or row.build
+                row.build["engine"] = error.build or row.build["engine"]
             mends = known.get(row.target).mends_crash
             if isinstance(error, WorkerFailed) and error.killed_by == signal.SIGILL and mends is not None:
                 row.reason += f"; its build does not fit this processor, mend it with: {mends()}"
@@ -54,15 +55,16 @@ class Bench:
     def quality(self, rows: Sequence[Result]) -> None:
         """Apart from the speed measurement: the arithmetic of the comparison is not the engine's peak memory."""
         for row in rows:
-            if _variant(row) != REFERENCE and row.engine is None:  # else it was measured to choose its policy
+            if (
+                _variant(row) != REFERENCE and row.artifact["engine"] is None
+            ):  # else it was measured to choose its policy
                 self.attempt(row, partial(self.measure, row, self._output / _variant(row).folder))
 
     def measure(self, row: Result, folder: Path) -> None:
         """The quality of a row's artifact, wherever its folder is."""
         self._progress(f"quality {_variant(row)}", 0, 0)
         with self._worker(row, "quality") as worker:
-            for name, value in worker("quality", **self._what(row) | {"folder": folder}).items():
-                setattr(row, name, value)
+            row.add(worker("quality", **self._what(row) | {"folder": folder}))
 
     def speed(self, rows: Sequence[Result], rounds: int) -> None:
         """Rounds interleaved between all variants, so that a drift of the machine hits all alike.
@@ -71,9 +73,9 @@ class Bench:
         """
         import psutil
 
-        measured = [row for row in rows if row.status == "ok" and row.untimed is None]
+        measured = [row for row in rows if row.status == "ok" and row.speed["untimed"] is None]
         # An engine can hold an artifact's weights three times: as read, as constants, and packed for its kernels.
-        together = sum(3 * (row.bytes or 0) for row in measured) < psutil.virtual_memory().available
+        together = sum(3 * (row.artifact["bytes"] or 0) for row in measured) < psutil.virtual_memory().available
         for group in [measured] if together else [[row] for row in measured]:
             self._speed(group, rounds)
 
@@ -92,11 +94,10 @@ class Bench:
                     self.attempt(row, partial(_round, row, worker, mine))
         for row, mine in zip(rows, times, strict=True):
             if row.status == "ok":
-                for name, value in summarize(mine).items():
-                    setattr(row, name, value)
+                row.speed |= summarize(mine)
 
     def _open(self, row: Result, worker: Worker) -> None:
-        row.engine = worker("speed_open", **self._what(row), max_length=self._max_length)["engine"]
+        row.artifact |= worker("speed_open", **self._what(row), max_length=self._max_length)
 
     def _worker(self, row: Result, what: str) -> Worker:
         return Worker(self._output / "logs" / f"{_variant(row).folder}.{what}.log", self._threads, self._progress)
@@ -118,4 +119,4 @@ def _variant(row: Result) -> Variant:
 def _round(row: Result, worker: Worker, times: list[Round]) -> None:
     answer = worker("speed_round")
     times.append(answer["times"])
-    row.peak_rss_bytes = answer["peak"]
+    row.memory["peak_rss_bytes"] = answer["peak"]

@@ -53,7 +53,7 @@ def measure_reference(
         if not all(np.isfinite(array).all() for array in (reference.answers.nll, reference.answers.vectors)):
             raise JobError("the float model answers NaN or Inf on the text: no artifact can be compared with it")
         facts |= {"scored": scored, "tokens": len(passages.ids)}
-        facts |= {"ppl": perplexity and perplexity[0], "ppl_se": perplexity and perplexity[1]}
+        facts |= {"ppl": perplexity.value, "ppl_se": perplexity.se}
         with publish(folder) as building:
             reference.save(building / FILE)
             tokenized.save(building / TOKENIZED)

@@ -22,9 +22,11 @@ from exporter.pipeline.merging import check_perplexity, merge_stage
 from exporter.pipeline.plan import Plan, make_plan
 from exporter.pipeline.training import qat_stage
 from exporter.process import HUGE_PAGES, Progress, Worker, silent
-from exporter.report.render import render
+from exporter.report.document import VERSION
+from exporter.report.files import read_report, write_report
+from exporter.report.result import Figure, Result
 from exporter.targets import known
-from exporter.types import Checkpoint, Gates, Result, Variant
+from exporter.types import Checkpoint, Gates, Variant
 
 
 def nobody(variant: Variant, error: ExporterError) -> None:
@@ -89,17 +91,9 @@ def bench_again(
     for old in report["results"]:
         variant = Variant(old["target"], old["precision"])
         row = Result(variant.target, variant.precision)
-        for name in (
-            "path",
-            "bytes",
-            "size_ratio",
-            "tokenizer_bytes",
-            "export_s",
-            "export_peak_rss_bytes",
-            "quantization",
-            "build",
-        ):
-            setattr(row, name, old.get(name))  # an older exporter's report may lack one
+        row.path = old["path"]
+        row.artifact |= old["artifact"] | {"engine": None}  # it is what measures, and nothing has yet
+        row.build |= old["build"]
         if variant == known.REFERENCE:
             row = _reference_row(reference)
             if not checkpoint.path.is_dir():
@@ -120,19 +114,6 @@ def bench_again(
     bench.speed(rows, job.repeats)
     described = {key: report[key] for key in ("name", "model", "evaluation")}
     return _finish(job, described | {"machine": here}, rows, output)
-
-
-def read_report(output: Path) -> dict[str, Any]:
-    """report.json of an output folder. Raises JobError."""
-    try:
-        report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise JobError(
-            f"{output} holds no readable report.json ({error}); give the folder that 'exporter run' wrote"
-        ) from error
-    if not isinstance(report, dict) or report.get("schema_version") != 1:
-        raise JobError(f"{output}/report.json has another schema_version than 1; it is from another exporter")
-    return report
 
 
 def _take_over(output: Path, plan: Plan) -> None:
@@ -169,13 +150,14 @@ def _reference(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker,
 def _reference_row(reference: dict[str, Any]) -> Result:
     """The reference's own row: compared with itself, and as large as its parameters are in float32."""
     row = Result(known.REFERENCE.target, known.REFERENCE.precision)
-    row.bytes, row.size_ratio, row.engine = 4 * reference["parameters"], 1.0, reference["engine"]
+    row.artifact |= {"bytes": 4 * reference["parameters"], "size_ratio": 1.0, "engine": reference["engine"]}
     row.reason = "the reference: its size is 4 bytes for each parameter; it is not written to disk again"
-    row.logit_error = 0.0
+    row.quality["logit_error"] = Figure(0.0)
     if reference["ppl"] is not None:
-        row.ppl, row.ppl_ratio, row.ppl_ratio_se, row.kl, row.top1 = reference["ppl"], 1.0, 0.0, 0.0, 1.0
+        row.quality |= {"ppl": Figure(reference["ppl"], reference["ppl_se"]), "ppl_ratio": Figure(1.0, 0.0)}
+        row.quality |= {"kl": Figure(0.0), "top1": Figure(1.0)}
     else:
-        row.cosine = 1.0
+        row.quality["cosine"] = Figure(1.0)
     return row
 
 
@@ -216,10 +198,11 @@ def _finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output:
         if row.status == "ok" and Variant(row.target, row.precision) != known.REFERENCE:
             limits = job.gates(known.get(row.target).precisions[row.precision].gates)
             row.gates = judge(limits, row, asked, described["evaluation"]["tokens_scored"])
-        if row.status == "ok" and row.prefill_tokens_per_s is None:
-            lack = f"latency: {row.untimed}" if row.untimed else "speed and memory: not measured (--no-speed)"
+        speed = row.speed
+        if row.status == "ok" and speed["prefill_tokens_per_s"] is None:
+            lack = f"latency: {speed['untimed']}" if speed["untimed"] else "speed and memory: not measured (--no-speed)"
             row.reason = "; ".join(filter(None, (row.reason, lack)))
-        elif row.status == "ok" and row.decode_tokens_per_s is None and row.ppl is not None:
+        elif row.status == "ok" and speed["decode_tokens_per_s"] is None and row.quality["ppl"].value is not None:
             row.reason = "; ".join(
                 filter(None, (row.reason, "decode: the model's positions are too few to measure it"))
             )
@@ -227,7 +210,7 @@ def _finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output:
     if any(row.status == "failed" for row in rows):
         status = EXIT_BUILD
     report = {
-        "schema_version": 1,
+        "schema_version": VERSION,
         "exporter_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **described,
@@ -238,9 +221,3 @@ def _finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output:
     }
     write_report(report, output)
     return report
-
-
-def write_report(report: dict[str, Any], output: Path) -> None:
-    """Writes report.json, report.html, report.md and junit.xml; all are rendered before the first is written."""
-    for name, text in render(report).items():
-        store.write_text(output / name, text)

@@ -169,15 +169,17 @@ class Session:
     def quality(self, variant: list[str], checkpoint: dict[str, Any], folder: str, reference: str, threads: int) -> Any:
         told = quality.Reference.load(Path(reference))
         with _open(Variant(*variant), checkpoint, folder, threads) as runner:
-            figures: dict[str, Any] = quality.compare(runner, told, self.progress(f"quality {Variant(*variant)}"))
+            figures = quality.compare(runner, told, self.progress(f"quality {Variant(*variant)}"))
             figures |= quality.compare_probe(runner, told.probe, told.passages.task)
             if isinstance(runner, TokenizingRunner):
                 figures |= compare_tokenizer(runner, TokenizedTexts.load(Path(reference).with_name(TOKENIZED)))
+            groups: dict[str, Any] = {"artifact": {"engine": runner.engine}}
+            groups["quality"] = {name: asdict(figure) for name, figure in figures.items()}
             if isinstance(runner, StandInRunner):
-                figures["untimed"] = runner.untimed
+                groups["speed"] = {"untimed": runner.untimed}
             if isinstance(runner, DeviceRunner):
-                figures["device_memory_bytes"] = runner.device_memory_bytes
-            return {"engine": runner.engine, **figures}
+                groups["memory"] = {"device_bytes": runner.device_memory_bytes}
+            return groups
 
     def speed_open(self, variant: list[str], checkpoint: dict[str, Any], folder: str, threads: int, **text: Any) -> Any:
         self._ids = quality.Reference.load(Path(text["reference"])).passages.ids
