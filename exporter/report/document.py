@@ -15,12 +15,14 @@ from exporter.types import Status
 
 VERSION = 2
 
+_WHOLE = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+
 
 @dataclass(frozen=True)
 class Figure:
     """One figure of the quality: what was measured, and how sure that is."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = _WHOLE
 
     value: Annotated[float | None, Field(description="What was measured; null: it was not.")] = None
     se: Annotated[float | None, Field(description="Its standard error; null: it is not sampled.")] = None
@@ -31,7 +33,7 @@ class Figure:
 class Gate:
     """A limit and what came out. min_… is a lower limit, max_… an upper one, on the figure that the rest names."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = _WHOLE
 
     name: Annotated[str, Field(description="The limit's name, as in the job: max_ppl_ratio.")]
     limit: Annotated[float, Field(description="What the figure must keep, by two standard errors.")]
@@ -41,7 +43,7 @@ class Gate:
 
 
 class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = _WHOLE
 
 
 class _Group(BaseModel):
