@@ -1,13 +1,14 @@
 """The nouns of the project: a newcomer reads this file first.
 
 A job takes a `Checkpoint` through stages to one `Artifact` for each `Variant`; a `Target` exports an artifact and opens
-it as a `Runner` (exporter/runner.py); what was measured on it is a `Result`, one row of the report.
+it as a `Runner` (exporter/runner.py); what was measured on it is a `Result` (exporter/report/result.py), one row of the
+report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -168,7 +169,7 @@ class Exported:
     `weights` are the files that inference needs besides tokenizer and configuration, relative to the folder; their sum
     is the artifact's size. `notes` go into the report's reason, such as a second copy that the operators force.
     `extras` are files that inference does not need and no size counts, such as the graph that an engine was built from;
-    `build` is what is known of an engine that was built ahead of time (Result.build).
+    `build` is what is known of an engine that was built ahead of time (`engine` of a row's build).
     """
 
     weights: tuple[str, ...]
@@ -213,60 +214,3 @@ class Target:
     fetch: Callable[[Path, Path | None], Path] | None = None  # (cache, a file at hand): what `exporter fetch` does
     selftest: Callable[[], None] | None = None
     mends_crash: Callable[[], str] | None = None
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A limit and what came out; `detail` says why it failed, and whether more tokens could decide it."""
-
-    name: str
-    limit: float
-    value: float | None
-    passed: bool
-    detail: str = ""
-
-
-@dataclass
-class Result:
-    """One row of the report. What was not measured is None, and `reason` says why."""
-
-    target: str
-    precision: str
-    status: Status = "ok"
-    reason: str | None = None
-    path: str | None = None
-    bytes: int | None = None
-    size_ratio: float | None = None
-    tokenizer_bytes: int | None = None
-    ppl: float | None = None
-    ppl_ratio: float | None = None
-    ppl_ratio_se: float | None = None
-    kl: float | None = None
-    kl_se: float | None = None
-    top1: float | None = None
-    top1_se: float | None = None
-    cosine: float | None = None
-    cosine_se: float | None = None
-    logit_error: float | None = None
-    cache_kl: float | None = None
-    tokenizer_errors: int | None = None
-    tokenizer_difference: str | None = None
-    prefill_tokens_per_s: float | None = None
-    decode_tokens_per_s: float | None = None
-    latency_ms: dict[str, dict[str, float | None]] | None = None
-    peak_rss_bytes: int | None = None
-    export_s: float | None = None
-    export_peak_rss_bytes: int | None = None
-    quantization: dict[str, Any] | None = None  # what each layer got and why, where the artifact has a policy
-    build: dict[str, Any] | None = None  # parsed, by what, engine's bytes, layers: of an engine built ahead of time
-    engine: str | None = None
-    device_memory_bytes: dict[str, int] | None = None  # on a GPU: of the engine (weights) and of its context
-    untimed: str | None = None  # why no speed was measured of an artifact whose quality was
-    gates: list[Gate] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        return self.status != "failed" and all(gate.passed for gate in self.gates)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)

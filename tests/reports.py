@@ -5,55 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from exporter.types import FEATURES, GENERATION, Gate, Result, Status
+from exporter.report.document import VERSION
+from exporter.report.result import Figure, Gate, Result
+from exporter.types import FEATURES, GENERATION, Status
 
 HOSTILE = "a|b`c*d_ <script>alert(1)</script> {{7*7}} {% raw %} \"q\" 'p' \x00\x1b[31m\x07\ud800 @everyone </title> ]]>"
 
 
-def row(
-    target: str, precision: str, mb: float, ratio: float, se: float, kl: float, top1: float, speed: float
-) -> dict[str, Any]:
-    gates = [
-        Gate(
-            "max_ppl_ratio", 1.05, ratio, ratio + 2 * se <= 1.05, "" if ratio + 2 * se <= 1.05 else "beyond the limit"
-        ),
-        Gate("max_kl", 0.05, kl, kl <= 0.05),
-        Gate("min_top1", 0.9, top1, top1 >= 0.9),
-        Gate("max_size_ratio", 1.01, mb / 538.1, mb / 538.1 <= 1.01),
-    ]
-    return Result(
-        target,
-        precision,
-        path=f"{target}-{precision}",
-        bytes=int(mb * 1e6),
-        size_ratio=mb / 538.1,
-        tokenizer_bytes=2_100_000,
-        ppl=18.31 * ratio,
-        ppl_ratio=ratio,
-        ppl_ratio_se=se,
-        kl=kl,
-        kl_se=kl / 20,
-        top1=top1,
-        top1_se=0.002,
-        logit_error=kl * 30,
-        prefill_tokens_per_s=speed * 9.3,
-        decode_tokens_per_s=speed,
-        latency_ms={
-            "prefill": {"p50": 2e4 / speed, "p90": 2.1e4 / speed, "p99": 2.6e4 / speed},
-            "decode": {"p50": 1e3 / speed, "p90": 1.1e3 / speed, "p99": None},
-        },
-        peak_rss_bytes=int(mb * 1.4e6 + 2.2e8),
-        export_s=12.5,
-        engine="onnxruntime 1.31 CPUExecutionProvider",
-        gates=[] if (target, precision) == ("torch", "fp32") else gates,
-    ).to_json()
-
-
-def unbuilt(target: str, precision: str, status: Status, reason: str) -> dict[str, Any]:
-    return Result(target, precision, status, reason).to_json()
-
-
-SKIPPED = "coremltools runs its models on macOS only; on a Mac: pip install 'exporter[coreml]' and exporter bench out/"
 QUANTIZATION: dict[str, Any] = {
     "policy": {},
     "given": False,
@@ -72,11 +30,58 @@ QUANTIZATION: dict[str, Any] = {
 }
 
 
+def row(
+    target: str, precision: str, mb: float, ratio: float, se: float, kl: float, top1: float, speed: float
+) -> dict[str, Any]:
+    gates = [
+        Gate(
+            "max_ppl_ratio", 1.05, ratio, ratio + 2 * se <= 1.05, "" if ratio + 2 * se <= 1.05 else "beyond the limit"
+        ),
+        Gate("max_kl", 0.05, kl, kl <= 0.05),
+        Gate("min_top1", 0.9, top1, top1 >= 0.9),
+        Gate("max_size_ratio", 1.01, mb / 538.1, mb / 538.1 <= 1.01),
+    ]
+    return Result(
+        target,
+        precision,
+        path=f"{target}-{precision}",
+        artifact={
+            "bytes": int(mb * 1e6),
+            "size_ratio": mb / 538.1,
+            "tokenizer_bytes": 2_100_000,
+            "engine": "onnxruntime 1.31 CPUExecutionProvider",
+        },
+        quality={
+            "ppl": Figure(18.31 * ratio, 0.22),
+            "ppl_ratio": Figure(ratio, se),
+            "kl": Figure(kl, kl / 20),
+            "top1": Figure(top1, 0.002),
+            "logit_error": Figure(kl * 30),
+        },
+        speed={
+            "prefill_tokens_per_s": speed * 9.3,
+            "decode_tokens_per_s": speed,
+            "latency_ms": {
+                "prefill": {"p50": 2e4 / speed, "p90": 2.1e4 / speed, "p99": 2.6e4 / speed},
+                "decode": {"p50": 1e3 / speed, "p90": 1.1e3 / speed, "p99": None},
+            },
+        },
+        memory={"peak_rss_bytes": int(mb * 1.4e6 + 2.2e8)},
+        build={"export_s": 12.5, "quantization": QUANTIZATION if precision == "int4-weight" else None},
+        gates=[] if (target, precision) == ("torch", "fp32") else gates,
+    ).to_json()
+
+
+def unbuilt(target: str, precision: str, status: Status, reason: str) -> dict[str, Any]:
+    return Result(target, precision, status, reason).to_json()
+
+
+SKIPPED = "coremltools runs its models on macOS only; on a Mac: pip install 'exporter[coreml]' and exporter bench out/"
 ROWS = [
     row("torch", "fp32", 538.1, 1.0, 0.0, 0.0, 1.0, 14.2),
     row("onnx", "fp32", 539.6, 1.0, 0.00001, 2.1e-7, 0.99995, 22.8),
     row("onnx", "int8-weight", 164.2, 1.0124, 0.0011, 0.0041, 0.9731, 41.7),
-    row("onnx", "int4-weight", 118.7, 1.0871, 0.0042, 0.0512, 0.8893, 58.9) | {"quantization": QUANTIZATION},
+    row("onnx", "int4-weight", 118.7, 1.0871, 0.0042, 0.0512, 0.8893, 58.9),
     row("gguf", "q8_0", 144.8, 1.0009, 0.0004, 0.0006, 0.9902, 63.1),
     row("gguf", "q4_k_m", 105.5, 1.0312, 0.0021, 0.0193, 0.9357, 88.4),
     row("litert", "int8-dynamic", 140.1, 1.0127, 0.0013, 0.0044, 0.9722, 39.5),
@@ -123,7 +128,7 @@ QAT: dict[str, Any] = {
 
 def generation(rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     return {
-        "schema_version": 1,
+        "schema_version": VERSION,
         "name": "smollm2-135m-support-lora",
         "exporter_version": "0.1.0",
         "created": "2026-11-21T22:00:00+00:00",
@@ -169,11 +174,13 @@ def encoder() -> dict[str, Any]:
     report["name"], report["model"]["task"] = "all-minilm-l6-v2", FEATURES
     report["evaluation"].update(reference_ppl=None, reference_ppl_se=None, kl=None, window=None, stride=None)
     for index, result in enumerate(report["results"]):
-        for key in ("ppl", "ppl_ratio", "ppl_ratio_se", "kl", "kl_se", "top1", "top1_se", "decode_tokens_per_s"):
-            result[key] = None
-        result["cosine"], result["cosine_se"] = 1 - 0.0031 * index**2, 0.0002 * index
-        result["latency_ms"]["decode"] = None
-        result["gates"] = [vars(Gate("min_cosine", 0.98, result["cosine"], result["cosine"] > 0.98))]
+        for name in ("ppl", "ppl_ratio", "kl", "top1"):
+            result["quality"][name] = vars(Figure())
+        cosine = 1 - 0.0031 * index**2
+        result["quality"]["cosine"] = vars(Figure(cosine, 0.0002 * index))
+        result["speed"]["decode_tokens_per_s"] = None
+        del result["speed"]["latency_ms"]["decode"]
+        result["gates"] = [vars(Gate("min_cosine", 0.98, cosine, cosine > 0.98))]
     return report
 
 
@@ -182,14 +189,15 @@ def hostile() -> dict[str, Any]:
     report["name"] = HOSTILE
     report["model"].update(source=HOSTILE, history=[HOSTILE], notes=[HOSTILE], sha256=None, parameters=None)
     report["model"]["merge"]["adapters"][0].update(path=HOSTILE, identity=HOSTILE)
-    report["results"][2]["quantization"] = {
+    report["results"][2]["build"]["quantization"] = {
         **QUANTIZATION, "schemes": {HOSTILE: 1}, "others": {HOSTILE: HOSTILE}, "history": [HOSTILE], "unit": HOSTILE,
         "sensitivity": [[[HOSTILE, HOSTILE], 0.1]],
     }  # fmt: skip
     report["model"]["qat"].update(scheme=HOSTILE, shared=[HOSTILE], kd=1.0, curve=QAT["curve"][:1])
     report["evaluation"]["text"] = HOSTILE
     report["machine"]["versions"] = {HOSTILE: HOSTILE}
-    report["results"][1].update(target=HOSTILE, engine=HOSTILE, path=HOSTILE, reason=HOSTILE)
+    report["results"][1].update(target=HOSTILE, path=HOSTILE, reason=HOSTILE)
+    report["results"][1]["artifact"]["engine"] = HOSTILE
     report["results"][2]["gates"][0].update(name=HOSTILE, passed=False, detail=HOSTILE)
     report["results"].append(unbuilt(HOSTILE, "fp32", "failed", HOSTILE + "x" * 5000))
     report["results"].append(unbuilt("x" * 80, "fp32", "skipped", HOSTILE))

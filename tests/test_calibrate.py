@@ -14,6 +14,7 @@ from exporter.measure.tokenization import EVALUATION, HARD, TokenizedTexts, comp
 from exporter.quantization.calibrate import calibrate, calibration_windows
 from exporter.quantization.hessians import hessians
 from exporter.quantization.statistics import collect, load_statistics, watched
+from exporter.report.result import Figure
 from exporter.types import GENERATION, Checkpoint
 
 
@@ -243,15 +244,14 @@ def test_other_ids_are_counted_and_the_first_difference_is_shown(tiny, tmp_path)
     assert "a<|im_end|>b" in loaded.texts
     for mine, stored in zip((*told.ids, *told.starts), (*loaded.ids, *loaded.starts), strict=True):
         np.testing.assert_array_equal(mine, stored)
-    assert compare_tokenizer(Reader(told, {}), loaded) == {"tokenizer_errors": 0, "tokenizer_difference": None}
+    assert compare_tokenizer(Reader(told, {}), loaded) == {"tokenizer_errors": Figure(0)}
     ids = told.ids[-1].copy()
     ids[10] += 1
-    compared = compare_tokenizer(Reader(told, {evaluation: ids}), loaded)
-    assert compared["tokenizer_errors"] == 1
-    difference = compared["tokenizer_difference"]
-    assert f"{EVALUATION}, near " in difference
-    assert f"token 10: the checkpoint's tokenizer gives [{told.ids[-1][10]}, " in difference
-    compared = compare_tokenizer(Reader(told, {"1": np.zeros(0, np.int64), evaluation: ids}), loaded)
-    assert compared["tokenizer_errors"] == 2
-    assert "'1', token 0: " in compared["tokenizer_difference"]
-    assert "the artifact's no more tokens" in compared["tokenizer_difference"]
+    [errors] = compare_tokenizer(Reader(told, {evaluation: ids}), loaded).values()
+    assert errors.value == 1
+    assert f"{EVALUATION}, near " in errors.detail
+    assert f"token 10: the checkpoint's tokenizer gives [{told.ids[-1][10]}, " in errors.detail
+    [errors] = compare_tokenizer(Reader(told, {"1": np.zeros(0, np.int64), evaluation: ids}), loaded).values()
+    assert errors.value == 2
+    assert "'1', token 0: " in errors.detail
+    assert "the artifact's no more tokens" in errors.detail

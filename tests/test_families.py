@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from exporter import Job, run
+from exporter.report.table import value
 from exporter.types import TOKENIZER_FILES
 
 # Sizes that the blocks of 32 divide, so that every matrix is quantized; the vocabulary is the shipped tokenizer's.
@@ -44,14 +45,15 @@ def test_family(architecture, tiny, tmp_path):
     )
     rows = {row["precision"]: row for row in run(job)["results"] if row["target"] == "onnx"}
     assert {row["status"] for row in rows.values()} == {"ok"}, rows
-    assert rows["fp32"]["ppl_ratio"] == pytest.approx(1.0, abs=1e-5)
-    assert rows["fp32"]["logit_error"] < 1e-4
-    assert rows["fp32"]["cache_kl"] < 1e-7
+    assert value(rows["fp32"], "ppl_ratio") == pytest.approx(1.0, abs=1e-5)
+    assert value(rows["fp32"], "logit_error") < 1e-4
+    assert value(rows["fp32"], "cache_kl") < 1e-7
     # Random weights have no outliers: int8 costs little, and the order of the precisions shows.
-    assert rows["fp16"]["kl"] < rows["int8-weight"]["kl"] < rows["int4-weight"]["kl"]
-    assert rows["int8-weight"]["kl"] < 1e-3
-    assert rows["int8-dynamic"]["kl"] < 1e-2
+    assert value(rows["fp16"], "kl") < value(rows["int8-weight"], "kl") < value(rows["int4-weight"], "kl")
+    assert value(rows["int8-weight"], "kl") < 1e-3
+    assert value(rows["int8-dynamic"], "kl") < 1e-2
     graph = 120_000  # bytes; the weights of a model so small do not hide it
-    parameters = rows["fp32"]["bytes"] / rows["fp32"]["size_ratio"] / 4
-    assert rows["fp32"]["bytes"] < 4 * parameters * 1.03 + graph
-    assert rows["int8-weight"]["bytes"] < 1.125 * parameters * 1.03 + graph
+    fp32 = rows["fp32"]["artifact"]
+    parameters = fp32["bytes"] / fp32["size_ratio"] / 4
+    assert fp32["bytes"] < 4 * parameters * 1.03 + graph
+    assert rows["int8-weight"]["artifact"]["bytes"] < 1.125 * parameters * 1.03 + graph

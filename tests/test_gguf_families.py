@@ -8,6 +8,7 @@ import pytest
 import transformers
 
 from exporter.measure.tokenization import TokenizedTexts, compare_tokenizer
+from exporter.report.result import Figure
 from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
 from exporter.targets.gguf.target import GGUF
 from exporter.targets.torch.target import open_checkpoint
@@ -53,8 +54,8 @@ def test_answers_are_pytorchs(family, precision, tmp_path, converter_cache):
             return
         tokenizer = transformers.AutoTokenizer.from_pretrained(family)
         told = TokenizedTexts.of(tokenizer, gguf_checkpoints.TEXT.read_text()[:100_000])
-        compared = compare_tokenizer(runner, told)
-        assert compared["tokenizer_errors"] == KNOWN_ERRORS.get(architecture, 0), compared["tokenizer_difference"]
+        [errors] = compare_tokenizer(runner, told).values()
+        assert errors.value == KNOWN_ERRORS.get(architecture, 0), errors.detail
 
 
 def test_the_chat_template_and_special_tokens_arrive(tmp_path, converter_cache):
@@ -86,6 +87,6 @@ def test_the_chat_template_and_special_tokens_arrive(tmp_path, converter_cache):
         attributes = llama_cpp.llama_vocab_get_attr(vocabulary, added)
         assert attributes & llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
         told = TokenizedTexts.of(tokenizer, "x<tool_response> y <tool_response>\n")
-        assert compare_tokenizer(runner, told)["tokenizer_difference"] is None
+        assert compare_tokenizer(runner, told)["tokenizer_errors"] == Figure(0)
     modelfile = (wanted.folder / "Modelfile").read_text()
     assert 'PARAMETER stop "<|im_end|>"' in modelfile

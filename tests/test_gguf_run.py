@@ -12,6 +12,7 @@ import pytest
 
 from exporter import Job, run
 from exporter.errors import BuildError, JobError
+from exporter.report.table import value
 from exporter.runner import CachedRunner, TokenizingRunner
 from exporter.targets.gguf import converter
 from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
@@ -53,11 +54,11 @@ def test_rows_and_gates(done):
         assert row["gates"][0] == {
             "name": "max_tokenizer_errors", "limit": 0.0, "value": 0.0, "passed": True, "detail": "",
         }  # fmt: skip
-        assert "llama.cpp" in row["engine"]
-    assert rows["f32"]["logit_error"] < 1e-4
-    assert rows["f32"]["ppl_ratio"] == pytest.approx(1, abs=1e-5)
-    assert rows["f32"]["kl"] < rows["f16"]["kl"] < rows["q8_0"]["kl"] < rows["q4_k_m"]["kl"]
-    assert rows["q8_0"]["bytes"] < rows["f16"]["bytes"] < rows["f32"]["bytes"]
+        assert "llama.cpp" in row["artifact"]["engine"]
+    assert value(rows["f32"], "logit_error") < 1e-4
+    assert value(rows["f32"], "ppl_ratio") == pytest.approx(1, abs=1e-5)
+    assert value(rows["f32"], "kl") < value(rows["f16"], "kl") < value(rows["q8_0"], "kl") < value(rows["q4_k_m"], "kl")
+    assert rows["q8_0"]["artifact"]["bytes"] < rows["f16"]["artifact"]["bytes"] < rows["f32"]["artifact"]["bytes"]
     assert "importance matrix of 14 tensors over 1024 tokens of calib.txt" in rows["q4_k_m"]["reason"]
 
 

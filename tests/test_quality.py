@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from exporter.measure.gates import judge
 from exporter.measure.quality import Passages, Reference, answer, compare, compare_probe, windows
+from exporter.report.result import Figure, Result
 from exporter.runner import Floats, Ids
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Gates, Probe, Result
+from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Gates, Probe
 
 VOCABULARY = 600
 
@@ -84,27 +85,28 @@ def test_perplexity_ratio_and_its_paired_error_are_those_of_the_exact_formulas()
     p, q = (exact_log_probabilities(model, ids[:-1]) for model in (Bigram(), disturbed))
     difference = p[rows, ids[1:]] - q[rows, ids[1:]]
     ratio = math.exp(difference.mean())
-    assert figures["ppl"] == pytest.approx(math.exp(-q[rows, ids[1:]].mean()), rel=1e-6)
-    assert figures["ppl_ratio"] == pytest.approx(ratio, rel=1e-6)
-    assert figures["ppl_ratio_se"] == pytest.approx(ratio * difference.std(ddof=1) / math.sqrt(len(rows)), rel=1e-4)
+    nll = -q[rows, ids[1:]]
+    assert figures["ppl"].value == pytest.approx(math.exp(nll.mean()), rel=1e-6)
+    assert figures["ppl"].se == pytest.approx(math.exp(nll.mean()) * nll.std(ddof=1) / math.sqrt(len(rows)), rel=1e-4)
+    assert figures["ppl_ratio"].value == pytest.approx(ratio, rel=1e-6)
+    assert figures["ppl_ratio"].se == pytest.approx(ratio * difference.std(ddof=1) / math.sqrt(len(rows)), rel=1e-4)
     # Two independent errors, as of unpaired texts, would be far larger: that is why it is paired.
     alone = math.sqrt(p[rows, ids[1:]].var() + q[rows, ids[1:]].var()) / math.sqrt(len(rows))
-    assert figures["ppl_ratio_se"] < alone / 2
+    assert figures["ppl_ratio"].se < alone / 2
 
     full_kl = (np.exp(p) * (p - q)).sum(-1).mean()
-    assert figures["kl"] <= full_kl
-    assert figures["kl"] == pytest.approx(full_kl, rel=0.1)  # the 256 of 600 tokens hold nearly all the mass
-    assert figures["top1"] == pytest.approx((p.argmax(-1) == q.argmax(-1)).mean())
+    assert figures["kl"].value <= full_kl
+    assert figures["kl"].value == pytest.approx(full_kl, rel=0.1)  # the 256 of 600 tokens hold nearly all the mass
+    assert figures["top1"].value == pytest.approx((p.argmax(-1) == q.argmax(-1)).mean())
 
 
 def test_a_model_equals_itself_through_the_file(tmp_path: Path):
     passages = text_of(300)
     Reference(passages, NO_PROBE, answer(Bigram(), passages, quiet)).save(tmp_path / "reference.npz")
     figures = compare(Bigram(), Reference.load(tmp_path / "reference.npz"), quiet)
-    assert figures["ppl_ratio"] == 1.0
-    assert figures["ppl_ratio_se"] == 0.0
-    assert figures["kl"] == pytest.approx(0.0, abs=1e-7)
-    assert figures["top1"] == 1.0
+    assert figures["ppl_ratio"] == Figure(1.0, 0.0)
+    assert figures["kl"].value == pytest.approx(0.0, abs=1e-7)
+    assert figures["top1"] == Figure(1.0, 0.0)
 
 
 def test_kl_counts_mass_that_moves_to_tokens_outside_the_top():
@@ -114,7 +116,7 @@ def test_kl_counts_mass_that_moves_to_tokens_outside_the_top():
     rows = np.arange(VOCABULARY)[:, None]
     thief.table[rows, order[:, :100]] = thief.table.max() + 5
     reference = Reference(passages, NO_PROBE, answer(Bigram(), passages, quiet))
-    assert compare(thief, reference, quiet)["kl"] > math.log(2)
+    assert compare(thief, reference, quiet)["kl"].value > math.log(2)
 
 
 class Broken(Bigram):
@@ -137,28 +139,27 @@ def test_the_probe_finds_a_cache_that_answers_differently_than_the_whole_forward
     mask = np.ones_like(ids)
     mask[1, 9:] = 0
     probe = Probe(ids, mask, Bigram().table[ids])
-    assert compare_probe(Cached(), probe, GENERATION) == {"logit_error": 0.0, "cache_kl": pytest.approx(0, abs=1e-6)}
-    assert compare_probe(Broken(), probe, GENERATION)["cache_kl"] > 1
-    assert compare_probe(Bigram(0.1), probe, GENERATION)["logit_error"] == pytest.approx(
-        np.abs(Bigram(0.1).table[ids] - Bigram().table[ids])[mask == 1].max()
-    )
+    error, cache = compare_probe(Cached(), probe, GENERATION).values()
+    assert error == Figure(0.0)
+    assert cache.value == pytest.approx(0, abs=1e-6)
+    assert compare_probe(Broken(), probe, GENERATION)["cache_kl"].value > 1
+    disturbed = np.abs(Bigram(0.1).table[ids] - Bigram().table[ids])[mask == 1].max()
+    assert compare_probe(Bigram(0.1), probe, GENERATION) == {"logit_error": Figure(pytest.approx(disturbed))}
 
 
 def test_encoders_are_compared_by_the_cosine_of_their_passages():
     ids = np.arange(300) % VOCABULARY
     passages = Passages(FEATURES, ids, np.array([0, 100, 200, 300]), 100, 50)
     reference = Reference(passages, NO_PROBE, answer(Bigram(), passages, quiet))
-    assert compare(Bigram(), reference, quiet) == {
-        "cosine": pytest.approx(1.0, abs=1e-6),
-        "cosine_se": pytest.approx(0, abs=1e-6),
-    }
+    same = Figure(pytest.approx(1.0, abs=1e-6), pytest.approx(0, abs=1e-6))
+    assert compare(Bigram(), reference, quiet) == {"cosine": same}
     expected = []
     for passage in passages:
         a, b = Bigram().table[passage].mean(0), Bigram(1.0).table[passage].mean(0)
         expected.append(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
     figures = compare(Bigram(1.0), reference, quiet)
-    assert figures["cosine"] == pytest.approx(np.mean(expected), abs=1e-5)
-    assert figures["cosine_se"] == pytest.approx(np.std(expected, ddof=1) / math.sqrt(3), rel=1e-3)
+    assert figures["cosine"].value == pytest.approx(np.mean(expected), abs=1e-5)
+    assert figures["cosine"].se == pytest.approx(np.std(expected, ddof=1) / math.sqrt(3), rel=1e-3)
 
 
 class Classifier(Bigram):
@@ -170,12 +171,13 @@ def test_classifiers_are_compared_by_their_probabilities_and_their_choice():
     passages = Passages(CLASSIFICATION, np.arange(200), np.array([0, 100, 200]), 100, 50)
     reference = Reference(passages, NO_PROBE, answer(Classifier(), passages, quiet))
     figures = compare(Classifier(5.0), reference, quiet)
-    assert set(figures) == {"kl", "kl_se", "top1", "top1_se"}
-    assert figures["kl"] > 0
+    assert set(figures) == {"kl", "top1"}
+    assert figures["kl"].value > 0
+    assert all(figure.se is not None for figure in figures.values())
 
 
-def row(**values: float) -> Result:
-    return Result("onnx", "int8-weight", **values)
+def row(**quality: Figure) -> Result:
+    return Result("onnx", "int8-weight", quality=quality)
 
 
 @pytest.mark.parametrize(
@@ -191,16 +193,16 @@ def row(**values: float) -> Result:
     ],
 )
 def test_a_gate_passes_only_by_two_standard_errors(value, error, passed, said):
-    [gate] = judge(Gates(max_ppl_ratio=1.02), row(ppl_ratio=value, ppl_ratio_se=error), frozenset(), 1000)
+    [gate] = judge(Gates(max_ppl_ratio=1.02), row(ppl_ratio=Figure(value, error)), frozenset(), 1000)
     assert gate.passed is passed
     assert said in gate.detail
 
 
 def test_a_lower_limit_is_judged_from_the_other_side():
     limits = Gates(min_top1=0.9)
-    assert judge(limits, row(top1=0.95, top1_se=0.01), frozenset(), 100)[0].passed
-    assert not judge(limits, row(top1=0.91, top1_se=0.01), frozenset(), 100)[0].passed
-    assert "would not" in judge(limits, row(top1=0.5, top1_se=0.01), frozenset(), 100)[0].detail
+    assert judge(limits, row(top1=Figure(0.95, 0.01)), frozenset(), 100)[0].passed
+    assert not judge(limits, row(top1=Figure(0.91, 0.01)), frozenset(), 100)[0].passed
+    assert "would not" in judge(limits, row(top1=Figure(0.5, 0.01)), frozenset(), 100)[0].detail
 
 
 def test_a_gate_that_was_asked_for_and_not_measured_fails():
@@ -210,11 +212,23 @@ def test_a_gate_that_was_asked_for_and_not_measured_fails():
     assert gate.value is None
 
 
+def test_a_gate_finds_its_figure_by_its_name_in_any_group():
+    """A size has no error; what its figure says in words tells why a count of errors failed."""
+    shipped = Result("gguf", "q8_0", artifact={"size_ratio": 0.3})
+    assert judge(Gates(max_size_ratio=0.3), shipped, frozenset(), 100)[0].passed
+    [gate] = judge(Gates(max_size_ratio=0.29), shipped, frozenset(), 100)
+    assert (gate.passed, gate.value, gate.detail) == (False, 0.3, "beyond the limit")
+    differs = row(tokenizer_errors=Figure(2, detail="' ', token 1"))
+    [gate] = judge(Gates(max_tokenizer_errors=0), differs, frozenset(), 100)
+    assert (gate.passed, gate.value, gate.detail) == (False, 2, "' ', token 1")
+    assert judge(Gates(max_tokenizer_errors=2), differs, frozenset(), 100)[0].detail == ""
+
+
 @settings(max_examples=30)
 @given(st.floats(0.5, 2), st.floats(0, 0.2), st.floats(0.5, 2))
 def test_the_verdict_is_monotone_in_the_limit(value, error, limit):
     first, second = (
-        judge(Gates(max_ppl_ratio=at), row(ppl_ratio=value, ppl_ratio_se=error), frozenset(), 100)[0].passed
+        judge(Gates(max_ppl_ratio=at), row(ppl_ratio=Figure(value, error)), frozenset(), 100)[0].passed
         for at in (limit, limit + 0.1)
     )
     assert second or not first

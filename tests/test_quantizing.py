@@ -15,9 +15,11 @@ from exporter.quantization.policy import Policy, read_policy
 from exporter.quantization.preparing import How, Prepared, prepare
 from exporter.quantization.quantizing import Quantizer
 from exporter.quantization.simulation import simulated
+from exporter.report.result import Figure, Result
+from exporter.report.table import value
 from exporter.scheme import Scheme
 from exporter.targets.torch.target import open_checkpoint
-from exporter.types import GENERATION, Checkpoint, Gates, Result
+from exporter.types import GENERATION, Checkpoint, Gates
 
 FEW = {"speed": False, "eval_tokens": 512, "calib_tokens": 2048, "threads": 1}
 DOWN = "model.layers.1.mlp.down_proj"
@@ -42,7 +44,7 @@ def test_the_report_says_what_each_layer_got_and_what_was_predicted(chosen):
         ("int8-static", "int8 per channel static input"),
         ("int4-weight", "int4 in groups of 32"),
     ):
-        record = row_of(report, precision)["quantization"]
+        record = row_of(report, precision)["build"]["quantization"]
         assert record["schemes"][next(name for name in record["schemes"] if name.startswith(scheme))] >= 21
         assert 1e-5 < record["loss"] < record["budget"]
         [attempt] = record["attempts"]
@@ -109,7 +111,7 @@ def test_what_was_simulated_is_what_the_artifact_does(chosen, tiny):
     output, report = chosen
     policy = read_policy(output / "onnx-int8-static" / "policy.yaml")
     row = row_of(report, "int8-static")
-    assert any("SmoothQuant" in line for line in row["quantization"]["history"])
+    assert any("SmoothQuant" in line for line in row["build"]["quantization"]["history"])
     plain = run(Job(model="tiny", target=("onnx:int8-static",), smooth=False, output=output.parent / "plain", **FEW))
     policy = read_policy(output.parent / "plain" / "onnx-int8-static" / "policy.yaml")
     reference = Reference.load(output / "reference" / "reference.npz")
@@ -117,8 +119,8 @@ def test_what_was_simulated_is_what_the_artifact_does(chosen, tiny):
         schemes = policy.resolved(list(policy.modules))
         with torch.no_grad(), simulated(runner._model, schemes):
             figures = compare(runner, reference)
-    assert figures["ppl"] == pytest.approx(row_of(plain, "int8-static")["ppl"], rel=2e-3)
-    assert figures["kl"] == pytest.approx(row_of(plain, "int8-static")["kl"], rel=0.25)
+    assert figures["ppl"].value == pytest.approx(value(row_of(plain, "int8-static"), "ppl"), rel=2e-3)
+    assert figures["kl"].value == pytest.approx(value(row_of(plain, "int8-static"), "kl"), rel=0.25)
 
 
 def test_integer_kernels_are_counted_in_the_graph_that_runs(chosen):
@@ -139,12 +141,13 @@ def test_a_policy_is_edited_and_given(chosen, run_cli, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     row = row_of(json.loads(done.stdout.splitlines()[-1]), "int4-weight")
-    assert row["quantization"]["given"]
-    assert row["quantization"]["others"][DOWN] == "float"
+    assert row["build"]["quantization"]["given"]
+    assert row["build"]["quantization"]["others"][DOWN] == "float"
     before = row_of(report, "int4-weight")
     values = 256 * 512
-    assert row["bytes"] - before["bytes"] == pytest.approx(values * (4 - 0.5 - 4.5 / 32), rel=0.01)
-    assert row["kl"] < before["kl"]
+    grown = row["artifact"]["bytes"] - before["artifact"]["bytes"]
+    assert grown == pytest.approx(values * (4 - 0.5 - 4.5 / 32), rel=0.01)
+    assert value(row, "kl") < value(before, "kl")
 
 
 def test_calibrate_writes_the_policy_that_run_would_use(chosen, run_cli, tmp_path):
@@ -167,7 +170,7 @@ def test_a_gate_is_kept_by_stricter_mixes(tmp_path):
     job = Job(
         model="tiny", target=("onnx:int4-weight",), max_kl=1e-7, rounding="nearest", output=tmp_path / "out", **FEW
     )
-    record = row_of(run(job), "int4-weight")["quantization"]
+    record = row_of(run(job), "int4-weight")["build"]["quantization"]
     losses = [attempt["loss"] for attempt in record["attempts"]]
     assert losses == sorted(losses, reverse=True)
     assert record["schemes"]["float"] >= 15
@@ -175,7 +178,7 @@ def test_a_gate_is_kept_by_stricter_mixes(tmp_path):
 
 
 def test_budgets_shrink_by_what_was_too_much():
-    gates, row = Gates(max_kl=0.01), Result("onnx", "int4-weight", kl=0.02, kl_se=0.0)
+    gates, row = Gates(max_kl=0.01), Result("onnx", "int4-weight", quality={"kl": Figure(0.02, 0.0)})
     assert stricter(gates, row, [{"loss": 0.004}]) == pytest.approx(0.9 * 0.002)
     assert stricter(gates, row, [{"loss": 0.004}, {"loss": 0.004}]) is None  # the same mix again
     assert stricter(gates, row, [{"loss": 0.0}]) is None  # nothing is left to give
@@ -183,7 +186,7 @@ def test_budgets_shrink_by_what_was_too_much():
 
 def test_off_takes_the_lowest_scheme_everywhere(tmp_path):
     report = run(Job(model="tiny", target=("onnx:int8-static",), policy="off", output=tmp_path / "out", **FEW))
-    assert set(row_of(report, "int8-static")["quantization"]["schemes"]) == {"int8 per channel static input"}
+    assert set(row_of(report, "int8-static")["build"]["quantization"]["schemes"]) == {"int8 per channel static input"}
 
 
 @pytest.mark.parametrize(
@@ -221,13 +224,13 @@ def test_a_trained_model_is_exported_as_it_was_trained(tmp_path, tiny):
         )
     )
     row = row_of(report, "int4-weight")
-    assert row["quantization"]["given"]
+    assert row["build"]["quantization"]["given"]
     assert len(report["model"]["qat"]["curve"]) == 6
     assert "Quantization-aware training" in (output / "report.html").read_text()
     assert any("trained 6 steps" in line for line in report["model"]["history"])
     # Trained weights lie on their grid: the float graph of the same checkpoint computes what the 4-bit one does, but
     # for the head's 8 bits and the kernels' rounding of inputs.
-    assert row["ppl"] == pytest.approx(row_of(report, "fp32")["ppl"], rel=5e-3)
+    assert value(row, "ppl") == pytest.approx(value(row_of(report, "fp32"), "ppl"), rel=5e-3)
     plain = load_model(tiny, "text-generation", "float32").state_dict()[f"{DOWN}.weight"]
-    assert row["kl"] > 1e-5
+    assert value(row, "kl") > 1e-5
     assert plain.shape == (256, 512)

@@ -64,7 +64,9 @@ def test_a_room_says_what_happens_in_it():
     for path in (ROOT / "exporter").glob("*/**/__init__.py"):
         text = path.read_text(encoding="utf-8")
         assert text.startswith('"""'), path
-        for promise in ("In: ", "Out: ", "Read first: ") if path.parent.parent.name != "exporter" else ("Read first: ",):
+        for promise in (
+            ("In: ", "Out: ", "Read first: ") if path.parent.parent.name != "exporter" else ("Read first: ",)
+        ):
             assert promise in text, path
         first = re.search(r"Read first: ([\w/]+\.py)", text)
         assert first, path

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 from exporter import Job, run
+from exporter.report.table import value
 
 pytestmark = pytest.mark.real
 TEXTS = {"eval_tokens": 1024, "repeats": 2}
@@ -33,14 +34,14 @@ def test_smollm2(tmp_path):
     assert "4-bit grid" in report["model"]["notes"][0]
     assert report["model"]["parameters"] == 134_515_008
     rows = rows_of(report)
-    assert rows["onnx:fp32"]["ppl_ratio"] == pytest.approx(1.0, abs=1e-4)
-    assert rows["onnx:fp32"]["logit_error"] < 1e-3
-    assert rows["onnx:fp32"]["bytes"] < 4 * 134_515_008 * 1.03
+    assert value(rows["onnx:fp32"], "ppl_ratio") == pytest.approx(1.0, abs=1e-4)
+    assert value(rows["onnx:fp32"], "logit_error") < 1e-3
+    assert rows["onnx:fp32"]["artifact"]["bytes"] < 4 * 134_515_008 * 1.03
     # 1.005 was measured on 8,192 tokens of WikiText-2; 1,024 tokens of other prose have a standard error of 0.003.
-    assert rows["onnx:int8-weight"]["ppl_ratio"] < 1.02
-    assert rows["onnx:int8-weight"]["size_ratio"] <= 0.30
-    assert rows["onnx:int8-weight"]["peak_rss_bytes"] <= 0.6 * rows["onnx:fp32"]["peak_rss_bytes"]
-    assert rows["onnx:fp32"]["export_peak_rss_bytes"] <= 2.5 * 4 * 134_515_008
+    assert value(rows["onnx:int8-weight"], "ppl_ratio") < 1.02
+    assert rows["onnx:int8-weight"]["artifact"]["size_ratio"] <= 0.30
+    assert rows["onnx:int8-weight"]["memory"]["peak_rss_bytes"] <= 0.6 * rows["onnx:fp32"]["memory"]["peak_rss_bytes"]
+    assert rows["onnx:fp32"]["build"]["export_peak_rss_bytes"] <= 2.5 * 4 * 134_515_008
 
 
 def test_minilm(tmp_path):
@@ -55,9 +56,9 @@ def test_minilm(tmp_path):
     report = run(job)
     assert report["passed"], report["results"]
     rows = rows_of(report)
-    assert rows["onnx:fp32"]["cosine"] > 0.999999
-    assert rows["onnx:int8-dynamic"]["cosine"] >= 0.99
-    assert rows["onnx:int8-dynamic"]["bytes"] <= 0.26 * rows["onnx:fp32"]["bytes"]
+    assert value(rows["onnx:fp32"], "cosine") > 0.999999
+    assert value(rows["onnx:int8-dynamic"], "cosine") >= 0.99
+    assert rows["onnx:int8-dynamic"]["artifact"]["bytes"] <= 0.26 * rows["onnx:fp32"]["artifact"]["bytes"]
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
@@ -77,13 +78,13 @@ def test_minilm_for_tensorrt(tmp_path):
     report = run(job)
     assert report["passed"], report["results"]
     row = rows_of(report)["tensorrt-rtx:fp16"]
-    assert row["cosine"] > 0.999
-    assert row["build"]["parsed"] is True
-    assert row["build"]["built_by"].startswith("tensorrt-rtx ")
-    assert row["build"]["engine_over_onnx"] <= 1.15
+    assert value(row, "cosine") > 0.999
+    assert row["build"]["engine"]["parsed"] is True
+    assert row["build"]["engine"]["built_by"].startswith("tensorrt-rtx ")
+    assert row["build"]["engine"]["engine_over_onnx"] <= 1.15
     if not torch.cuda.is_available():
-        assert row["untimed"] == "no CUDA device"
-        assert row["latency_ms"] is None
+        assert row["speed"]["untimed"] == "no CUDA device"
+        assert row["speed"]["latency_ms"] is None
 
 
 def test_sensitivity_finds_smollm2_known_outliers(tmp_path):

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from exporter import Job, run
 from exporter.errors import BuildError
 from exporter.report.built import build_lines
+from exporter.report.table import value
 from exporter.runner import CachedRunner, StandInRunner
 from exporter.targets import known
 from exporter.targets.tensorrt.platform import RTX, cannot_run
@@ -50,23 +51,24 @@ def test_rows(done):
     assert report["passed"], report["results"]
     rows = rows_of(report)
     for row in rows.values():
-        build = row["build"]
+        build = row["build"]["engine"]
         assert build["parsed"] is True
         assert build["refused"] == []
         assert re.fullmatch(r"tensorrt-rtx \d+\.\d+\.\d+\.\d+", build["built_by"])
         assert build["capabilities"] == ["sm89", "sm120"]
-        assert build["engine_bytes"] == row["bytes"] > 1_000_000
+        assert build["engine_bytes"] == row["artifact"]["bytes"] > 1_000_000
         assert build["seconds"].keys() >= {"graph", "parse", "build"}
         assert build["layers"]["count"] == sum(build["layers"]["by_type"].values()) > 10
-        assert row["engine"] == ENGINE
-        assert row["latency_ms"] is row["decode_tokens_per_s"] is row["peak_rss_bytes"] is None
-        assert row["untimed"] == cannot_run(RTX)
-        assert row["reason"].endswith(f"latency: {row['untimed']}")
-    assert rows["fp32"]["ppl_ratio"] == pytest.approx(1, abs=1e-5)
-    assert rows["fp16"]["bytes"] < rows["fp32"]["bytes"]
-    assert rows["fp16"]["build"]["layers"]["by_precision"]["Half"] > 10
-    assert "Half" not in rows["fp32"]["build"]["layers"]["by_precision"]
-    assert 0 < rows["fp16"]["kl"] < 1e-3
+        assert row["artifact"]["engine"] == ENGINE
+        assert row["speed"]["latency_ms"] is row["speed"]["decode_tokens_per_s"] is row["memory"]["peak_rss_bytes"]
+        assert row["memory"]["peak_rss_bytes"] is None
+        assert row["speed"]["untimed"] == cannot_run(RTX)
+        assert row["reason"].endswith(f"latency: {row['speed']['untimed']}")
+    assert value(rows["fp32"], "ppl_ratio") == pytest.approx(1, abs=1e-5)
+    assert rows["fp16"]["artifact"]["bytes"] < rows["fp32"]["artifact"]["bytes"]
+    assert rows["fp16"]["build"]["engine"]["layers"]["by_precision"]["Half"] > 10
+    assert "Half" not in rows["fp32"]["build"]["engine"]["layers"]["by_precision"]
+    assert 0 < value(rows["fp16"], "kl") < 1e-3
 
 
 def test_int8_under_a_policy(tmp_path):
@@ -74,12 +76,12 @@ def test_int8_under_a_policy(tmp_path):
     report = run(job("tiny", tmp_path / "out", "tensorrt-rtx:int8", trt_compute_capability="sm89", max_ppl_ratio=1.1))
     assert report["passed"], report["results"]
     row = rows_of(report)["int8"]
-    assert row["build"]["int8_share"] > 0.8
-    assert row["build"]["layers"]["by_precision"]["Int8"] > 10
-    assert 0 < row["kl"] < 0.05
-    assert any("signed static input" in kind for kind in row["quantization"]["schemes"])
-    assert any(", rounded up to 16 an octave" in line for line in row["quantization"]["history"])
-    ranges = [one["range"] for one in row["quantization"]["policy"].values() if one and one["range"]]
+    assert row["build"]["engine"]["int8_share"] > 0.8
+    assert row["build"]["engine"]["layers"]["by_precision"]["Int8"] > 10
+    assert 0 < value(row, "kl") < 0.05
+    assert any("signed static input" in kind for kind in row["build"]["quantization"]["schemes"])
+    assert any(", rounded up to 16 an octave" in line for line in row["build"]["quantization"]["history"])
+    ranges = [one["range"] for one in row["build"]["quantization"]["policy"].values() if one and one["range"]]
     exponents = [16 * math.log2(high) for low, high in ranges]
     assert exponents == pytest.approx([round(one) for one in exponents], abs=1e-6)
     graph = onnx.load(tmp_path / "out" / "tensorrt-rtx-int8" / "model.onnx", load_external_data=False)
@@ -116,8 +118,8 @@ def test_no_size_counts_what_inference_does_not_need(done):
     report, output = done
     row = rows_of(report)["fp16"]
     folder = output / "tensorrt-rtx-fp16"
-    assert row["bytes"] == (folder / "model.plan").stat().st_size
-    assert row["tokenizer_bytes"] == sum(
+    assert row["artifact"]["bytes"] == (folder / "model.plan").stat().st_size
+    assert row["artifact"]["tokenizer_bytes"] == sum(
         (folder / name).stat().st_size
         for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
     )
@@ -150,7 +152,7 @@ def test_the_report_tells_of_the_engine(done):
         assert re.search(r"kept in float32, made of positions: \d operators \(.+, …\)", text)
         assert "quality: onnxruntime-cpu (graph handed to TensorRT); latency: no CUDA device" in text
     row = copy.deepcopy(report["results"][-1])
-    row["build"]["kept_float"] += ["/layers.3/Mul: beyond float16 on calibration text"]
+    row["build"]["engine"]["kept_float"] += ["/layers.3/Mul: beyond float16 on calibration text"]
     kept = [line for line in build_lines(row) if line.startswith("kept in float32, ")]
     assert kept[0] == "kept in float32, beyond float16 on calibration text: 1 operator (/layers.3/Mul)"
     assert len(kept) == 2, "the others are counted together"
@@ -182,11 +184,11 @@ def test_engine_on_a_device(tmp_path):
     report = run(job("tiny", tmp_path / "out", name))
     [row] = rows_of(report).values()
     assert row["status"] == "ok", row["reason"]
-    assert row["untimed"] is None, row["untimed"]
-    assert torch.cuda.get_device_name() in row["engine"]
-    assert row["engine"].startswith(f"{name} ")
-    assert row["device_memory_bytes"].keys() == {"engine", "context"}
-    assert row["latency_ms"]["decode"]["p50"] > 0
+    assert row["speed"]["untimed"] is None, row["speed"]["untimed"]
+    assert torch.cuda.get_device_name() in row["artifact"]["engine"]
+    assert row["artifact"]["engine"].startswith(f"{name} ")
+    assert row["memory"]["device_bytes"].keys() == {"engine", "context"}
+    assert row["speed"]["latency_ms"]["decode"]["p50"] > 0
     folder = tmp_path / "out" / f"{name}-fp16"
     profile = Profile.read((folder / "profiles.json").read_text())
     ids = np.arange(5, 45)

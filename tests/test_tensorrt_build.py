@@ -83,7 +83,7 @@ def test_what_is_known_of_an_engine_that_failed_stays_in_its_row(tmp_path):
     report = run(Job(model="tiny", target="tensorrt-rtx", output=tmp_path / "out", trt_workspace="1K", **small))
     row = report["results"][-1]
     assert (row["status"], report["exit_status"]) == ("failed", 4)
-    built = row["build"]
+    built = row["build"]["engine"]
     assert (built["parsed"], built["refused"], built["built_by"], built["engine_bytes"]) == (True, [], None, None)
     assert built["onnx_bytes"] > 100_000
     assert "no engine (see why above)" in (tmp_path / "out" / "report.md").read_text()

@@ -28,12 +28,12 @@ def test_without_an_engine(tmp_path):
     row = report["results"][-1]
     assert report["passed"], row
     assert row["target"] == "tensorrt"
-    assert row["build"]["built_by"] is row["build"]["engine_bytes"] is None
-    assert row["build"]["parsed"] is True
-    assert row["build"]["parsed_by"].startswith("tensorrt-rtx ")
-    assert row["untimed"] == "no engine was built (--no-engine)"
+    assert row["build"]["engine"]["built_by"] is row["build"]["engine"]["engine_bytes"] is None
+    assert row["build"]["engine"]["parsed"] is True
+    assert row["build"]["engine"]["parsed_by"].startswith("tensorrt-rtx ")
+    assert row["speed"]["untimed"] == "no engine was built (--no-engine)"
     folder = tmp_path / "out" / "tensorrt-fp16"
-    assert row["bytes"] == (folder / "model.onnx").stat().st_size
+    assert row["artifact"]["bytes"] == (folder / "model.onnx").stat().st_size
     assert not (folder / "model.plan").exists()
     assert (folder / "rebuild.sh").read_text().splitlines()[2].startswith("trtexec --onnx=model.onnx ")
     again = known.unavailable(Variant("tensorrt", "fp16"), None)

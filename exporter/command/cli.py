@@ -206,12 +206,19 @@ def fetch(target: str, source: Path | None) -> None:
 
 
 @cli.command()
-def schema() -> None:
-    """Print the job file's JSON Schema, for editors (yaml-language-server: $schema=…)."""
-    from exporter.job import Job
+@click.argument("what", type=click.Choice(["job", "report"]), default="job")
+def schema(what: str) -> None:
+    """Print the JSON Schema of the job file, for editors (yaml-language-server: $schema=…), or of report.json."""
+    if what == "job":
+        from exporter.job import Job
 
+        described = Job.model_json_schema()
+    else:
+        from exporter.report.document import Document
+
+        described = Document.model_json_schema(mode="serialization")  # keys are always there
     dialect = "https://json-schema.org/draft/2020-12/schema"
-    click.echo(json.dumps({"$schema": dialect, **Job.model_json_schema()}, indent=2))
+    click.echo(json.dumps({"$schema": dialect, **described}, indent=2))
 
 
 @cli.command("shell-init")

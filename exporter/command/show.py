@@ -105,7 +105,7 @@ def print_policy(record: Mapping[str, Any], file: Path, form: str) -> None:
     from exporter.report.quantized import quantization_lines
 
     console = _stdout()
-    for line in quantization_lines({"quantization": record}):
+    for line in quantization_lines(record):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"policy: {file}", markup=False, highlight=False, soft_wrap=True)
 

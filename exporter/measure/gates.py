@@ -9,25 +9,26 @@ from __future__ import annotations
 import math
 from dataclasses import fields, replace
 
-from exporter.types import Gate, Gates, Result
-
-_ERRORS = {"ppl_ratio": "ppl_ratio_se", "kl": "kl_se", "top1": "top1_se", "cosine": "cosine_se"}
+from exporter.report.result import Gate, Result
+from exporter.types import Gates
 
 
 def judge(limits: Gates, result: Result, asked: frozenset[str], scored: int) -> list[Gate]:
-    """A gate for each limit whose figure this task has, or that was `asked` for. `scored`: tokens or passages."""
+    """A gate for each limit whose figure this task has, or that was `asked` for. `scored`: tokens or passages.
+
+    A limit's name tells its sense and its figure: min_top1 is a lower limit on the row's top1.
+    """
     gates = []
     for field in fields(limits):
         limit = getattr(limits, field.name)
-        sense, figure = field.name.split("_", 1)
-        value = getattr(result, figure)
+        sense, name = field.name.split("_", 1)
+        figure = result.figure(name)
         if limit is None:
             continue
-        if value is not None:
-            error = getattr(result, _ERRORS[figure]) or 0.0 if figure in _ERRORS else 0.0
-            gate = _judge_one(field.name, sense == "max", limit, value, error, scored)
-            if figure == "tokenizer_errors" and not gate.passed:
-                gate = replace(gate, detail=result.tokenizer_difference or gate.detail)
+        if figure.value is not None:
+            gate = _judge_one(field.name, sense == "max", limit, figure.value, figure.se or 0.0, scored)
+            if figure.detail is not None and not gate.passed:
+                gate = replace(gate, detail=figure.detail)
             gates.append(gate)
         elif field.name in asked:
             gates.append(Gate(field.name, limit, None, False, "not measured for this artifact"))

@@ -11,13 +11,14 @@ Encoders are compared by the cosine of mean-pooled last hidden states, classifie
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.report.result import Figure
 from exporter.runner import BatchRunner, CachedRunner, Floats, Ids, Runner
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Probe
 
@@ -166,8 +167,8 @@ def _rest(logp: Floats, chosen: Floats) -> Floats:
     return result
 
 
-def compare(runner: Runner, reference: Reference, progress: Progress = lambda done, total: None) -> dict[str, float]:
-    """Every quality figure of a row (keys as in types.Result) that this task has."""
+def compare(runner: Runner, reference: Reference, progress: Progress = lambda done, total: None) -> dict[str, Figure]:
+    """Every figure of a row's quality that this task has, by its name there."""
     passages, answers = reference.passages, reference.answers
     if passages.task != GENERATION:
         return _compare_vectors(runner, passages, answers, progress)
@@ -179,22 +180,26 @@ def compare(runner: Runner, reference: Reference, progress: Progress = lambda do
         q = np.take_along_axis(logp, top.astype(np.int64), -1)
         kl[span] = (np.exp(p) * (p - q)).sum(-1) + np.exp(p_rest) * (p_rest - _rest(logp, q))
         agree[span] = logp.argmax(-1) == top[:, 0]
-    mean, se = _mean(nll - answers.nll)
-    ratio = math.exp(mean)
-    kl_mean, kl_se = _mean(kl)
-    top1, top1_se = _mean(agree)
     return {
-        "ppl": math.exp(float(nll.mean())),
-        "ppl_ratio": ratio,
-        "ppl_ratio_se": ratio * se,
-        "kl": max(kl_mean, 0.0),  # float32 rounding can push the divergence of equal models just below zero
-        "kl_se": kl_se,
-        "top1": top1,
-        "top1_se": top1_se,
+        "ppl": _exponential(nll),
+        "ppl_ratio": _exponential(nll - answers.nll),
+        "kl": _divergence(kl),
+        "top1": Figure(*_mean(agree)),
     }
 
 
-def _compare_vectors(runner: Runner, passages: Passages, answers: Answers, progress: Progress) -> dict[str, float]:
+def _exponential(nll: Doubles) -> Figure:
+    """exp of a mean, and its standard error to first order."""
+    mean, se = _mean(nll)
+    return Figure(math.exp(mean), math.exp(mean) * se)
+
+
+def _divergence(kl: Doubles) -> Figure:
+    mean, se = _mean(kl)
+    return Figure(max(mean, 0.0), se)  # float32 rounding can push the divergence of equal models just below zero
+
+
+def _compare_vectors(runner: Runner, passages: Passages, answers: Answers, progress: Progress) -> dict[str, Figure]:
     cosines, kl, agree = [], [], []
     count = len(answers.vectors)
     for done, (ids, expected) in enumerate(zip(passages, answers.vectors, strict=True)):
@@ -208,17 +213,13 @@ def _compare_vectors(runner: Runner, passages: Passages, answers: Answers, progr
         progress(done + 1, count)
     if passages.task == FEATURES:
         cosine, se = _mean(np.array(cosines))
-        return {"cosine": min(cosine, 1.0), "cosine_se": se}
-    (kl_mean, kl_se), (top1, top1_se) = _mean(np.array(kl)), _mean(np.array(agree))
-    return {"kl": max(kl_mean, 0.0), "kl_se": kl_se, "top1": top1, "top1_se": top1_se}
+        return {"cosine": Figure(min(cosine, 1.0), se)}
+    return {"kl": _divergence(np.array(kl)), "top1": Figure(*_mean(np.array(agree)))}
 
 
-def reference_perplexity(answers: Answers) -> tuple[float, float] | None:
-    """Perplexity of the reference and its standard error, or None for a task that has none."""
-    if len(answers.nll) == 0:
-        return None
-    mean, se = _mean(answers.nll)
-    return math.exp(mean), math.exp(mean) * se
+def reference_perplexity(answers: Answers) -> Figure:
+    """Perplexity of the reference; without a value for a task that has none."""
+    return _exponential(answers.nll) if len(answers.nll) else Figure()
 
 
 def _mean(values: Doubles) -> tuple[float, float]:
@@ -228,7 +229,7 @@ def _mean(values: Doubles) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
-def compare_probe(runner: Runner, probe: Probe, task: str) -> Mapping[str, float]:
+def compare_probe(runner: Runner, probe: Probe, task: str) -> dict[str, Figure]:
     """logit_error (absolute, the largest) on padded sequences, alone and in a batch where there is one; and cache_kl.
 
     `cache_kl` is the mean KL(uncached || cached) of the artifact with itself, where it has a cache: a prefill of about
@@ -239,16 +240,17 @@ def compare_probe(runner: Runner, probe: Probe, task: str) -> Mapping[str, float
     alone = [runner.logits(ids) for ids in sequences]
     if task == CLASSIFICATION:
         got = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else np.concatenate(alone)
-        return {"logit_error": float(np.abs(got - probe.answers).max())}
+        return {"logit_error": Figure(float(np.abs(got - probe.answers).max()))}
     together = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else alone
     worst = 0.0
     for index, length in enumerate(lengths):
         expected = probe.answers[index][:length]
         for got in (alone[index], together[index][:length]):
             worst = max(worst, float(np.abs(got - expected).max()))
-    figures = {"logit_error": worst}
+    figures = {"logit_error": Figure(worst)}
     if isinstance(runner, CachedRunner):
-        figures["cache_kl"] = float(np.mean([_cache_kl(runner, ids, alone[i]) for i, ids in enumerate(sequences)]))
+        own = [_cache_kl(runner, ids, alone[i]) for i, ids in enumerate(sequences)]
+        figures["cache_kl"] = Figure(float(np.mean(own)))
     return figures
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.report.result import Figure
 from exporter.runner import Ids, TokenizingRunner
 
 TOKENIZED = "tokenizer.npz"
@@ -85,8 +86,8 @@ def _pieces(data: NDArray[Any], ends: NDArray[Any]) -> Iterator[NDArray[Any]]:
         yield data[begin:end]
 
 
-def compare_tokenizer(runner: TokenizingRunner, told: TokenizedTexts) -> dict[str, Any]:
-    """How many texts have other ids, and the first difference in words (keys as in types.Result)."""
+def compare_tokenizer(runner: TokenizingRunner, told: TokenizedTexts) -> dict[str, Figure]:
+    """How many texts have other ids, with the first difference in words as its detail."""
     errors, first = 0, None
     for number, (text, expected, starts) in enumerate(zip(told.texts, told.ids, told.starts, strict=True)):
         got = runner.tokenize(text)
@@ -94,7 +95,7 @@ def compare_tokenizer(runner: TokenizingRunner, told: TokenizedTexts) -> dict[st
             errors += 1
             name = EVALUATION if number == len(told.texts) - 1 else repr(text)
             first = first or f"first of {len(told.texts)} texts: {_difference(name, text, expected, got, starts)}"
-    return {"tokenizer_errors": errors, "tokenizer_difference": first}
+    return {"tokenizer_errors": Figure(errors, detail=first)}
 
 
 def _difference(name: str, text: str, expected: Ids, got: Ids, starts: Sequence[int] | Ids) -> str:

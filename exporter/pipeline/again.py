@@ -13,8 +13,9 @@ from exporter.pipeline.measuring import Bench, Failed, nobody
 from exporter.pipeline.reference import reference_row
 from exporter.process import Progress, silent
 from exporter.report.files import read_report
+from exporter.report.result import Result
 from exporter.targets import known
-from exporter.types import Checkpoint, Result, Variant
+from exporter.types import Checkpoint, Variant
 
 
 def bench_again(
@@ -45,17 +46,9 @@ def bench_again(
     for old in report["results"]:
         variant = Variant(old["target"], old["precision"])
         row = Result(variant.target, variant.precision)
-        for name in (
-            "path",
-            "bytes",
-            "size_ratio",
-            "tokenizer_bytes",
-            "export_s",
-            "export_peak_rss_bytes",
-            "quantization",
-            "build",
-        ):
-            setattr(row, name, old.get(name))  # an older exporter's report may lack one
+        row.path = old["path"]
+        row.artifact |= old["artifact"] | {"engine": None}  # it is what measures, and nothing has yet
+        row.build |= old["build"]
         if variant == known.REFERENCE:
             row = reference_row(reference)
             if not checkpoint.path.is_dir():

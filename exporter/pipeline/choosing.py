@@ -20,7 +20,8 @@ from exporter.pipeline.merging import merge_stage
 from exporter.pipeline.plan import make_plan
 from exporter.process import HUGE_PAGES, Operation, Progress, Session, Worker
 from exporter.quantization.quantizing import POLICY
-from exporter.types import FEATURES, Checkpoint, Gates, Result
+from exporter.report.result import Result
+from exporter.types import FEATURES, Checkpoint, Gates
 
 _ATTEMPTS = 4  # mixes that are tried for one artifact, until its gates pass
 _ROOM = 0.8  # of what a gate allows, for the simulated loss: the evaluation is another text and has an error of its own
@@ -99,12 +100,13 @@ def stricter(limits: Gates, row: Result, attempts: list[dict[str, Any]]) -> floa
     if len(attempts) == _ATTEMPTS or loss <= 0 or (len(attempts) > 1 and loss >= attempts[-2]["loss"]):
         return None
     over = [1.0]
-    if limits.max_ppl_ratio is not None and row.ppl_ratio is not None:
-        over.append(math.log(row.ppl_ratio + 2 * (row.ppl_ratio_se or 0)) / max(math.log(limits.max_ppl_ratio), _TINY))
-    if limits.max_kl is not None and row.kl is not None:
-        over.append((row.kl + 2 * (row.kl_se or 0)) / max(limits.max_kl, _TINY))
-    if limits.min_cosine is not None and row.cosine is not None:
-        over.append((1 - row.cosine + 2 * (row.cosine_se or 0)) / max(1 - limits.min_cosine, _TINY))
+    ratio, kl, cosine = (row.quality[name] for name in ("ppl_ratio", "kl", "cosine"))
+    if limits.max_ppl_ratio is not None and ratio.value is not None:
+        over.append(math.log(ratio.value + 2 * (ratio.se or 0)) / max(math.log(limits.max_ppl_ratio), _TINY))
+    if limits.max_kl is not None and kl.value is not None:
+        over.append((kl.value + 2 * (kl.se or 0)) / max(limits.max_kl, _TINY))
+    if limits.min_cosine is not None and cosine.value is not None:
+        over.append((1 - cosine.value + 2 * (cosine.se or 0)) / max(1 - limits.min_cosine, _TINY))
     return loss / max(over) * _STEP
 
 

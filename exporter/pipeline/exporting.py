@@ -17,9 +17,10 @@ from exporter.pipeline.plan import Plan, Wanted
 from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy
 from exporter.quantization.quantizing import POLICY
+from exporter.report.result import Result
 from exporter.scheme import Scheme
 from exporter.targets import known
-from exporter.types import Checkpoint, ExportRequest, Result
+from exporter.types import Checkpoint, ExportRequest
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class Exports:
                 else:
                     manifest = self._under_a_policy(wanted, how, row, building, key)
         row.path = variant.folder
-        row.bytes, row.tokenizer_bytes = sizes(manifest)
-        row.size_ratio = row.bytes / (4 * self.checkpoint.parameters)
-        row.export_s, row.export_peak_rss_bytes = manifest["export_s"], manifest["export_peak_rss_bytes"]
-        row.quantization, row.build = manifest["quantization"], manifest.get("build")
+        size, others = sizes(manifest)
+        row.artifact |= {"bytes": size, "size_ratio": size / (4 * self.checkpoint.parameters)}
+        row.artifact["tokenizer_bytes"] = others
+        row.build |= {name: manifest[name] for name in ("export_s", "export_peak_rss_bytes", "quantization")}
+        row.build["engine"] = manifest.get("build")
         row.reason = "; ".join(manifest["notes"]) or None
 
     def _key(self, wanted: Wanted, how: dict[str, Any] | None) -> str:
@@ -186,4 +188,4 @@ def export_artifact(
 
 
 def _figures(row: Result) -> dict[str, float | None]:
-    return {name: getattr(row, name) for name in ("ppl_ratio", "kl", "top1", "cosine")}
+    return {name: row.quality[name].value for name in ("ppl_ratio", "kl", "top1", "cosine")}

@@ -12,9 +12,11 @@ from exporter import __version__
 from exporter.errors import EXIT_BUILD, EXIT_GATE, EXIT_OK
 from exporter.job import Job
 from exporter.measure.gates import judge
+from exporter.report.document import VERSION
 from exporter.report.files import write_report
+from exporter.report.result import Result
 from exporter.targets import known
-from exporter.types import Gates, Result, Variant
+from exporter.types import Gates, Variant
 
 
 def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: Path) -> dict[str, Any]:
@@ -24,10 +26,11 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
         if row.status == "ok" and Variant(row.target, row.precision) != known.REFERENCE:
             limits = job.gates(known.get(row.target).precisions[row.precision].gates)
             row.gates = judge(limits, row, asked, described["evaluation"]["tokens_scored"])
-        if row.status == "ok" and row.prefill_tokens_per_s is None:
-            lack = f"latency: {row.untimed}" if row.untimed else "speed and memory: not measured (--no-speed)"
+        speed = row.speed
+        if row.status == "ok" and speed["prefill_tokens_per_s"] is None:
+            lack = f"latency: {speed['untimed']}" if speed["untimed"] else "speed and memory: not measured (--no-speed)"
             row.reason = "; ".join(filter(None, (row.reason, lack)))
-        elif row.status == "ok" and row.decode_tokens_per_s is None and row.ppl is not None:
+        elif row.status == "ok" and speed["decode_tokens_per_s"] is None and row.quality["ppl"].value is not None:
             row.reason = "; ".join(
                 filter(None, (row.reason, "decode: the model's positions are too few to measure it"))
             )
@@ -35,7 +38,7 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
     if any(row.status == "failed" for row in rows):
         status = EXIT_BUILD
     report = {
-        "schema_version": 1,
+        "schema_version": VERSION,
         "exporter_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **described,

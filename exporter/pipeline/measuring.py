@@ -16,9 +16,10 @@ from exporter.measure import latency, quality
 from exporter.measure.latency import Round, summarize
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
 from exporter.process import Progress, Session, Worker, WorkerFailed
+from exporter.report.result import Result
 from exporter.runner import BoundedRunner, DeviceRunner, Ids, Runner, StandInRunner, TokenizingRunner
 from exporter.targets import known
-from exporter.types import Checkpoint, Result, Variant
+from exporter.types import Checkpoint, Variant
 
 Failed = Callable[[Variant, ExporterError], None]  # told of each artifact that fails, when it does
 
@@ -52,7 +53,7 @@ class Bench:
         except ExporterError as error:
             row.status, row.reason = "failed", str(error)
             if isinstance(error, BuildError):
-                row.build = error.build or row.build
+                row.build["engine"] = error.build or row.build["engine"]
             mends = known.get(row.target).mends_crash
             if isinstance(error, WorkerFailed) and error.killed_by == signal.SIGILL and mends is not None:
                 row.reason += f"; its build does not fit this processor, mend it with: {mends()}"
@@ -61,15 +62,15 @@ class Bench:
     def quality(self, rows: Sequence[Result]) -> None:
         """Apart from the speed measurement: the arithmetic of the comparison is not the engine's peak memory."""
         for row in rows:
-            if _variant(row) != known.REFERENCE and row.engine is None:  # else it was measured to choose its policy
+            measured = row.artifact["engine"] is not None  # to choose its policy
+            if _variant(row) != known.REFERENCE and not measured:
                 self.attempt(row, partial(self.measure, row, self._output / _variant(row).folder))
 
     def measure(self, row: Result, folder: Path) -> None:
         """The quality of a row's artifact, wherever its folder is."""
         self._progress(f"quality {_variant(row)}", 0, 0)
         with self._worker(row, "quality") as worker:
-            for name, value in worker(measure_quality, **self._what(row) | {"folder": folder}).items():
-                setattr(row, name, value)
+            row.add(worker(measure_quality, **self._what(row) | {"folder": folder}))
 
     def speed(self, rows: Sequence[Result], rounds: int) -> None:
         """Rounds interleaved between all variants, so that a drift of the machine hits all alike.
@@ -78,9 +79,9 @@ class Bench:
         """
         import psutil
 
-        measured = [row for row in rows if row.status == "ok" and row.untimed is None]
+        measured = [row for row in rows if row.status == "ok" and row.speed["untimed"] is None]
         # An engine can hold an artifact's weights three times: as read, as constants, and packed for its kernels.
-        together = sum(3 * (row.bytes or 0) for row in measured) < psutil.virtual_memory().available
+        together = sum(3 * (row.artifact["bytes"] or 0) for row in measured) < psutil.virtual_memory().available
         for group in [measured] if together else [[row] for row in measured]:
             self._speed(group, rounds)
 
@@ -99,11 +100,10 @@ class Bench:
                     self.attempt(row, partial(_round, row, worker, mine))
         for row, mine in zip(rows, times, strict=True):
             if row.status == "ok":
-                for name, value in summarize(mine).items():
-                    setattr(row, name, value)
+                row.speed |= summarize(mine)
 
     def _open(self, row: Result, worker: Worker) -> None:
-        row.engine = worker(open_for_speed, **self._what(row), max_length=self._max_length)["engine"]
+        row.artifact |= worker(open_for_speed, **self._what(row), max_length=self._max_length)
 
     def _worker(self, row: Result, what: str) -> Worker:
         return Worker(self._output / "logs" / f"{_variant(row).folder}.{what}.log", self._threads, self._progress)
@@ -125,7 +125,7 @@ def _variant(row: Result) -> Variant:
 def _round(row: Result, worker: Worker, times: list[Round]) -> None:
     answer = worker(time_round)
     times.append(answer["times"])
-    row.peak_rss_bytes = answer["peak"]
+    row.memory["peak_rss_bytes"] = answer["peak"]
 
 
 def measure_quality(
@@ -135,15 +135,16 @@ def measure_quality(
     named = Variant(*variant)
     told = quality.Reference.load(Path(reference))
     with _open(named, checkpoint, folder, threads) as runner:
-        figures: dict[str, Any] = quality.compare(runner, told, session.counted(f"quality {named}"))
+        figures = quality.compare(runner, told, session.counted(f"quality {named}"))
         figures |= quality.compare_probe(runner, told.probe, told.passages.task)
         if isinstance(runner, TokenizingRunner):
             figures |= compare_tokenizer(runner, TokenizedTexts.load(Path(reference).with_name(TOKENIZED)))
+        groups: dict[str, Any] = {"artifact": {"engine": runner.engine}, "quality": figures}
         if isinstance(runner, StandInRunner):
-            figures["untimed"] = runner.untimed
+            groups["speed"] = {"untimed": runner.untimed}
         if isinstance(runner, DeviceRunner):
-            figures["device_memory_bytes"] = runner.device_memory_bytes
-        return {"engine": runner.engine, **figures}
+            groups["memory"] = {"device_bytes": runner.device_memory_bytes}
+        return groups
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from exporter.measure.quality import Passages, Reference, answer, reference_perp
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
 from exporter.pipeline.plan import Plan
 from exporter.process import Progress, Session, Worker
+from exporter.report.result import Figure, Result
 from exporter.runner import Ids
 from exporter.store import content_key, publish, reusable, write_manifest
 from exporter.targets import known
-from exporter.types import GENERATION, Checkpoint, Probe, Result
+from exporter.types import GENERATION, Checkpoint, Probe
 
 FILE = "reference.npz"
 _PROBE_LENGTHS = (17, 5, 11)  # none that a graph was traced at, and different: a batch of them is padded
@@ -38,13 +39,14 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
 def reference_row(reference: dict[str, Any]) -> Result:
     """The reference's own row: compared with itself, and as large as its parameters are in float32."""
     row = Result(known.REFERENCE.target, known.REFERENCE.precision)
-    row.bytes, row.size_ratio, row.engine = 4 * reference["parameters"], 1.0, reference["engine"]
+    row.artifact |= {"bytes": 4 * reference["parameters"], "size_ratio": 1.0, "engine": reference["engine"]}
     row.reason = "the reference: its size is 4 bytes for each parameter; it is not written to disk again"
-    row.logit_error = 0.0
+    row.quality["logit_error"] = Figure(0.0)
     if reference["ppl"] is not None:
-        row.ppl, row.ppl_ratio, row.ppl_ratio_se, row.kl, row.top1 = reference["ppl"], 1.0, 0.0, 0.0, 1.0
+        row.quality |= {"ppl": Figure(reference["ppl"], reference["ppl_se"]), "ppl_ratio": Figure(1.0, 0.0)}
+        row.quality |= {"kl": Figure(0.0), "top1": Figure(1.0)}
     else:
-        row.cosine = 1.0
+        row.quality["cosine"] = Figure(1.0)
     return row
 
 
@@ -76,7 +78,7 @@ def measure_reference(
         if not all(np.isfinite(array).all() for array in (reference.answers.nll, reference.answers.vectors)):
             raise JobError("the float model answers NaN or Inf on the text: no artifact can be compared with it")
         facts |= {"scored": scored, "tokens": len(passages.ids)}
-        facts |= {"ppl": perplexity and perplexity[0], "ppl_se": perplexity and perplexity[1]}
+        facts |= {"ppl": perplexity.value, "ppl_se": perplexity.se}
         with publish(Path(folder)) as building:
             reference.save(building / FILE)
             tokenized.save(building / TOKENIZED)

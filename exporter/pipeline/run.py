@@ -20,8 +20,9 @@ from exporter.pipeline.plan import Plan, make_plan
 from exporter.pipeline.reference import reference_row, referred
 from exporter.pipeline.training import qat_stage
 from exporter.process import HUGE_PAGES, Progress, Worker, silent
+from exporter.report.result import Result
 from exporter.targets import known
-from exporter.types import Checkpoint, Result
+from exporter.types import Checkpoint
 
 
 def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[str, Any]:

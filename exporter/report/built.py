@@ -9,8 +9,8 @@ _NAMED = 3  # nodes that stayed in float32 for one reason; report.json has them 
 
 
 def build_lines(row: Mapping[str, Any]) -> Iterator[str]:
-    """What a row's `build` says; nothing where nothing was built."""
-    record = row.get("build")  # reports of earlier versions have none
+    """What a row says of its engine; nothing where none is built ahead of time."""
+    record = row["build"]["engine"]
     if record is None:
         return
     if record["parsed"] is None:
@@ -36,9 +36,9 @@ def build_lines(row: Mapping[str, Any]) -> Iterator[str]:
     if record["int8_share"] is not None:
         yield f"{record['int8_share']:.0%} of the linear layers' multiplications in int8"
     yield from _kept_lines(record["kept_float"])
-    if row.get("untimed"):
-        yield f"quality: {row['engine']}; latency: {row['untimed']}"
-    if memory := row.get("device_memory_bytes"):
+    if (untimed := row["speed"]["untimed"]) is not None:
+        yield f"quality: {row['artifact']['engine']}; latency: {untimed}"
+    if memory := row["memory"]["device_bytes"]:
         yield "on the GPU: " + ", ".join(f"{name} {value / 1e6:,.1f} MB" for name, value in memory.items())
 
 

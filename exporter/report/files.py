@@ -1,4 +1,4 @@
-"""The report's files in an output folder."""
+"""report.json and its forms as files of an output folder."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from typing import Any
 from exporter import store
 from exporter.errors import JobError
 from exporter.report.render import render
+from exporter.report.versions import READABLE, upgraded
 
 
 def read_report(output: Path) -> dict[str, Any]:
-    """report.json of an output folder. Raises JobError."""
+    """report.json of an output folder, in the version of this exporter. Raises JobError."""
     try:
         report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise JobError(
             f"{output} holds no readable report.json ({error}); give the folder that 'exporter run' wrote"
         ) from error
-    if not isinstance(report, dict) or report.get("schema_version") != 1:
-        raise JobError(f"{output}/report.json has another schema_version than 1; it is from another exporter")
-    return report
+    version = report.get("schema_version") if isinstance(report, dict) else None
+    if version not in READABLE:
+        raise JobError(
+            f"{output}/report.json has schema_version {version}, and this exporter reads "
+            f"{' and '.join(map(str, READABLE))}: read it with the exporter that wrote it, or run its job again here"
+        )
+    return upgraded(report)
 
 
 def write_report(report: dict[str, Any], output: Path) -> None:

@@ -9,11 +9,8 @@ _NAMED = 40  # layers; more of them are counted
 _WORST = 6  # groups of layers
 
 
-def quantization_lines(row: Mapping[str, Any]) -> Iterator[str]:
-    """What a row's `quantization` says; nothing where there was none."""
-    record = row.get("quantization")  # reports of earlier versions have none
-    if record is None:
-        return
+def quantization_lines(record: Mapping[str, Any]) -> Iterator[str]:
+    """What `quantization` of a row's build says."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in record["schemes"].items())
     yield f"linear layers: {kinds}{' (the policy that was given)' if record['given'] else ''}"
     others = [f"{name} ({scheme})" for name, scheme in record["others"].items()]

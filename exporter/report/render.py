@@ -61,10 +61,10 @@ def render_html(report: Report) -> str:
         summary=table.summary(report),
         name=table.name,
         merge=[] if report["model"]["merge"] is None else list(merge_lines(report["model"]["merge"])),
-        policies={table.name(row): lines for row, lines in _told(report, quantization_lines)},
+        policies={table.name(row): lines for row, lines in _told(report, _policy_lines)},
         builds={table.name(row): lines for row, lines in _told(report, build_lines)},
-        training=list(training_lines(report["model"]["qat"])) if report["model"].get("qat") else [],
-        training_plot=training_plot(report["model"]["qat"]) if report["model"].get("qat") else None,
+        training=[] if report["model"]["qat"] is None else list(training_lines(report["model"]["qat"])),
+        training_plot=None if report["model"]["qat"] is None else training_plot(report["model"]["qat"]),
         clip=table.clip,
         failure=table.failure,
         gate_limit=table.gate_limit,
@@ -98,14 +98,15 @@ def _points(report: Report, what: str) -> list[charts.Point]:
     points = []
     for row in report["results"]:
         x = {
-            "size": None if row["bytes"] is None else row["bytes"] / 1e6,
-            "decode speed": row["decode_tokens_per_s"],
+            "size": None if (size := row["artifact"]["bytes"]) is None else size / 1e6,
+            "decode speed": row["speed"]["decode_tokens_per_s"],
             "latency": table.latency(row, "prefill", "p50"),
         }[what]
         if table.generates(report):
-            y, error = row["ppl_ratio"], row["ppl_ratio_se"]
+            y, error = table.value(row, "ppl_ratio"), table.error(row, "ppl_ratio")
         else:
-            y, error = None if row["cosine"] is None else max(0.0, 1 - row["cosine"]), row["cosine_se"]
+            cosine, error = table.value(row, "cosine"), table.error(row, "cosine")
+            y = None if cosine is None else max(0.0, 1 - cosine)
         if x is None or y is None:
             continue
         verdict = table.verdict(report, row)
@@ -143,10 +144,10 @@ def render_markdown(report: Report) -> str:
         lines += ["", "**Failed gates**", "", *failed]
     if report["model"]["merge"] is not None:
         lines += ["", "**Merge**", "", *(f"- {_text(line)}" for line in merge_lines(report["model"]["merge"]))]
-    if report["model"].get("qat"):
+    if report["model"]["qat"] is not None:
         learned = training_lines(report["model"]["qat"])
         lines += ["", "**Quantization-aware training**", "", *(f"- {_text(line)}" for line in learned)]
-    for title, about in (("Policy", quantization_lines), ("Engine", build_lines)):
+    for title, about in (("Policy", _policy_lines), ("Engine", build_lines)):
         for row, told in _told(report, about):
             lines += ["", f"**{title} of {_code(table.name(row))}**", "", *(f"- {_text(line)}" for line in told)]
     for status, title in (("failed", "Failed"), ("skipped", "Skipped"), ("ok", "Notes")):
@@ -161,6 +162,11 @@ def _told(report: Report, about: Callable[[table.Row], Iterable[str]]) -> list[t
     """The rows that something is told about, and what: of their policies, or of engines."""
     told = ((row, list(about(row))) for row in report["results"])
     return [(row, lines) for row, lines in told if lines]
+
+
+def _policy_lines(row: table.Row) -> Iterable[str]:
+    record = row["build"]["quantization"]
+    return () if record is None else quantization_lines(record)
 
 
 def _markdown_details(report: Report) -> list[str]:
@@ -210,7 +216,7 @@ def render_junit(report: Report) -> str:
             error.text = reason
         elif not row["gates"]:
             _case(suite, row, "measured")
-        suite.set("time", f"{row['export_s'] or 0:.3f}")
+        suite.set("time", f"{row['build']['export_s'] or 0:.3f}")
         _count(suite, [suite])
     _count(root, list(root))
     ET.indent(root)
@@ -250,8 +256,8 @@ def print_table(report: Report, console: Console) -> None:
         what = [table.failure(gate) for gate in row["gates"] if not gate["passed"]]
         if row["status"] != "ok":
             what.append(f"{row['status']}: {row['reason']}")
-        elif row.get("untimed"):
-            what.append(f"quality: {row['engine']}; latency: {row['untimed']}")
+        elif row["speed"]["untimed"]:
+            what.append(f"quality: {row['artifact']['engine']}; latency: {row['speed']['untimed']}")
         lines += [Text.assemble((table.name(row), "bold"), "  ", table.clip(text, _REASON)) for text in what]
     dropped = [column.title for column in every if column not in columns]
     if dropped:

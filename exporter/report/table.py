@@ -71,22 +71,19 @@ def highlights(report: Row) -> Iterator[tuple[str, str, str, str]]:
     speed = "decode_tokens_per_s" if generates(report) else "prefill_tokens_per_s"
     passed = [row for row in report["results"] if verdict(report, row) == "passed"]
     base: Row = next((row for row in report["results"] if name(row) == report["evaluation"]["reference"]), {})
-    if base.get("bytes"):
-        yield "Reference", name(base), f"{megabytes(base['bytes'])} MB", f"{_rate(base.get(speed)) or '–'} tokens/s"
-    small = min(
-        (row for row in passed if row.get("size_ratio")), key=lambda row: float(row["size_ratio"]), default=None
-    )
-    if small:
-        yield (
-            "Smallest that passed",
-            name(small),
-            f"{megabytes(small['bytes'])} MB",
-            f"{_times(small['size_ratio'])} × the size",
-        )
-    fast = max((row for row in passed if row.get(speed)), key=lambda row: float(row[speed]), default=None)
-    if fast:
-        gain = f"{fast[speed] / base[speed]:.1f} × the speed" if base.get(speed) else ""
-        yield "Fastest that passed", name(fast), f"{_rate(fast[speed])} tokens/s", gain
+    rate = base["speed"][speed] if base else None
+    if base and base["artifact"]["bytes"]:
+        yield "Reference", name(base), f"{megabytes(base['artifact']['bytes'])} MB", f"{_rate(rate) or '–'} tokens/s"
+    sized = [row for row in passed if row["artifact"]["size_ratio"]]
+    if sized:
+        small = min(sized, key=lambda row: float(row["artifact"]["size_ratio"]))
+        size, ratio = small["artifact"]["bytes"], small["artifact"]["size_ratio"]
+        yield "Smallest that passed", name(small), f"{megabytes(size)} MB", f"{_times(ratio)} × the size"
+    timed = [row for row in passed if row["speed"][speed]]
+    if timed:
+        fast = max(timed, key=lambda row: float(row["speed"][speed]))
+        gain = f"{fast['speed'][speed] / rate:.1f} × the speed" if rate else ""
+        yield "Fastest that passed", name(fast), f"{_rate(fast['speed'][speed])} tokens/s", gain
 
 
 def failure(gate: Row) -> str:
@@ -156,9 +153,19 @@ def _percent(value: float | None) -> str | None:
     return None if share is None else f"{share}%"
 
 
+def value(row: Row, figure: str) -> float | None:
+    """A figure of the quality; None where it was not measured, or the report's exporter did not know it yet."""
+    return (row["quality"].get(figure) or {}).get("value")
+
+
+def error(row: Row, figure: str) -> float | None:
+    """Its standard error."""
+    return (row["quality"].get(figure) or {}).get("se")
+
+
 def latency(row: Row, phase: str, percentile: str) -> float | None:
     """Milliseconds, or None: `phase` is prefill or decode, `percentile` p50, p90 or p99."""
-    return ((row.get("latency_ms") or {}).get(phase) or {}).get(percentile)
+    return ((row["speed"]["latency_ms"] or {}).get(phase) or {}).get(percentile)
 
 
 def _percentiles(row: Row, phase: str) -> str | None:
@@ -168,10 +175,7 @@ def _percentiles(row: Row, phase: str) -> str | None:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its title, its unit, and a row's cell (None: not measured).
-
-    Cells use row.get, for a report.json of an older exporter may lack a column that was added since.
-    """
+    """A column of the table: its title, its unit, and a row's cell (None: not measured)."""
 
     title: str
     unit: str
@@ -179,46 +183,46 @@ class Column:
 
 
 _SIZE = (
-    Column("Size", "MB", lambda row: megabytes(row.get("bytes"))),
-    Column("Size", "×", lambda row: _times(row.get("size_ratio"))),
+    Column("Size", "MB", lambda row: megabytes(row["artifact"]["bytes"])),
+    Column("Size", "×", lambda row: _times(row["artifact"]["size_ratio"])),
 )
-_TOP1 = Column("Top-1", "agree", lambda row: _percent(row.get("top1")))
-_PREFILL = Column("Prefill", "tok/s", lambda row: _rate(row.get("prefill_tokens_per_s")))
-_RSS = Column("RSS", "MB", lambda row: megabytes(row.get("peak_rss_bytes")))
+_TOP1 = Column("Top-1", "agree", lambda row: _percent(value(row, "top1")))
+_PREFILL = Column("Prefill", "tok/s", lambda row: _rate(row["speed"]["prefill_tokens_per_s"]))
+_RSS = Column("RSS", "MB", lambda row: megabytes(row["memory"]["peak_rss_bytes"]))
 _GENERATION = (
     *_SIZE,
-    Column("PPL ratio", "± se", lambda row: _with_error(row.get("ppl_ratio"), row.get("ppl_ratio_se"))),
-    Column("KL", "nats", lambda row: _small(row.get("kl"))),
+    Column("PPL ratio", "± se", lambda row: _with_error(value(row, "ppl_ratio"), error(row, "ppl_ratio"))),
+    Column("KL", "nats", lambda row: _small(value(row, "kl"))),
     _TOP1,
     _PREFILL,
-    Column("Decode", "tok/s", lambda row: _rate(row.get("decode_tokens_per_s"))),
+    Column("Decode", "tok/s", lambda row: _rate(row["speed"]["decode_tokens_per_s"])),
     _RSS,
 )
 _ENCODER = (
     *_SIZE,
-    Column("Cosine", "mean", lambda row: _floored(row.get("cosine"), 5)),
-    Column("KL", "nats", lambda row: _small(row.get("kl"))),
+    Column("Cosine", "mean", lambda row: _floored(value(row, "cosine"), 5)),
+    Column("KL", "nats", lambda row: _small(value(row, "kl"))),
     _TOP1,
     _PREFILL,
     Column("Latency", "ms p50", lambda row: _rate(latency(row, "prefill", "p50"))),
     _RSS,
 )
 _DETAILS = (
-    Column("Perplexity", "", lambda row: _with_error(row.get("ppl"), None)),
-    Column("KL se", "nats", lambda row: _small(row.get("kl_se"))),
-    Column("Top-1 se", "", lambda row: _percent(row.get("top1_se"))),
-    Column("Cosine", "mean", lambda row: _floored(row.get("cosine"), 5)),
-    Column("Cosine se", "", lambda row: _small(row.get("cosine_se"))),
-    Column("Logit error", "max abs", lambda row: _small(row.get("logit_error"))),
-    Column("Cache KL", "nats", lambda row: _small(row.get("cache_kl"))),
+    Column("Perplexity", "", lambda row: _with_error(value(row, "ppl"), None)),
+    Column("KL se", "nats", lambda row: _small(error(row, "kl"))),
+    Column("Top-1 se", "", lambda row: _percent(error(row, "top1"))),
+    Column("Cosine", "mean", lambda row: _floored(value(row, "cosine"), 5)),
+    Column("Cosine se", "", lambda row: _small(error(row, "cosine"))),
+    Column("Logit error", "max abs", lambda row: _small(value(row, "logit_error"))),
+    Column("Cache KL", "nats", lambda row: _small(value(row, "cache_kl"))),
     Column("Prefill", "ms p50 / p90 / p99", lambda row: _percentiles(row, "prefill")),
     Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode")),
-    Column("Tokenizer", "MB", lambda row: megabytes(row.get("tokenizer_bytes"))),
-    Column("Engine", "× graph", lambda row: _times((row.get("build") or {}).get("engine_over_onnx"))),
-    Column("Export", "s", lambda row: _rate(row.get("export_s"))),
-    Column("Export RSS", "MB", lambda row: megabytes(row.get("export_peak_rss_bytes"))),
-    Column("Engine", "", lambda row: row.get("engine")),
-    Column("Folder", "", lambda row: row.get("path")),
+    Column("Tokenizer", "MB", lambda row: megabytes(row["artifact"]["tokenizer_bytes"])),
+    Column("Engine", "× graph", lambda row: _times((row["build"]["engine"] or {}).get("engine_over_onnx"))),
+    Column("Export", "s", lambda row: _rate(row["build"]["export_s"])),
+    Column("Export RSS", "MB", lambda row: megabytes(row["build"]["export_peak_rss_bytes"])),
+    Column("Engine", "", lambda row: row["artifact"]["engine"]),
+    Column("Folder", "", lambda row: row["path"]),
 )
 
 

@@ -1,0 +1,189 @@
+"""The shape of report.json, version 2: every key, what it is and its unit. `exporter schema report` prints it.
+
+What has no value is null, and its key is there all the same. The groups of a row are open: a task or a target adds
+figures of its own to them. docs/report.md says the same in prose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from exporter.types import Status
+
+VERSION = 2
+
+_WHOLE = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the quality: what was measured, and how sure that is."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _WHOLE
+
+    value: Annotated[float | None, Field(description="What was measured; null: it was not.")] = None
+    se: Annotated[float | None, Field(description="Its standard error; null: it is not sampled.")] = None
+    detail: Annotated[str | None, Field(description="What a number cannot say, such as the first difference.")] = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit and what came out. min_… is a lower limit, max_… an upper one, on the figure that the rest names."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _WHOLE
+
+    name: Annotated[str, Field(description="The limit's name, as in the job: max_ppl_ratio.")]
+    limit: Annotated[float, Field(description="What the figure must keep, by two standard errors.")]
+    value: Annotated[float | None, Field(description="The figure; null: it was not measured, or is no number.")]
+    passed: Annotated[bool, Field(description="Whether the limit was kept.")]
+    detail: Annotated[str, Field(description="Why it failed, and whether more tokens could decide it.")] = ""
+
+
+class _Closed(BaseModel):
+    model_config = _WHOLE
+
+
+class _Group(BaseModel):
+    """Open: a task or a target adds figures of its own."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Artifact(_Group):
+    """What is shipped."""
+
+    bytes: int | None = Field(description="Bytes of weights and graph, which inference needs.")
+    size_ratio: float | None = Field(description="The same over the float32 weights' bytes.")
+    tokenizer_bytes: int | None = Field(description="Bytes of tokenizer and configuration.")
+    engine: str | None = Field(description="What ran it: engine, version and device.")
+
+
+class Quality(_Group):
+    """Against the reference, on the same tokens or passages. A task adds figures of its own, in the same form."""
+
+    __pydantic_extra__: dict[str, Figure] = Field(init=False)
+
+    ppl: Figure = Field(description="Perplexity.")
+    ppl_ratio: Figure = Field(description="Perplexity over the reference's; its error is of the paired differences.")
+    kl: Figure = Field(description="Mean KL(reference || artifact), nats; a lower bound, see evaluation.kl.")
+    top1: Figure = Field(description="Share of positions whose most likely answer is the reference's, 0 to 1.")
+    cosine: Figure = Field(description="Mean cosine of pooled embeddings with the reference's, -1 to 1.")
+    logit_error: Figure = Field(description="Largest absolute error of an output on the padded probe.")
+    cache_kl: Figure = Field(description="Mean KL(uncached || cached) of the artifact with itself, nats.")
+    tokenizer_errors: Figure = Field(
+        description="Texts that its own tokenizer reads otherwise than the checkpoint's; detail: the first of them."
+    )
+
+
+class Speed(_Group):
+    """On this machine, under the load average that `machine` has."""
+
+    prefill_tokens_per_s: float | None = Field(description="Tokens per second of the longest prefill, at its median.")
+    decode_tokens_per_s: float | None = Field(description="Tokens per second of decoding, at its median.")
+    latency_ms: dict[str, dict[str, float | None]] | None = Field(
+        description="Milliseconds p50, p90 and p99 of `prefill` (512 tokens), `prefill_128`, and `decode` (one token)."
+    )
+    untimed: str | None = Field(description="Why no speed was measured of an artifact whose quality was.")
+
+
+class Memory(_Group):
+    """While it ran."""
+
+    peak_rss_bytes: int | None = Field(description="Peak resident bytes of the process that ran the artifact alone.")
+    device_bytes: dict[str, int] | None = Field(description="Bytes on the GPU: of the engine and of its context.")
+
+
+class Build(_Group):
+    """How it was made."""
+
+    export_s: float | None = Field(description="Seconds of the export.")
+    export_peak_rss_bytes: int | None = Field(description="Peak resident bytes of the export.")
+    quantization: dict[str, Any] | None = Field(description="What each layer got and why, where there was a policy.")
+    engine: dict[str, Any] | None = Field(
+        description="Of an engine that is built ahead of time: parsed, by what, its bytes, its layers."
+    )
+
+
+GROUPS: dict[str, type[BaseModel]] = {
+    "artifact": Artifact,
+    "quality": Quality,
+    "speed": Speed,
+    "memory": Memory,
+    "build": Build,
+}
+
+
+class Row(_Closed):
+    """One artifact, or the reference."""
+
+    target: str = Field(description="The target's name, such as onnx.")
+    precision: str = Field(description="The precision's name, such as int8-weight.")
+    status: Status = Field(description="ok, skipped, or failed: it could not be built or run.")
+    reason: str | None = Field(description="Why something is null, and what else must be known.")
+    path: str | None = Field(description="The artifact's folder in the output; null: it is not there.")
+    artifact: Artifact
+    quality: Quality
+    speed: Speed
+    memory: Memory
+    build: Build
+    gates: list[Gate] = Field(description="The limits that it was held against, in their order.")
+
+
+class Model(_Closed):
+    """The checkpoint that was exported."""
+
+    source: str = Field(description="Where it came from.")
+    sha256: str = Field(description="Hash of its weights and configuration.")
+    task: str = Field(description="Its task, in optimum's words.")
+    parameters: int = Field(description="How many values its weights have.")
+    history: list[str] = Field(description="What happened to it before the export, a line each.")
+    notes: list[str] = Field(description="What is odd about it.")
+    merge: dict[str, Any] | None = Field(description="The adapters' merge and its proof.")
+    qat: dict[str, Any] | None = Field(description="The quantization-aware training and its loss.")
+
+
+class Evaluation(_Closed):
+    """What was measured on."""
+
+    text: str = Field(description="The text's name.")
+    tokens_scored: int = Field(description="Tokens that have a figure; passages, for a task without perplexity.")
+    window: int = Field(description="Tokens that the model saw at once.")
+    stride: int = Field(description="Tokens that windows moved by.")
+    reference_ppl: float | None = Field(description="The reference's perplexity.")
+    reference_ppl_se: float | None = Field(description="Its standard error.")
+    reference: str = Field(description="The variant that is the reference.")
+    kl: str = Field(description="What the KL is computed over.")
+    max_length: int | None = Field(description="Tokens that the model can take.")
+
+
+class Machine(_Closed):
+    """What it was measured on."""
+
+    cpu: str = Field(description="The processor's name.")
+    cores: int = Field(description="Processors that could be used.")
+    threads: int = Field(description="Threads of every engine.")
+    memory_bytes: int = Field(description="Bytes of memory.")
+    load_average: list[float] = Field(description="Over 1, 5 and 15 minutes, before the run.")
+    gpu: str | None = Field(description="The first GPU's name.")
+    os: str = Field(description="The system's name and version.")
+    python: str = Field(description="Python's version.")
+    versions: dict[str, str] = Field(description="The versions of the packages that decide what an artifact is.")
+
+
+class Document(_Closed):
+    """A report of exporter, as `exporter run` and `exporter bench` write it."""
+
+    schema_version: Literal[2] = Field(description="The version of this shape.")
+    exporter_version: str = Field(description="The exporter that measured.")
+    created: str = Field(description="When, ISO 8601 in UTC.")
+    name: str = Field(description="The model, as the job names it.")
+    model: Model
+    evaluation: Evaluation
+    machine: Machine
+    job: dict[str, Any] = Field(description="The job with every default; `exporter schema` has its keys.")
+    results: list[Row] = Field(description="The reference, then an artifact each.")
+    passed: bool = Field(description="Whether every artifact was built and kept its gates.")
+    exit_status: int = Field(description="What the command exits with: 0, 3 a gate failed, 4 one was not built.")

@@ -1,0 +1,57 @@
+"""A row of the report while it is made: figures in groups, which a task or a target may add to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from exporter.report.document import GROUPS, Quality
+from exporter.report.document import Figure as Figure
+from exporter.report.document import Gate as Gate
+from exporter.types import Status
+
+
+@dataclass
+class Result:
+    """One row of the report. What was not measured is None, and `reason` says why.
+
+    A group has the keys that report/document.py names from the start, and whatever else was measured beside them.
+    """
+
+    target: str
+    precision: str
+    status: Status = "ok"
+    reason: str | None = None
+    path: str | None = None
+    artifact: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Figure] = field(default_factory=dict)
+    speed: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    build: dict[str, Any] = field(default_factory=dict)
+    gates: list[Gate] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, group in GROUPS.items():
+            nothing = Figure() if group is Quality else None
+            setattr(self, name, dict.fromkeys(group.model_fields, nothing) | getattr(self, name))
+
+    @property
+    def passed(self) -> bool:
+        return self.status != "failed" and all(gate.passed for gate in self.gates)
+
+    def figure(self, name: str) -> Figure:
+        """What a gate can be named after: a figure of the quality, or another group's number, which has no error."""
+        if name in self.quality:
+            return self.quality[name]
+        numbers = self.artifact | self.speed | self.memory | self.build
+        return Figure(numbers.get(name))
+
+    def add(self, groups: Mapping[str, Mapping[str, Any]]) -> None:
+        """Figures that a worker measured, by their groups; as JSON, for they come through a pipe."""
+        for name, values in groups.items():
+            told = {key: Figure(**value) for key, value in values.items()} if name == "quality" else values
+            getattr(self, name).update(told)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,46 @@
+"""Reports of earlier versions, read as if they had been written today."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from exporter.report.document import VERSION
+from exporter.report.result import Result
+
+READABLE = (1, VERSION)
+
+# A row of version 1 had its figures side by side: where each is now.
+_QUALITY = ("ppl", "ppl_ratio", "kl", "top1", "cosine", "logit_error", "cache_kl", "tokenizer_errors")
+_PLACES = {
+    "artifact": {name: name for name in ("bytes", "size_ratio", "tokenizer_bytes", "engine")},
+    "speed": {name: name for name in ("prefill_tokens_per_s", "decode_tokens_per_s", "latency_ms", "untimed")},
+    "memory": {"peak_rss_bytes": "peak_rss_bytes", "device_bytes": "device_memory_bytes"},
+    "build": {
+        "export_s": "export_s",
+        "export_peak_rss_bytes": "export_peak_rss_bytes",
+        "quantization": "quantization",
+        "engine": "build",
+    },
+}
+
+
+def upgraded(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report of any of the READABLE versions as one of the newest. No figure is made up: what it lacks is null."""
+    if report["schema_version"] == VERSION:
+        return dict(report)
+    # The first exporters knew neither merges that prove themselves nor training.
+    model = {"merge": None, "qat": None, **report["model"]}
+    return {**report, "schema_version": VERSION, "model": model, "results": [_row(old) for old in report["results"]]}
+
+
+def _row(old: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of version 1 in groups; a key that was added in its time may be missing."""
+    groups: dict[str, dict[str, Any]] = {
+        group: {new: old.get(name) for new, name in places.items()} for group, places in _PLACES.items()
+    }
+    groups["quality"] = {name: {"value": old.get(name), "se": old.get(f"{name}_se")} for name in _QUALITY}
+    groups["quality"]["tokenizer_errors"]["detail"] = old.get("tokenizer_difference")
+    row = Result(old["target"], old["precision"], old["status"], old["reason"], old["path"])
+    row.add(groups)
+    return row.to_json() | {"gates": old["gates"]}
