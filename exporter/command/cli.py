@@ -208,10 +208,10 @@ def fetch(target: str, source: Path | None) -> None:
 @cli.command()
 def schema() -> None:
     """Print the job file's JSON Schema, for editors (yaml-language-server: $schema=…)."""
-    from exporter.job import Job
+    from exporter.pipeline.sections import job_schema
 
     dialect = "https://json-schema.org/draft/2020-12/schema"
-    click.echo(json.dumps({"$schema": dialect, **Job.model_json_schema()}, indent=2))
+    click.echo(json.dumps({"$schema": dialect, **job_schema()}, indent=2))
 
 
 @cli.command("shell-init")

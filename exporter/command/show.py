@@ -162,7 +162,9 @@ def print_doctor(form: str) -> None:
     needed: set[str] = set()
     for target in known.all_targets().values():
         needed.update(
-            target.requires, target.builds_with({}), *(precision.requires for precision in target.precisions.values())
+            target.requires,
+            target.builds_with(known.defaults(target)),
+            *(precision.requires for precision in target.precisions.values()),
         )
     facts = doctor.examine(sorted(needed))
     facts["troubles"] += doctor.crashes()

@@ -64,10 +64,10 @@ class Exports:
         row.reason = "; ".join(manifest["notes"]) or None
 
     def _key(self, variant: Variant) -> str:
-        plan, target = self.plan, known.get(variant.target)
-        options = plan.job.options(target.options)
+        plan = self.plan
         # A file that an option names counts by its contents, the calibration by its key.
-        contents = {name: store.sha256_file(it) if isinstance(it, Path) else it for name, it in options.items()}
+        options = plan.sections.targets.get(variant.target) or ()
+        contents = {name: store.sha256_file(it) if isinstance(it, Path) else it for name, it in options}
         made_of: list[Any] = [self.checkpoint.sha256, self.checkpoint.task, str(variant), contents]
         made_of.append(self.calibration.name if self.calibration and plan.calibrates(variant) else None)
         if plan.quantizes(variant):
@@ -133,8 +133,7 @@ class Exports:
         self, variant: Variant, source: Checkpoint, folder: Path, key: str, quantization: dict[str, Any] | None
     ) -> dict[str, Any]:
         """Exports a checkpoint into an empty folder, and returns the manifest that it wrote there."""
-        plan, target = self.plan, known.get(variant.target)
-        options = plan.job.options(target.options)
+        plan = self.plan
         mine = self.scratch / (f"{variant.folder}-scratch" if quantization else variant.target)
         if quantization:
             shutil.rmtree(mine, ignore_errors=True)  # of the mix before: another checkpoint
@@ -149,7 +148,7 @@ class Exports:
                 folder=folder,
                 scratch=mine,
                 threads=plan.job.threads,
-                options=options,
+                options=plan.sections.dumped(variant.target),
                 cache=store.cache_folder(),
                 calibration=self.calibration if plan.calibrates(variant) else None,
                 policy=None if quantization is None else quantization["policy"],

@@ -13,6 +13,7 @@ from exporter.checkpoint.load import is_recipe
 from exporter.checkpoint.recipes import Recipe
 from exporter.errors import BuildError, JobError
 from exporter.job import Job, MergeJob
+from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look
 from exporter.pipeline.texts import calibration_text, evaluation_text
 from exporter.process import Progress, Worker
@@ -32,6 +33,7 @@ class Plan:
     """A job whose every part has been looked at."""
 
     job: Job
+    sections: Sections
     source: Source
     variants: tuple[Variant, ...]
     skipped: dict[Variant, str]
@@ -49,13 +51,14 @@ class Plan:
         steps = [f"merge the adapter {adapter.path} ({self.source.way})" for adapter in self.source.adapters]
         steps += [f"calibrate on {self.job.calib_tokens} tokens of {self.calibration[0]}"] if self.calibration else []
         steps.append(reference)
-        steps += [f"train: {self.job.qat}"] if self.training else []
+        steps += [f"train {qat.steps} steps as {qat.scheme} (QAT)"] if (qat := self.sections.qat) else []
         for variant in self.variants:
             steps += [f"choose the policy of {variant}"] if self.quantizes(variant) and self.policy is None else []
             steps.append(f"export, check and measure {variant}")
         steps += [f"skip {variant}: {reason}" for variant, reason in self.skipped.items()]
-        resolved = {"task": self.source.checkpoint.task, "window": self.window, "stride": self.stride}
+        resolved: dict[str, Any] = {"task": self.source.checkpoint.task, "window": self.window, "stride": self.stride}
         resolved["target"] = [str(variant) for variant in self.variants]
+        resolved |= self.sections.resolved(variant.target for variant in self.variants)
         checkpoint = asdict(self.source.checkpoint)
         return {"job": self.job.model_dump(mode="json") | resolved, "checkpoint": checkpoint, "steps": steps}
 
@@ -65,7 +68,7 @@ class Plan:
 
     def calibrates(self, variant: Variant) -> bool:
         """Whether a variant's target wants statistics of the layers' inputs itself."""
-        return _calibrates(self.job, variant)
+        return _calibrates(self.sections, variant)
 
     def how(self, variant: Variant) -> dict[str, Any]:
         """What exporter.quantization.quantizing is told of a variant's policy: the fields of its How, for JSON."""
@@ -104,9 +107,8 @@ class Plan:
         }
 
 
-def _calibrates(job: Job, variant: Variant) -> bool:
-    target = known.get(variant.target)
-    return target.calibrates(variant.precision, job.options(target.options))
+def _calibrates(sections: Sections, variant: Variant) -> bool:
+    return known.get(variant.target).calibrates(variant.precision, sections.targets.get(variant.target))
 
 
 def _quantizes(job: Job, variant: Variant) -> bool:
@@ -137,6 +139,7 @@ def _policy(job: Job, variants: tuple[Variant, ...], source: Source) -> Policy |
 
 def make_plan(job: Job, worker: Worker) -> Plan:
     """Checks a job, the cheap things first. Raises JobError, or BuildError for what cannot be built here."""
+    sections = read_sections(job)
     for text in job.target:
         for task in TASKS:  # the task is not known yet: names must be right for any of them
             known.parse(text, task)
@@ -145,7 +148,7 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     source = look(job, worker)
     window, stride = window_of(job, source.checkpoint.task, source.max_length)
-    variants, skipped = _variants(job, source, window)
+    variants, skipped = _variants(job, sections, source, window)
     # A float graph, and on average half its size for each artifact; for a policy the smoothed float checkpoint and the
     # rounded one; and a merged checkpoint in the cache.
     whole = 4 * source.checkpoint.parameters
@@ -154,10 +157,12 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     if source.adapters:
         needs[cache_folder() / "checkpoints"] = whole
     refuse_full_disk(needs)
-    calibration = _calibration(job, variants, source.recipe, text)
+    calibration = _calibration(job, sections, variants, source.recipe, text)
     policy = _policy(job, variants, source)
-    training = _training(job, source, text)
-    plan = Plan(job, source, variants, skipped, text_name, text, window, stride, calibration, policy, training)
+    training = _training(job, sections.qat, source, text)
+    plan = Plan(
+        job, sections, source, variants, skipped, text_name, text, window, stride, calibration, policy, training
+    )
     if training or any(map(plan.quantizes, variants)):
         checkpoint = source.checkpoint
         where = {"path": checkpoint.path, "trust": checkpoint.trust_remote_code}
@@ -166,28 +171,31 @@ def make_plan(job: Job, worker: Worker) -> Plan:
 
 
 def _calibration(
-    job: Job, variants: tuple[Variant, ...], recipe: Recipe | None, evaluated: str
+    job: Job, sections: Sections, variants: tuple[Variant, ...], recipe: Recipe | None, evaluated: str
 ) -> tuple[str, str, int] | None:
     """The text to calibrate on, where a variant wants it or the job names one."""
-    wanted = job.qat is not None or any(_quantizes(job, one) or _calibrates(job, one) for one in variants)
+    wanted = sections.qat is not None or any(_quantizes(job, one) or _calibrates(sections, one) for one in variants)
     if not wanted and job.calib_text is None:
         return None
     told = calibration_text(job.calib_text, recipe, evaluated, job.eval_tokens)
     return told if wanted else None
 
 
-def _training(job: Job, source: Source, evaluated: str) -> tuple[QatOptions, tuple[str, str, int]] | None:
+def _training(
+    job: Job, options: QatOptions | None, source: Source, evaluated: str
+) -> tuple[QatOptions, tuple[str, str, int]] | None:
     """The options and the text of quantization-aware training, where the job asks for it. Raises JobError."""
-    if job.qat is None:
+    if options is None:
         return None
     if source.checkpoint.task != GENERATION:
         raise JobError(f"--qat trains models for {GENERATION}, and this one is for {source.checkpoint.task}")
-    options = QatOptions.parse(job.qat)
     text = calibration_text(options.data or job.calib_text, source.recipe, evaluated, job.eval_tokens)
     return options, text
 
 
-def _variants(job: Job, source: Source, window: int) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
+def _variants(
+    job: Job, sections: Sections, source: Source, window: int
+) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
     """What will be built, and what is skipped and why. A variant that was named and cannot be built is an error."""
     task, config, path = source.checkpoint.task, source.config, source.checkpoint.path
     chosen: dict[Variant, bool] = {}  # in order, each once; whether it was named
@@ -197,7 +205,7 @@ def _variants(job: Job, source: Source, window: int) -> tuple[tuple[Variant, ...
     skipped = {}
     for variant, named in chosen.items():
         target = known.all_targets().get(variant.target)
-        options = job.options(target.options) if target else {}
+        options = sections.targets.get(variant.target)
         reason = known.unavailable(variant, options)
         if target and reason is None:
             where = Preparation(path, config, task, variant.precision, options, cache_folder(), job.offline, window)

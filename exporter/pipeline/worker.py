@@ -159,8 +159,10 @@ class Session:
         statistics = Path(places["calibration"]) if places["calibration"] else None
         dumped: dict[str, Any] | None = places["policy"]
         policy = dumped and {name: one and Scheme.model_validate(one) for name, one in dumped.items()}
+        model = known.get(target).options
         request = ExportRequest(
-            _checkpoint(checkpoint), places["precision"], folder, scratch, threads, places["options"], cache,
+            _checkpoint(checkpoint), places["precision"], folder, scratch, threads,
+            model and model.model_validate(places["options"]), cache,
             statistics, policy, lambda what, done, total: self.reply({"progress": [what, done, total]}),
         )  # fmt: skip
         exported = known.get(target).export(request)
