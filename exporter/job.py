@@ -28,13 +28,9 @@ class MergeJob(BaseModel):
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), title="exporter job"
     )
 
-    model: str = Field(
-        min_length=1, description="A checkpoint: a folder, a recipe's name (see 'exporter targets') or a hub id."
-    )
+    model: str = Field(min_length=1, description="A folder, a recipe's name (see 'exporter targets') or a hub id.")
     output: Path = Field(description="The folder that receives the results.")
-    adapter: tuple[str, ...] = Field(
-        (), description="A PEFT adapter's folder to merge, DIR or DIR=WEIGHT; several are merged in order, or combined."
-    )
+    adapter: tuple[str, ...] = Field((), description="A PEFT adapter to merge, DIR or DIR=WEIGHT; again for more.")
     combine: Combination | None = Field(
         None,
         description="Make one adapter of several by PEFT's method: cat, linear, svd, ties, dare_linear, dare_ties. "
@@ -63,7 +59,7 @@ class MergeJob(BaseModel):
     )
     task: str | None = Field(None, description="The task, where the checkpoint's architecture leaves it open.")
     eval_text: Path | None = Field(
-        None, description="UTF-8 text to measure on. Default: the recipe's own, or the standard library's topics."
+        None, description="UTF-8 text to measure on. Default: the recipe's own, or pydoc's topics."
     )
     eval_tokens: int = Field(4096, ge=MIN_TOKENS, description="How many tokens of the text to measure on.")
     window: int | None = Field(None, ge=8, description="Tokens that a model sees at once. Default: 512; encoders 128.")
@@ -94,7 +90,7 @@ class Job(MergeJob):
     target: tuple[str, ...] = Field(
         ("onnx",),
         min_length=1,
-        description="TARGET or TARGET:PRECISION, such as onnx:int8-weight; 'all' for every one.",
+        description="TARGET, TARGET:PRECISION or all; again for more.",
     )
     calib_text: Path | None = Field(
         None,

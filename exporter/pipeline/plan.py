@@ -58,7 +58,8 @@ class Plan:
         steps += [f"skip {variant}: {reason}" for variant, reason in self.skipped.items()]
         resolved: dict[str, Any] = {"task": self.source.checkpoint.task, "window": self.window, "stride": self.stride}
         resolved["target"] = [str(variant) for variant in self.variants]
-        resolved |= self.sections.resolved(variant.target for variant in self.variants)
+        asked = [variant.target for variant in self.variants]
+        resolved |= self.sections.resolved([*asked, *(self.job.model_extra or {})])
         checkpoint = asdict(self.source.checkpoint)
         return {"job": self.job.model_dump(mode="json") | resolved, "checkpoint": checkpoint, "steps": steps}
 

@@ -51,17 +51,13 @@ def read_sections(job: Job) -> Sections:
     made: dict[str, BaseModel] = {}
     wrong: list[str] = []
     for name, given in (job.model_extra or {}).items():
-        if name not in there:
-            wrong.append(_unknown(name, given))
-        elif name in STAGES and isinstance(given, bool):
-            made |= {name: there[name]()} if given else {}
-        elif not isinstance(given, dict):
-            wrong.append(f"{name}: give its options, as in {name}: {_example(there[name])}")
-        else:
-            try:
-                made[name] = _checked(name, there[name], given)
-            except JobError as error:
-                wrong.append(str(error))
+        try:
+            if name in STAGES and isinstance(given, bool):
+                made |= {name: there[name]()} if given else {}
+            else:
+                made[name] = _section(name, given, there)
+        except JobError as error:
+            wrong.append(str(error))
     if wrong:
         raise JobError("; ".join(wrong))
     targets = {name: made.get(name) or model() for name, model in there.items() if name not in STAGES}
@@ -70,28 +66,26 @@ def read_sections(job: Job) -> Sections:
     return Sections(targets, qat)
 
 
-def _unknown(name: str, given: Any) -> str:
-    if isinstance(given, dict) and name not in Job.model_fields:
-        return unknown("section", name, models())
-    return unknown_key(name, [*Job.model_fields, *models()])
-
-
-def _example(model: type[BaseModel]) -> str:
-    name, field = next(iter(model.model_fields.items()))
-    return f"{{{name}: {str(field.default).lower()}}}"
-
-
-def _checked(section: str, model: type[BaseModel], given: Mapping[Any, Any]) -> BaseModel:
-    fields = model.model_fields
-    wrong = [unknown(f"option of {section}", str(name), fields) for name in given if name not in fields]
-    if not wrong:
-        try:
-            return model.model_validate(given)
-        except ValidationError as error:
-            # A union of a type and another, or none, complains once for each: the first says what is wanted.
-            first = {detail["loc"][:1]: detail for detail in reversed(error.errors())}
-            wrong = [complaint(flag(section, str(loc[0]) if loc else ""), first[loc]) for loc in reversed(first)]
-    raise JobError("; ".join(wrong))
+def _section(name: str, given: Any, there: Mapping[str, type[BaseModel]]) -> BaseModel:
+    """One section's options. Raises JobError."""
+    if name not in there and isinstance(given, dict):
+        raise JobError(unknown("section", name, there))
+    if name not in there:
+        raise JobError(unknown_key(name, [*Job.model_fields, *there]))
+    model = there[name]
+    if not isinstance(given, dict):
+        option, field = next(iter(model.model_fields.items()))
+        raise JobError(f"{name}: give its options, as in {name}: {{{option}: {str(field.default).lower()}}}")
+    strange = [str(option) for option in given if option not in model.model_fields]
+    if strange:
+        raise JobError("; ".join(unknown(f"option of {name}", option, model.model_fields) for option in strange))
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        # A union complains once for each of its types: the first complaint of a field says what is wanted.
+        first = {detail["loc"][:1]: detail for detail in reversed(error.errors())}
+        lines = (complaint(flag(name, str(loc[0])) if loc else name, first[loc]) for loc in reversed(first))
+        raise JobError("; ".join(lines)) from error
 
 
 def job_schema() -> dict[str, Any]:
