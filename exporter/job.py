@@ -2,20 +2,19 @@
 
 The CLI builds its flags from these fields, `exporter schema` prints their JSON Schema. A job only holds values: it
 infers nothing, downloads nothing and looks at no file: exporter.pipeline.source and exporter.pipeline.plan do, before
-any work.
+any work. What one target or stage alone can be asked is a section of its own, which exporter.pipeline.sections checks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator
 
 from exporter.errors import JobError, unknown
 from exporter.machine import usable_cores
-from exporter.stages.train.options import QatOptions
 from exporter.types import BaseQuant, Combination, Gates, MergeDtype
 from exporter.yaml_file import read_yaml
 
@@ -29,13 +28,9 @@ class MergeJob(BaseModel):
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), title="exporter job"
     )
 
-    model: str = Field(
-        min_length=1, description="A checkpoint: a folder, a recipe's name (see 'exporter targets') or a hub id."
-    )
+    model: str = Field(min_length=1, description="A folder, a recipe's name (see 'exporter targets') or a hub id.")
     output: Path = Field(description="The folder that receives the results.")
-    adapter: tuple[str, ...] = Field(
-        (), description="A PEFT adapter's folder to merge, DIR or DIR=WEIGHT; several are merged in order, or combined."
-    )
+    adapter: tuple[str, ...] = Field((), description="A PEFT adapter to merge, DIR or DIR=WEIGHT; again for more.")
     combine: Combination | None = Field(
         None,
         description="Make one adapter of several by PEFT's method: cat, linear, svd, ties, dare_linear, dare_ties. "
@@ -64,7 +59,7 @@ class MergeJob(BaseModel):
     )
     task: str | None = Field(None, description="The task, where the checkpoint's architecture leaves it open.")
     eval_text: Path | None = Field(
-        None, description="UTF-8 text to measure on. Default: the recipe's own, or the standard library's topics."
+        None, description="UTF-8 text to measure on. Default: the recipe's own, or pydoc's topics."
     )
     eval_tokens: int = Field(4096, ge=MIN_TOKENS, description="How many tokens of the text to measure on.")
     window: int | None = Field(None, ge=8, description="Tokens that a model sees at once. Default: 512; encoders 128.")
@@ -84,12 +79,18 @@ class MergeJob(BaseModel):
 
 
 class Job(MergeJob):
-    """What to export, and how to prove it. Every key is also a flag: eval_tokens is --eval-tokens."""
+    """What to export, and how to prove it. Every key is also a flag: eval_tokens is --eval-tokens.
+
+    Any other key is a section, a target's or a stage's options: gguf={"imatrix": "off"} is --gguf-imatrix off.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[Any, Any] | StrictBool | None]
 
     target: tuple[str, ...] = Field(
         ("onnx",),
         min_length=1,
-        description="TARGET or TARGET:PRECISION, such as onnx:int8-weight; 'all' for every one.",
+        description="TARGET, TARGET:PRECISION or all; again for more.",
     )
     calib_text: Path | None = Field(
         None,
@@ -108,11 +109,6 @@ class Job(MergeJob):
     rounding: Literal["nearest", "gptq", "awq"] = Field(
         "gptq", description="How 4-bit weights are rounded where a policy is used."
     )
-    qat: str | None = Field(
-        None,
-        description="Train the model for the rounding, such as steps=200,scheme=int4-weight,data=FILE; the options are "
-        f"{', '.join(QatOptions.model_fields)}.",
-    )
     max_ppl_ratio: float | None = Field(None, gt=0, description="Gate: perplexity over the reference's.")
     max_kl: float | None = Field(None, ge=0, description="Gate: mean KL divergence from the reference, in nats.")
     min_top1: float | None = Field(None, ge=0, le=1, description="Gate: share of tokens whose most likely next agrees.")
@@ -122,61 +118,23 @@ class Job(MergeJob):
     min_cosine: float | None = Field(None, ge=-1, le=1, description="Gate: mean cosine of pooled embeddings.")
     max_size_ratio: float | None = Field(None, gt=0, description="Gate: size over the float32 weights' size.")
     max_logit_error: float | None = Field(None, ge=0, description="Gate: largest error of a logit on the probe.")
-    imatrix: Literal["auto", "off"] | Path = Field(
-        "auto",
-        description="gguf: the importance matrix. auto (from the calibration), off, or llama.cpp's imatrix FILE.",
-    )
-    gguf_tensor: tuple[str, ...] = Field(
-        (), description="gguf: PATTERN=TYPE, such as 'ffn_down=q6_k': the type of the tensors whose names it fits."
-    )
-    gguf_split_max_size: str | None = Field(
-        None, description="gguf: split into files of at most this size, such as 4G; powers of 1000."
-    )
-    engine: bool = Field(
-        True, description="tensorrt: build the engine. --no-engine: the graph, its profile and its proof alone."
-    )
-    trt_profile: str = Field(
-        "batch=1:1:8,length=1:128:512",
-        description="tensorrt: the sizes that an engine takes, min:opt:max. length: tokens of a text; with a KV cache "
-        "of the prompt and its answer together.",
-    )
-    trt_compute_capability: str | None = Field(
-        None,
-        description="tensorrt-rtx: the GPUs that the engine is for, such as sm80,sm86,sm89,sm120. Default: all that "
-        "TensorRT-RTX supports by itself, 8.0 and later RTX.",
-    )
-    trt_hardware_compatible: bool = Field(
-        False, description="tensorrt: an engine for every GPU from Ampere on, not only for this machine's."
-    )
-    trt_version_compatible: bool = Field(
-        False, description="tensorrt: an engine that other versions of TensorRT of the same major one run too."
-    )
-    trt_workspace: str | None = Field(
-        None, description="tensorrt: memory that a layer may use on the GPU, such as 4G. Default: the GPU's."
-    )
     speed: bool = Field(True, description="Measure latency and memory; --no-speed leaves them out.")
     repeats: int = Field(5, ge=1, description="Rounds of the speed measurement, interleaved between the variants.")
 
-    @field_validator("target", "gguf_tensor", mode="before", json_schema_input_type=str | tuple[str, ...])
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # which YAML reads of a bare off
+
+    @field_validator("target", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value
-
-    @field_validator("qat")
-    @classmethod
-    def _qat_is_readable(cls, value: str | None) -> str | None:
-        if value is not None:
-            QatOptions.parse(value)
-        return value
 
     def gates(self, default: Gates) -> Gates:
         """The precision's own gates, with this job's limits in their place where it names any."""
         limits = {name: getattr(self, name, None) for name in Gates.__dataclass_fields__}
         return Gates(**{name: getattr(default, name) if own is None else own for name, own in limits.items()})
-
-    def options(self, names: Iterable[str]) -> dict[str, Any]:
-        """The values of some fields: those that a target names."""
-        return {name: getattr(self, name) for name in names}
 
     def identity(self) -> dict[str, Any]:
         """What makes two jobs the same: all but what only concerns how this one is run."""
@@ -194,19 +152,56 @@ def load_job(kind: type[AnyJob], flags: Mapping[str, Any], config: Path | None =
         if not isinstance(loaded, dict):
             raise JobError(f"{config} must hold a mapping of keys such as 'model: …'; see 'exporter schema'")
         values.update(loaded)
-    values.update(flags)
+    for name, value in flags.items():
+        held = values.get(name)
+        values[name] = {**held, **value} if isinstance(held, dict) and isinstance(value, dict) else value
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise JobError("; ".join(_line(detail) for detail in error.errors())) from error
+        lines = dict.fromkeys(_line(detail, kind) for detail in error.errors())
+        raise JobError("; ".join(lines)) from error
 
 
-def _line(detail: Any) -> str:
-    """One of pydantic's complaints in a person's words."""
+def _line(detail: Any, kind: type[MergeJob]) -> str:
+    """One of pydantic's complaints of a job in a person's words."""
     name = str(detail["loc"][0]) if detail["loc"] else "job"
-    if detail["type"] in ("extra_forbidden", "invalid_key"):
-        return unknown("key", name, Job.model_fields)
-    flag = "--" + name.replace("_", "-")
+    if name not in kind.model_fields:
+        return unknown_key(name, kind.model_fields)
     if detail["type"] == "missing":
-        return f"{name} is missing: give {flag} or the key {name!r} in the job file"
-    return f"{flag} {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+        return f"{name} is missing: give {flag(name)} or the key {name!r} in the job file"
+    return complaint(flag(name), detail)
+
+
+def flag(*names: str) -> str:
+    """The flag of a job's key, or of a section's: --gguf-imatrix."""
+    return "--" + "-".join(names).replace("_", "-")
+
+
+def complaint(flag: str, detail: Any) -> str:
+    """One of pydantic's complaints of a value in a person's words."""
+    error = detail.get("ctx", {}).get("error")
+    message = detail["msg"][0].lower() + detail["msg"][1:] if error is None else str(error)
+    return f"{flag} {detail['input']!r}: {message}"
+
+
+# What is an option of a target or stage now: (section, key) for each key, or flag, that every job once had.
+RENAMED: Mapping[str, Sequence[tuple[str, str]]] = {
+    "qat": [("qat", "steps")],
+    "imatrix": [("gguf", "imatrix")],
+    "gguf_tensor": [("gguf", "tensor")],
+    "gguf_split_max_size": [("gguf", "split_max_size")],
+    "engine": [("tensorrt", "engine"), ("tensorrt-rtx", "engine")],
+    "trt_profile": [("tensorrt", "profile"), ("tensorrt-rtx", "profile")],
+    "trt_compute_capability": [("tensorrt-rtx", "compute_capability")],
+    "trt_hardware_compatible": [("tensorrt", "hardware_compatible")],
+    "trt_version_compatible": [("tensorrt", "version_compatible")],
+    "trt_workspace": [("tensorrt", "workspace"), ("tensorrt-rtx", "workspace")],
+}
+
+
+def unknown_key(name: str, keys: Iterable[str]) -> str:
+    """The line for a key that no job has: where it is now, or the nearest ones."""
+    if name not in RENAMED:
+        return unknown("key", name, keys)
+    now = " or ".join(f"{section}: {{{key}: …}} ({flag(section, key)})" for section, key in RENAMED[name])
+    return f"{name}: write it as a section, {now}"

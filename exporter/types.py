@@ -17,6 +17,8 @@ from exporter.runner import Ids as Ids
 from exporter.runner import Runner
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from exporter.scheme import Scheme
 
 Status = Literal["ok", "skipped", "failed"]
@@ -127,7 +129,7 @@ class Probe:
 class ExportRequest:
     """What a target needs to write one artifact into `folder` (which exists and is empty).
 
-    `options` are the job's values of the fields that the target names; `calibration` is the folder that
+    `options`: the job's instance of the target's own model, None where it has none; `calibration` is the folder that
     exporter.quantization.calibrate wrote, where the target asked for it: statistics of the layers' inputs, and the
     windows of token ids. `policy`: each linear layer's scheme by its module's name, None where it stays in float;
     without a policy the precision has a rule of its own.
@@ -138,7 +140,7 @@ class ExportRequest:
     folder: Path
     scratch: Path  # shared by one run's exports of a target: what one leaves here the next one finds; then removed
     threads: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Any = None
     cache: Path | None = None  # the user's cache, where what `prepare` fetched is
     calibration: Path | None = None
     policy: Mapping[str, Scheme | None] | None = None
@@ -156,7 +158,7 @@ class Preparation:
     config: Mapping[str, Any]
     task: str
     precision: str
-    options: Mapping[str, Any]
+    options: Any
     cache: Path
     offline: bool
     window: int
@@ -187,8 +189,10 @@ class Target:
     that export alone needs, by the job's options; `instead`: what else mends their lack, for the end of the error.
     `default` is the precision of a bare target name; `aliases` maps a task to what the alias precision means there.
     `check` says in one line why this checkpoint cannot be exported, or returns None. It runs before any work and reads
-    the config only. `prepare` does the same with the job's `options` (names of the fields that change what is written)
-    and the tokenizer at hand, and fetches what no package brings; it raises JobError for an option that is wrong.
+    the config only. `options` is a pydantic model of what can be asked of this target alone, each field with a default:
+    its flags have the target's name in front, the job file has a section of it. Its validators refuse what is wrong by
+    itself. `prepare` is given the job's instance, with the tokenizer at hand: it refuses, by JobError, what does not
+    fit them, returns why this checkpoint cannot be exported so, and fetches what no package brings.
     `calibrates` tells whether a precision wants statistics of the layers' inputs. `schemes` says why a precision cannot
     express a policy's scheme, with what it can, or returns None. `selftest` runs the engine on a toy, in a child of
     exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one.
@@ -204,12 +208,12 @@ class Target:
     export: Callable[[ExportRequest], Exported]
     open: Callable[[Path, int], Runner]  # (artifact's folder, threads)
     aliases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # {"int8": {task: precision}}
-    builds_with: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda options: ()
+    builds_with: Callable[[Any], tuple[str, ...]] = lambda options: ()
     instead: str = ""
     available: Callable[[], str | None] = lambda: None  # why it cannot run on this machine, packages aside
-    options: tuple[str, ...] = ()
+    options: type[BaseModel] | None = None
     prepare: Callable[[Preparation], str | None] = lambda preparation: None
-    calibrates: Callable[[str, Mapping[str, Any]], bool] = lambda precision, options: False  # (precision, options)
+    calibrates: Callable[[str, Any], bool] = lambda precision, options: False  # (precision, options)
     schemes: Callable[[str, Scheme], str | None] = lambda precision, scheme: f"{precision} takes no policy"
     fetch: Callable[[Path, Path | None], Path] | None = None  # (cache, a file at hand): what `exporter fetch` does
     selftest: Callable[[], None] | None = None

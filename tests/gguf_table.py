@@ -78,7 +78,7 @@ def four_types(text: Path) -> str:
     output = OUT / "gguf-four"
     shutil.rmtree(output, ignore_errors=True)
     wanted = tuple(f"gguf:{kind}" for kind in FOUR)
-    short = {"eval_text": text, "eval_tokens": 64, "window": 32, "speed": False, "imatrix": "off"}
+    short = {"eval_text": text, "eval_tokens": 64, "window": 32, "speed": False, "gguf": {"imatrix": "off"}}
     report = run(Job(model=DECODER, target=wanted, output=output, threads=THREADS, **short))
     ours = {row["precision"]: row["export_s"] for row in report["results"] if row["target"] == "gguf"}
     checkpoint = json.loads((output / "reference" / "manifest.json").read_text())["checkpoint"]
@@ -117,7 +117,7 @@ def main() -> None:
     times = four_types(arguments.text)
     reports = {
         "yes": measure(DECODER, arguments.text, COMPARED, "gguf"),
-        "no": measure(DECODER, arguments.text, WITHOUT, "gguf-no-matrix", imatrix="off"),
+        "no": measure(DECODER, arguments.text, WITHOUT, "gguf-no-matrix", gguf={"imatrix": "off"}),
     }
     write(reports, times, arguments.keep_readme)
 

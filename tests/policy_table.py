@@ -47,7 +47,7 @@ modules:
   lm_head: {weight: int8, group: 32}
 """
 ROUNDINGS = {"nearest": "RTN", "gptq": "GPTQ", "awq": "AWQ"}
-QAT = "steps=200,scheme=int4-weight"
+QAT = {"steps": 200, "scheme": "int4-weight"}
 
 
 def rows(model: str, text: Path, calibration: Path, again: bool) -> list[str]:

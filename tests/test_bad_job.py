@@ -5,6 +5,9 @@ import json
 import pytest
 from conftest import SMALL
 
+from exporter.job import RENAMED, Job
+from exporter.pipeline import sections
+
 
 @pytest.mark.parametrize(
     ("flags", "says"),
@@ -23,6 +26,15 @@ from conftest import SMALL
         (["--min-top1", "99"], "--min-top1 99.0: input should be less than or equal to 1"),
         (["--config", "nowhere.yaml"], "cannot read the job file nowhere.yaml"),
         (["-m", ""], "--model ''"),
+        (["--gguf-split-max-size", "4X"], "--gguf-split-max-size '4X': give a number of bytes, or one with K, M or G"),
+        (["--gguf-tensor", "a=f16", "--gguf-tensor", "b"], "--gguf-tensor 'b': give PATTERN=TYPE"),
+        (["--tensorrt-profile", "length=1:2"], "--tensorrt-profile 'length=1:2': 'length=1:2': give NAME=MIN:OPT:MAX"),
+        (["--qat-steps", "0"], "--qat-steps 0: input should be greater than or equal to 1"),
+        (["--imatrix", "off"], "--imatrix is --gguf-imatrix now"),
+        (["--no-engine"], "--no-engine is --no-tensorrt-engine or --no-tensorrt-rtx-engine now"),
+        (["--trt-profile=x"], "--trt-profile is --tensorrt-profile or --tensorrt-rtx-profile now"),
+        (["--trt-compute-capability", "sm89"], "--trt-compute-capability is --tensorrt-rtx-compute-capability now"),
+        (["--qat", "steps=9,lr=1"], "--qat steps=9,lr=1: each option is a flag now, such as --qat-steps 9"),
     ],
     ids=" ".join,
 )
@@ -52,6 +64,18 @@ def test_windows_that_do_not_fit(refused, flags, says):
         ("model: [a, b]", "--model ['a', 'b']: input should be a valid string"),
         ("target: onnx", "model is missing: give --model or the key 'model' in the job file"),
         ("model: tiny\n1: 2", "unknown key '1'"),
+        ("model: tiny\ngguff: {imatrix: auto}", "unknown section 'gguff'; did you mean gguf?"),
+        ("model: tiny\ntensorrt_rtx: {engine: true}", "unknown section 'tensorrt_rtx'; did you mean tensorrt-rtx"),
+        ("model: tiny\ngguf: {tensors: [a=f16]}", "unknown option of gguf 'tensors'; did you mean tensor?"),
+        ("model: tiny\ngguf: {1: 2}", "unknown option of gguf '1'; there are: "),
+        ("model: tiny\ngguf:", "gguf: give its options, as in gguf: {imatrix: auto}"),
+        ("model: tiny\ngguf: true", "gguf: give its options, as in gguf: {imatrix: auto}"),
+        ("model: tiny\nqat: {steps: many}", "--qat-steps 'many': input should be a valid integer"),
+        ("model: tiny\nqat: steps=9", "qat: write it as a section, qat: {steps: …} (--qat-steps)"),
+        ("model: tiny\nno_speed: true", "unknown key 'no_speed'; did you mean speed?"),
+        ("model: tiny\nimatrix: auto", "imatrix: write it as a section, gguf: {imatrix: …} (--gguf-imatrix)"),
+        ("model: tiny\nengine: false", "engine: write it as a section, tensorrt: {engine: …} (--tensorrt-engine) or "),
+        ("model: tiny\ntrt_workspace: 4G", "tensorrt-rtx: {workspace: …} (--tensorrt-rtx-workspace)"),
         ("", "must hold a mapping of keys such as 'model: …'"),
         ("- model", "must hold a mapping of keys"),
         ("model: [tiny", "is not valid YAML"),
@@ -69,6 +93,18 @@ def test_a_wrong_job_file(refused, tmp_path, text, says):
 def test_everything_that_is_wrong_is_told_at_once(refused, tmp_path):
     line = refused("--window", 1, "--threads", 0)
     assert all(part in line for part in ("model is missing", "--window 1", "--threads 0"))
+
+
+def test_so_is_all_that_is_wrong_in_sections_of_targets_that_are_not_asked_for(refused, tmp_path):
+    (tmp_path / "job.yaml").write_text("model: tiny\ngguf: {imatrx: off}\ntensorrt: {workspace: 4X}\nqat: {lr: 0}")
+    line = refused("--config", tmp_path / "job.yaml", "-t", "torch:bf16")
+    assert all(part in line for part in ("'imatrx'; did you mean imatrix", "--tensorrt-workspace '4X'", "--qat-lr 0"))
+
+
+def test_every_old_name_names_what_there_is():
+    there = {(section, key) for section, model in sections.models().items() for key in model.model_fields}
+    assert {now for names in RENAMED.values() for now in names} <= there
+    assert not RENAMED.keys() & Job.model_fields.keys()
 
 
 @pytest.fixture

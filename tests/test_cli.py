@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
-from exporter.job import Job
+from exporter.command.cli import cli
+from exporter.command.flags import headed
+from exporter.job import Job, flag
+from exporter.pipeline import sections
+from exporter.targets import known
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--no-speed", "--eval-tokens", 256, "--threads", 1)
@@ -90,11 +98,17 @@ def test_both_names_are_the_same_program(name):
     assert done.stdout == f"exporter, version {metadata.version('exporter')}\n"
 
 
+FIELDS = {flag(name): field for name, field in Job.model_fields.items()}
+OPTIONS = {
+    flag(name, key): field for name, model in sections.models().items() for key, field in model.model_fields.items()
+}
+
+
 def test_run_help_shows_every_field_with_its_default(run_cli):
     words = " ".join(run_cli("run", "--help").stdout.split())
-    for name, field in Job.model_fields.items():
-        flag = "--" + name.replace("_", "-")
-        assert flag in words
+    assert {"--gguf-split-max-size", "--tensorrt-rtx-compute-capability", "--qat-steps"} <= OPTIONS.keys()
+    for name, field in (FIELDS | OPTIONS).items():
+        assert f" {name} " in words
         assert " ".join(field.description.split()) in words
         if isinstance(field.default, bool) or field.is_required() or field.default_factory or not field.default:
             continue
@@ -102,14 +116,52 @@ def test_run_help_shows_every_field_with_its_default(run_cli):
         assert f"[default: {default}]" in words
 
 
+def test_the_common_flags_are_on_the_first_screen(run_cli):
+    screen = run_cli("run", "--help", env={"COLUMNS": "100"}).stdout.splitlines()[:24]
+    assert screen[0].startswith("Usage:")
+    common = screen[screen.index("Common:") + 1 :]
+    common = common[: common.index("")]
+    assert [re.match(r"  (?:-\w, )?(--[\w-]+) ", line)[1] for line in common] == [
+        "--model", "--adapter", "--target", "--output", "--config", "--eval-text", "--max-ppl-ratio", "--dry-run",
+        "--force", "--format", "--verbose", "--help",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["run", "calibrate", "merge"])
+def test_every_flag_is_under_one_heading(command):
+    context = click.Context(cli.commands[command], info_name=command)
+    params = cli.commands[command].get_params(context)
+    under = headed(params)
+    assert Counter(id(one) for those in under.values() for one in those) == Counter(map(id, params))
+    assert len({name for param in params for name in (*param.opts, *param.secondary_opts)}) == sum(
+        len(param.opts) + len(param.secondary_opts) for param in params
+    )
+    first, *between, last = under
+    assert (first, last) == ("Common", "Running")
+    assert [one.split(" ")[0] for one in between if "(" in one] == (
+        [] if command == "merge" else ["gguf", "tensorrt", "tensorrt-rtx"]
+    )
+
+
 def test_schema_names_every_key_with_its_default(run_cli):
     done = run_cli("schema")
     schema = json.loads(done.stdout)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert set(schema["properties"]) == set(Job.model_fields)
+    assert set(schema["properties"]) == {*Job.model_fields, "gguf", "tensorrt", "tensorrt-rtx", "qat"}
     assert set(schema["required"]) == {"model", "output"}
     assert schema["additionalProperties"] is False
-    for name, field in Job.model_fields.items():
+    named(schema, Job)
+    for section, model in sections.models().items():
+        own = schema["properties"][section]
+        if section == "qat":
+            own, other = own["anyOf"]
+            assert other == {"type": "boolean"}
+        assert own["additionalProperties"] is False
+        named(own, model)
+
+
+def named(schema, model):
+    for name, field in model.model_fields.items():
         about = schema["properties"][name]
         assert about["description"] == field.description
         if not field.is_required() and field.default_factory is None:
@@ -150,6 +202,20 @@ def test_flags_win_over_the_job_file(run_cli, tmp_path):
     assert resolved["task"] == "text-generation"  # found out
 
 
+def test_flags_win_over_the_file_within_a_section_too(run_cli, tmp_path):
+    job = {"gguf": {"imatrix": "off", "split_max_size": "3G"}, "tensorrt": {"engine": False}, "qat": True}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({"model": "tiny", "target": "torch:bf16", **job}))
+    flags = ("--gguf-split-max-size", "4G", "--tensorrt-engine", "--qat-steps", 7, "--gguf-tensor", "a=f16")
+    done = run_cli(
+        "run", "--config", tmp_path / "job.yaml", *flags, "-o", tmp_path / "b", "--dry-run", "--format", "json",
+    )  # fmt: skip
+    planned = last_json(done)
+    assert planned["job"]["gguf"] == {"imatrix": "off", "split_max_size": 4_000_000_000, "tensor": ["a=f16"]}
+    assert planned["job"]["tensorrt"]["engine"] is True
+    assert (planned["job"]["qat"]["steps"], planned["job"]["qat"]["scheme"]) == (7, "int4-weight")
+    assert "train 7 steps as int4-weight (QAT)" in planned["steps"]
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -184,11 +250,43 @@ def test_targets_lists_every_precision_with_its_gates(run_cli):
     assert "tiny" in listed["recipes"]
 
 
-@pytest.mark.parametrize("command", ["targets", "doctor"])
+def test_one_target_has_its_precisions_gates_options_and_an_example(run_cli):
+    listed = last_json(run_cli("targets", "gguf", "--format", "json"))
+    gates = {row["precision"]: row["gates"] for row in listed["precisions"]}
+    assert gates["q4_k_m"]["max_ppl_ratio"] == 1.1
+    assert [(one["flag"], one["key"], one["default"]) for one in listed["options"]] == [
+        ("--gguf-imatrix", "gguf: {imatrix: …}", "auto"),
+        ("--gguf-tensor", "gguf: {tensor: …}", ""),
+        ("--gguf-split-max-size", "gguf: {split_max_size: …}", ""),
+    ]
+    assert listed["example"] == "exporter run -m MODEL -t gguf:q4_k_m --gguf-tensor ffn_down=q6_k -o out/gguf"
+    human = run_cli("targets", "tensorrt-rtx", env={"COLUMNS": "60"}).stdout
+    assert "--no-tensorrt-rtx-engine\n" in human
+    assert "{compute_capability: …}" in human
+    assert "no options of its own" in run_cli("targets", "onnx").stdout
+
+
+@pytest.mark.parametrize("name", [name for name, target in known.BUILTIN.items() if target.options])
+def test_the_example_of_a_target_is_a_job(run_cli, name):
+    """All of it is read; what stops it is the model, which is no one's."""
+    example = last_json(run_cli("targets", name, "--format", "json"))["example"]
+    done = run_cli(*shlex.split(example)[1:], "--dry-run")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "MODEL" in done.stderr
+
+
+def test_a_misspelt_target_gets_the_nearest(run_cli):
+    done = run_cli("targets", "guff")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: unknown target 'guff'; did you mean gguf?\n")
+
+
+@pytest.mark.parametrize("command", [("targets",), ("targets", "tensorrt-rtx"), ("doctor",)], ids=" ".join)
 def test_listings_fit_80_columns(run_cli, command):
-    done = run_cli(command, env={"COLUMNS": "80"})
+    done = run_cli(*command, env={"COLUMNS": "80"})
     assert done.returncode == 0, done.stderr
-    long = [line for line in done.stdout.splitlines() if len(line) > 80 and not line.startswith("trouble: ")]
+    kept = ("trouble: ", "exporter run ")  # lines to be copied
+    long = [line for line in done.stdout.splitlines() if len(line) > 80 and not line.startswith(kept)]
     assert long == []
 
 

@@ -1,6 +1,7 @@
 """GGUF artifacts: every precision exported and run, what the folder holds, importance matrices, parts, refusals."""
 
 import json
+import re
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -10,7 +11,10 @@ import pytest
 from gguf import GGUFReader
 
 from exporter.errors import BuildError, JobError
+from exporter.job import Job
+from exporter.pipeline.sections import read_sections
 from exporter.targets.gguf.imatrix import ImportanceMatrix, from_calibration, read_imatrix, write_imatrix
+from exporter.targets.gguf.options import GgufOptions
 from exporter.targets.gguf.runner import GgufDecoder
 from exporter.targets.gguf.target import GGUF, calibrates, prepare
 from exporter.targets.gguf.types import DEMAND_MATRIX, FILE_TYPES, FLOATS, TENSOR_TYPES
@@ -51,11 +55,10 @@ def exported(wide, statistics, converter_cache, tmp_path_factory):
     def export(precision, **options):
         key = (precision, tuple(sorted(options.items())))
         if key not in made:
-            options = {"imatrix": "auto", "gguf_tensor": (), "gguf_split_max_size": None} | options
             folder = Path(mkdtemp(dir=base))
             (folder / "scratch").symlink_to(base)  # one float16 file for all
             wanted = gguf_checkpoints.request(
-                wide, precision, folder, converter_cache, options=options, calibration=statistics
+                wide, precision, folder, converter_cache, options=GgufOptions(**options), calibration=statistics
             )
             made[key] = wanted.folder, GGUF.export(wanted)
         return made[key]
@@ -97,7 +100,7 @@ def test_float16_is_converted_once_for_all_quantized_precisions(exported):
 
 def test_types_that_fall_back_are_reported_as_what_they_are(tmp_path, converter_cache):
     narrow = gguf_checkpoints.make("LlamaForCausalLM", tmp_path)  # rows of 64 and 128
-    wanted = gguf_checkpoints.request(narrow, "q4_k_m", tmp_path, converter_cache, options={"imatrix": "off"})
+    wanted = gguf_checkpoints.request(narrow, "q4_k_m", tmp_path, converter_cache, options=GgufOptions(imatrix="off"))
     told = GGUF.export(wanted)
     kinds = {
         tensor.tensor_type.name for tensor in GGUFReader(weights(wanted.folder, told)).tensors if len(tensor.shape) > 1
@@ -168,31 +171,29 @@ def test_what_is_no_matrix_is_refused(content, says, tmp_path, exported):
 
 
 def preparation(path, cache, precision="q4_k_m", offline=False, **options):
-    options = {"imatrix": "auto", "gguf_tensor": (), "gguf_split_max_size": None} | options
-    return Preparation(
-        path, json.loads((path / "config.json").read_text()), GENERATION, precision, options, cache, offline, window=512
-    )
+    config, options = json.loads((path / "config.json").read_text()), GgufOptions(**options)
+    return Preparation(path, config, GENERATION, precision, options, cache, offline, window=512)
 
 
 @pytest.mark.parametrize("precision", ["iq2_xs", "iq3_xxs"])
 def test_types_that_demand_a_matrix_are_refused_without_before_any_work(precision, wide, converter_cache):
-    assert calibrates(precision, {"imatrix": "auto"})
+    assert calibrates(precision, GgufOptions())
     assert prepare(preparation(wide, converter_cache, precision)) is None
     assert "importance matrix" in prepare(preparation(wide, converter_cache, precision, imatrix="off"))
     assert "importance matrix" in prepare(
-        preparation(wide, converter_cache, "q4_0", imatrix="off", gguf_tensor=("ffn_up=iq2_s",))
+        preparation(wide, converter_cache, "q4_0", imatrix="off", tensor=("ffn_up=iq2_s",))
     )
 
 
 def test_only_types_that_make_use_of_a_matrix_ask_for_a_calibration():
-    wanted = {precision for precision in GGUF.precisions if calibrates(precision, {"imatrix": "auto"})}
+    wanted = {precision for precision in GGUF.precisions if calibrates(precision, GgufOptions())}
     assert wanted == GGUF.precisions.keys() - {*FLOATS, "q8_0"}
-    assert not any(calibrates(precision, {"imatrix": "off"}) for precision in GGUF.precisions)
+    assert not any(calibrates(precision, GgufOptions(imatrix="off")) for precision in GGUF.precisions)
     assert DEMAND_MATRIX & GGUF.precisions.keys() == {"iq2_xs", "iq3_xxs"}
 
 
 def test_tensor_types_are_overridden(exported):
-    folder, told = exported("q4_0", gguf_tensor=("ffn_down=q6_k", "blk.0.attn_v=f16"))
+    folder, told = exported("q4_0", tensor=("ffn_down=q6_k", "blk.0.attn_v=f16"))
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(weights(folder, told)).tensors}
     assert {kinds["blk.0.ffn_down.weight"], kinds["blk.1.ffn_down.weight"]} == {"Q6_K"}
     assert (kinds["blk.0.attn_v.weight"], kinds["blk.1.attn_v.weight"]) == ("F16", "Q4_0")
@@ -203,25 +204,40 @@ def test_tensor_types_are_overridden(exported):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"gguf_tensor": ("ffn_down",)}, "give PATTERN=TYPE"),
-        ({"gguf_tensor": ("ffn_down=q6_x",)}, "did you mean q6_k"),
-        ({"gguf_tensor": ("(=q6_k",)}, "no regular expression"),
-        ({"gguf_split_max_size": "4 GB"}, "such as 4G"),
+        ({"tensor": "ffn_down"}, "--gguf-tensor 'ffn_down': give PATTERN=TYPE, such as 'ffn_down=q6_k'"),
+        (
+            {"tensor": ["a=f16", "ffn_down=q6_x"]},
+            "--gguf-tensor 'ffn_down=q6_x': unknown tensor type 'q6_x'; did you mean",
+        ),
+        ({"tensor": ["(=q6_k"]}, "--gguf-tensor '(=q6_k': '(' is no regular expression"),
+        ({"split_max_size": "4 GB"}, "--gguf-split-max-size '4 GB': give a number of bytes, or one with K, M or G"),
+        ({"split_max_size": 0}, "--gguf-split-max-size 0: give a number of bytes"),
+        ({"split_max_size": True}, "--gguf-split-max-size True: give a number of bytes"),
+        ({"imatrix": 3}, "--gguf-imatrix 3: input should be 'auto' or 'off'"),
+        ({"split_size": "4G"}, "unknown option of gguf 'split_size'; did you mean split_max_size"),
     ],
+    ids=str,
 )
-def test_wrong_options_are_named(options, says, wide, converter_cache):
-    with pytest.raises(JobError, match=says):
-        prepare(preparation(wide, converter_cache, **options))
+def test_wrong_options_are_named(options, says):
+    with pytest.raises(JobError, match="^" + re.escape(says)):
+        read_sections(Job(model="tiny", output="out", gguf=options))
+
+
+def test_what_a_section_may_hold_is_read_as_it_is_meant():
+    job = Job(model="tiny", output="out", gguf={"tensor": "a=f16", "imatrix": False, "split_max_size": "4G"})
+    options = read_sections(job).targets["gguf"]
+    assert options == GgufOptions(tensor=("a=f16",), imatrix="off", split_max_size=4_000_000_000)
+    assert GgufOptions.model_validate(read_sections(job).dumped("gguf")) == options  # what a worker is told
 
 
 def test_a_pattern_that_fits_no_tensor_is_refused(exported):
     with pytest.raises(JobError, match=r"ffn_dwon=q6_k fits no tensor; there are: .*blk\.N\.ffn_down\.weight"):
-        exported("q4_0", gguf_tensor=("ffn_dwon=q6_k",))
+        exported("q4_0", tensor=("ffn_dwon=q6_k",))
 
 
 def test_a_file_above_the_limit_becomes_parts_that_run(exported):
     whole, told = exported("q8_0")
-    parts, split = exported("q8_0", gguf_split_max_size="700K")
+    parts, split = exported("q8_0", split_max_size="700K")
     assert len(split.weights) > 2
     assert split.weights[0] == told.weights[0].replace(".gguf", f"-00001-of-{len(split.weights):05d}.gguf")
     assert {path.name for path in parts.glob("*.gguf")} == set(split.weights)
@@ -230,9 +246,9 @@ def test_a_file_above_the_limit_becomes_parts_that_run(exported):
     with GgufDecoder(weights(whole, told), 1) as one, GgufDecoder(weights(parts, split), 1) as many:
         np.testing.assert_array_equal(one.logits(ids), many.logits(ids))
         assert one.tokenize("<s> Hello  world").tolist() == many.tokenize("<s> Hello  world").tolist()
-    assert exported("q8_0", gguf_split_max_size="1G")[1].weights == told.weights
+    assert exported("q8_0", split_max_size="1G")[1].weights == told.weights
     with pytest.raises(BuildError, match="give more"):
-        exported("q8_0", gguf_split_max_size="100K")
+        exported("q8_0", split_max_size="100K")
 
 
 def test_transformers_reads_the_same_weights_from_the_f16_file(exported, wide):

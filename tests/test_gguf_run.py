@@ -83,7 +83,7 @@ def test_what_is_there_is_reused_and_another_option_is_another_artifact(llama, c
     first = weights()
     run(job(llama, tmp_path, "gguf"))
     assert weights() == first
-    report = run(job(llama, tmp_path, "gguf", imatrix="off", force=True))
+    report = run(job(llama, tmp_path, "gguf", gguf={"imatrix": "off"}, force=True))
     assert weights() != first
     assert "without importance matrix" in rows_of(report)["q4_k_m"]["reason"]
 
@@ -108,8 +108,8 @@ def test_an_unknown_pre_tokenizer_is_refused_before_any_work(refused, converter_
 
 
 def test_without_a_matrix_what_demands_one_is_refused(refused, llama, converter_cache):
-    line = refused("-m", llama, "-t", "gguf:iq2_xs", "--imatrix", "off", status=4)
-    assert "importance matrix: drop --imatrix off" in line
+    line = refused("-m", llama, "-t", "gguf:iq2_xs", "--gguf-imatrix", "off", status=4)
+    assert "importance matrix: drop --gguf-imatrix off" in line
 
 
 def test_calibrating_on_what_is_measured_is_refused(refused, llama, converter_cache):

@@ -22,7 +22,7 @@ from exporter.stages.train.qat import train, training_windows
 
 INT4 = Scheme(weight="int4", group=32, symmetric=False)
 STATIC = Scheme(weight="int8", input="static", range=(-1.5, 2.0))
-FEW = "steps=12,batch=2,window=128,save=4"
+FEW = {"steps": 12, "batch": 2, "window": 128, "save": 4}
 
 
 def load(folder, **options):
@@ -52,13 +52,13 @@ def schemes_of(folder, scheme):
 
 def windows_of(tiny, options):
     text = (tiny / "calib.txt").read_text(encoding="utf-8")
-    return training_windows(AutoTokenizer.from_pretrained(tiny), text, 0, "calib.txt", QatOptions.parse(options), 1024)
+    return training_windows(AutoTokenizer.from_pretrained(tiny), text, 0, "calib.txt", QatOptions(**options), 1024)
 
 
 def trained(tiny, tmp_path, options, schemes, progress=lambda done, total: None, first=None):
     """(what train returns, the folder that it wrote); `first`: of the text's windows only so many."""
     torch.set_num_threads(1)
-    windows, options = windows_of(tiny, options)[:first], QatOptions.parse(options)
+    windows, options = windows_of(tiny, options)[:first], QatOptions(**options)
     folder = tmp_path / "trained"
     folder.mkdir()
     return train(load, tiny, schemes, windows, options, folder, tmp_path / "states", progress), folder
@@ -80,12 +80,12 @@ def kl(wanted, found):
 
 
 @pytest.mark.parametrize("scheme", [INT4, STATIC], ids=["int4-weight", "int8-static"])
-@pytest.mark.parametrize("lora", ["", ",lora=8"], ids=["whole", "lora"])
+@pytest.mark.parametrize("lora", [{}, {"lora": 8}], ids=["whole", "lora"])
 def test_what_is_saved_is_what_was_trained(tiny, tmp_path, ids, scheme, lora):
     schemes = schemes_of(tiny, scheme)
-    rate = ",lr=3e-4" if lora else ",lr=3e-5" if scheme is INT4 else ",lr=1e-4"
+    rate = {"lr": 3e-4 if lora else 3e-5 if scheme is INT4 else 1e-4}
     seen = []
-    made, folder = trained(tiny, tmp_path, FEW + lora + rate, schemes, lambda done, total: seen.append((done, total)))
+    made, folder = trained(tiny, tmp_path, FEW | lora | rate, schemes, lambda done, total: seen.append((done, total)))
     assert seen == [(step, 12) for step in range(1, 13)]
     model, float_model = load(folder), load(tiny)
     stored = load_file(folder / "model.safetensors")
@@ -116,9 +116,9 @@ def test_what_is_saved_is_what_was_trained(tiny, tmp_path, ids, scheme, lora):
 
 
 @pytest.mark.parametrize("scheme", [INT4, STATIC], ids=["int4-weight", "int8-static"])
-@pytest.mark.parametrize("lora", ["", ",lora=8"], ids=["whole", "lora"])
+@pytest.mark.parametrize("lora", [{}, {"lora": 8}], ids=["whole", "lora"])
 def test_the_loss_is_that_of_the_artifacts_simulation(tiny, tmp_path, scheme, lora):
-    options = "steps=1,batch=2,window=128,kd=0.5,lr=1e-12" + lora  # too slow to learn anything
+    options = {"steps": 1, "batch": 2, "window": 128, "kd": 0.5, "lr": 1e-12} | lora  # too slow to learn anything
     made, folder = trained(tiny, tmp_path, options, schemes_of(tiny, scheme), first=2)
     ids, model = windows_of(tiny, options)[:2], load(folder)
     with simulated(model, made["schemes"]):
@@ -130,7 +130,7 @@ def test_the_loss_is_that_of_the_artifacts_simulation(tiny, tmp_path, scheme, lo
 
 
 def test_the_loss_goes_down(tiny, tmp_path):
-    options = "steps=40,batch=2,window=64,lr=3e-5"
+    options = {"steps": 40, "batch": 2, "window": 64, "lr": 3e-5}
     made, _ = trained(tiny, tmp_path, options, schemes_of(tiny, INT4), first=2)
     kls = [point[2] for point in made["record"]["curve"]]
     assert sum(kls[-4:]) < 0.6 * sum(kls[:4])
@@ -138,7 +138,7 @@ def test_the_loss_goes_down(tiny, tmp_path):
 
 def test_killed_and_run_again_is_as_never_killed(tiny, tmp_path):
     schemes = schemes_of(tiny, STATIC)
-    whole, folder = trained(tiny, tmp_path, FEW + ",lora=4,lr=1e-3", schemes)
+    whole, folder = trained(tiny, tmp_path, FEW | {"lora": 4, "lr": 1e-3}, schemes)
     script = textwrap.dedent(
         """
         import sys, time
@@ -151,7 +151,7 @@ def test_killed_and_run_again_is_as_never_killed(tiny, tmp_path):
             time.sleep(0.2)
 
         tiny = Path("models/tiny")
-        trained(tiny, Path(sys.argv[1]), FEW + ",lora=4,lr=1e-3", schemes_of(tiny, STATIC), progress)
+        trained(tiny, Path(sys.argv[1]), FEW | {"lora": 4, "lr": 1e-3}, schemes_of(tiny, STATIC), progress)
         """
     )
     again = tmp_path / "again"
@@ -165,7 +165,7 @@ def test_killed_and_run_again_is_as_never_killed(tiny, tmp_path):
     assert not list((again / "trained").iterdir())
     (again / "trained").rmdir()
     seen = []
-    resumed, other = trained(tiny, again, FEW + ",lora=4,lr=1e-3", schemes, lambda done, total: seen.append(done))
+    resumed, other = trained(tiny, again, FEW | {"lora": 4, "lr": 1e-3}, schemes, lambda done, total: seen.append(done))
     assert seen == list(range(5, 13))
     assert resumed["schemes"] == whole["schemes"]
     assert resumed["record"]["curve"] == whole["record"]["curve"]
@@ -175,17 +175,17 @@ def test_killed_and_run_again_is_as_never_killed(tiny, tmp_path):
 
 def test_gradient_checkpointing_changes_nothing(tiny, tmp_path):
     curves = []
-    for on in ("off", "on"):
-        (tmp_path / on).mkdir()
-        options = f"steps=3,batch=2,window=64,checkpointing={on}"
-        made, _ = trained(tiny, tmp_path / on, options, schemes_of(tiny, INT4))
+    for on in (False, True):
+        (tmp_path / str(on)).mkdir()
+        options = {"steps": 3, "batch": 2, "window": 64, "checkpointing": on}
+        made, _ = trained(tiny, tmp_path / str(on), options, schemes_of(tiny, INT4))
         curves.append([point[1] for point in made["record"]["curve"]])
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
 def test_a_tied_head_stays_in_float_and_is_named(tiny, tmp_path):
     schemes = schemes_of(tiny, INT4) | {"lm_head": INT4}
-    made, folder = trained(tiny, tmp_path, "steps=2,batch=2,window=64", schemes)
+    made, folder = trained(tiny, tmp_path, {"steps": 2, "batch": 2, "window": 64}, schemes)
     assert made["record"]["shared"] == ["lm_head"]
     model = load(folder)
     head = model.lm_head.weight
@@ -198,7 +198,7 @@ def test_conv1d(tmp_path):
     base = tmp_path / "gpt2"
     config = GPT2Config(vocab_size=96, n_positions=64, n_embd=64, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(base)
-    options = QatOptions.parse("steps=2,batch=1,window=32,lora=2")
+    options = QatOptions(steps=2, batch=1, window=32, lora=2)
     schemes = {"transformer.h.0.attn.c_attn": INT4, "transformer.h.0.mlp.c_fc": STATIC}
     folder = tmp_path / "trained"
     folder.mkdir()
@@ -212,13 +212,15 @@ def test_conv1d(tmp_path):
 
 
 def test_a_diverged_training_leaves_nothing(tiny, tmp_path):
-    with pytest.raises(BuildError, match=r"QAT diverged at step \d+: .* take a lower learning rate, such as --qat lr="):
-        trained(tiny, tmp_path, FEW + ",lr=100", schemes_of(tiny, INT4))
+    with pytest.raises(
+        BuildError, match=r"QAT diverged at step \d+: .* take a lower learning rate, such as --qat-lr 10"
+    ):
+        trained(tiny, tmp_path, FEW | {"lr": 100}, schemes_of(tiny, INT4))
     assert not list((tmp_path / "trained").iterdir())
 
 
 def test_a_short_text_is_refused(tiny):
-    tokenizer, options = AutoTokenizer.from_pretrained(tiny), QatOptions.parse("window=128")
+    tokenizer, options = AutoTokenizer.from_pretrained(tiny), QatOptions(window=128)
     with pytest.raises(JobError, match=r"short.txt has \d+ tokens, and one step .* 4 windows of 128: give a longer"):
         training_windows(tokenizer, "Too short to learn from.", 0, "short.txt", options, 1024)
     with pytest.raises(JobError, match="the model has 64 positions; give a smaller window"):

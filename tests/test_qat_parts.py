@@ -1,5 +1,6 @@
 """The parts of quantization-aware training: its options, its loss, and the rounding that gradients go through."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from exporter.errors import JobError
-from exporter.job import Job, load_job
+from exporter.job import Job
+from exporter.pipeline.sections import read_sections
 from exporter.quantization.grid import rounded, rounded_input
 from exporter.scheme import Scheme
 from exporter.stages.train.loss import losses
@@ -17,30 +19,38 @@ from exporter.stages.train.rounding import RoundedInput, RoundedWeight
 INT4 = Scheme(weight="int4", group=32, symmetric=False)
 
 
+def options_of(**keys):
+    return read_sections(Job(model="tiny", output="out", **keys)).qat
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("section", "says"),
     [
-        ("step=3", "unknown option 'step'; did you mean steps"),
-        ("steps=0", "--qat steps=0: input should be greater than or equal to 1"),
-        ("scheme=int3", "--qat scheme=int3: input should be 'int8-static' or 'int4-weight'"),
-        ("lr=fast", "--qat lr=fast: input should be a valid number"),
-        ("steps", "steps has no value"),
-        ("steps=1,steps=2", "steps is given twice"),
-        ("", "unknown option ''"),
+        ({"step": 3}, "unknown option of qat 'step'; did you mean steps"),
+        ({"steps": 0}, "--qat-steps 0: input should be greater than or equal to 1"),
+        ({"scheme": "int3"}, "--qat-scheme 'int3': input should be 'int8-static' or 'int4-weight'"),
+        ({"lr": "fast"}, "--qat-lr 'fast': input should be a valid number"),
+        (None, "qat: give its options, as in qat: {steps: 200}"),
     ],
+    ids=str,
 )
-def test_options_that_are_wrong(text, message):
-    with pytest.raises(JobError, match=message):
-        load_job(Job, {"model": "tiny", "output": "out", "qat": text})
+def test_options_that_are_wrong(section, says):
+    with pytest.raises(JobError, match=f"^{re.escape(says)}"):
+        options_of(qat=section)
 
 
 def test_options():
-    options = QatOptions.parse("scheme=int8-static, checkpointing=on,data=a,b.txt,lora=8")
+    options = options_of(qat={"scheme": "int8-static", "checkpointing": True, "data": "a,b.txt", "lora": 8})
     assert (options.scheme, options.checkpointing, options.data, options.lora) == (
         "int8-static", True, Path("a,b.txt"), 8,
     )  # fmt: skip
     assert options.layer_scheme() == Scheme(weight="int8", input="static")
-    assert QatOptions.parse("steps=3").identity() == QatOptions.parse("steps=3,save=1,data=x").identity()
+    assert QatOptions(steps=3).identity() == QatOptions(steps=3, save=1, data="x").identity()
+
+
+def test_what_turns_it_on():
+    assert options_of() is options_of(qat=False) is None
+    assert options_of(qat=True) == options_of(qat={}) == QatOptions()
 
 
 def test_the_loss_and_its_gradient_are_autograds():

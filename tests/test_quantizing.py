@@ -218,7 +218,7 @@ def test_a_trained_model_is_exported_as_it_was_trained(tmp_path, tiny):
         Job(
             model="tiny",
             target=("onnx:int4-weight", "onnx:fp32"),
-            qat="steps=6,scheme=int4-weight,window=128,batch=2",
+            qat={"steps": 6, "window": 128, "batch": 2},
             output=output,
             **FEW,
         )

@@ -21,10 +21,10 @@ COMMANDS = ("bench", "doctor", "report", "run", "schema", "shell-init", "targets
 SCRIPT = r"""
 eval "$(exporter shell-init SHELL)"
 set -eu
-export schema | grep -c additionalProperties
+export schema | grep -c json-schema.org
 inside() {
   local near=1; export near; export far=2
-  export schema | grep -c additionalProperties; sh -c 'echo near=$near'
+  export schema | grep -c json-schema.org; sh -c 'echo near=$near'
 }
 inside
 sh -c 'echo far=$far'
@@ -38,7 +38,7 @@ export | grep -c 'FOO=.*bar'
 code=0; export report no-such-folder 2>/dev/null || code=$?; echo status=$code
 code=0; export schema "not an argument" 2>/dev/null || code=$?; echo status=$code
 sh -c 'export CHILD=4; sh -c "echo CHILD=\$CHILD"'
-env export schema | grep -c additionalProperties
+env export schema | grep -c json-schema.org
 command -v exporter >/dev/null && echo end
 """
 EXPECTED = [
@@ -141,7 +141,7 @@ def test_at_zshs_prompt_the_reserved_word_stays_what_it_was():
     home = os.environ["HOME"]
     # The typed line is echoed too: what is waited for must be what the commands print, not what is typed.
     prompt.type('eval "$(exporter shell-init zsh)"; echo loaded=$((40 + 2))', "loaded=42")
-    prompt.type("  export schema | grep -c additionalProperties | sed s/^/found=/", "found=1")
+    prompt.type("  export schema | grep -c json-schema.org | sed s/^/found=/", "found=1")
     prompt.type(
         "export A=~/bin:~/x B=$(echo 'c  d') C=*; sh -c 'echo \"{$A|$B|$C}\"'", f"{{{home}/bin:{home}/x|c  d|*}}"
     )

@@ -39,7 +39,9 @@ def done(tmp_path_factory):
         pytest.skip("here the engine itself is measured: see the tests marked gpu")
     output = tmp_path_factory.mktemp("trt") / "out"
     variants = ("tensorrt-rtx:fp32", "tensorrt-rtx:fp16")
-    return run(job("tiny", output, *variants, trt_compute_capability="sm89,sm120", repeats=1)), output
+    return run(
+        job("tiny", output, *variants, repeats=1, **{"tensorrt-rtx": {"compute_capability": "sm89,sm120"}})
+    ), output
 
 
 def rows_of(report):
@@ -73,7 +75,8 @@ def test_rows(done):
 
 def test_int8_under_a_policy(tmp_path):
     """Signed Q/DQ where the policy allows; the engine's own log says that its products became integers."""
-    report = run(job("tiny", tmp_path / "out", "tensorrt-rtx:int8", trt_compute_capability="sm89", max_ppl_ratio=1.1))
+    options = {"tensorrt-rtx": {"compute_capability": ["sm89"]}}
+    report = run(job("tiny", tmp_path / "out", "tensorrt-rtx:int8", max_ppl_ratio=1.1, **options))
     assert report["passed"], report["results"]
     row = rows_of(report)["int8"]
     assert row["build"]["engine"]["int8_share"] > 0.8
@@ -169,7 +172,7 @@ def test_the_proof_is_held_to_the_profile(done):
         assert together.shape == (10, 2, 2048)
         assert np.abs(together[9] - runner.logits(ids[9])).max() < 0.05
         long = np.ones(513, np.int64)
-        outside = r"a text of 513 tokens is outside the engine's profile, length=1:128:512; .* --trt-profile"
+        outside = r"a text of 513 tokens is outside the engine's profile, length=1:128:512; build it with a profile"
         with pytest.raises(BuildError, match=outside):
             runner.logits(long)
         runner.prefill(long[:512])

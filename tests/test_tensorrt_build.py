@@ -35,7 +35,7 @@ FAMILIES = {
 def exported(checkpoint, task, folder, precision="fp16", **options):
     """What the target writes and says, in this process; the folder can be opened afterwards."""
     target = known.get("tensorrt-rtx")
-    told = Job(model="tiny", output="out", **options).options(target.options)
+    told = target.options(**options)
     folder.mkdir()
     source = Checkpoint(checkpoint, task, "model", "0" * 64, 1)
     steps = []
@@ -70,17 +70,18 @@ def test_family(architecture, tmp_path):
 
 def test_an_engine_that_cannot_be_built_says_the_last_lines_of_its_log(tiny, tmp_path, capfd):
     with pytest.raises(BuildError) as failure:
-        exported(tiny, GENERATION, tmp_path / "artifact", trt_workspace="1K")
+        exported(tiny, GENERATION, tmp_path / "artifact", workspace="1K")
     assert "could not build the engine" in str(failure.value)
     assert "no tactics to implement the operation within workspace limit" in str(failure.value)
-    assert str(failure.value).endswith("allow more with --trt-workspace")
+    assert str(failure.value).endswith("allow more with --tensorrt-rtx-workspace")
     assert "[ERROR] " in (tmp_path / "artifact" / "build.log").read_text()
     assert "[ERROR] " in capfd.readouterr().err  # which is OUT/logs/…export.log: the folder itself is gone
 
 
 def test_what_is_known_of_an_engine_that_failed_stays_in_its_row(tmp_path):
     small = {"eval_tokens": 256, "window": 64, "threads": 1, "speed": False}
-    report = run(Job(model="tiny", target="tensorrt-rtx", output=tmp_path / "out", trt_workspace="1K", **small))
+    options = {"tensorrt-rtx": {"workspace": "1K"}}
+    report = run(Job(model="tiny", target="tensorrt-rtx", output=tmp_path / "out", **options, **small))
     row = report["results"][-1]
     assert (row["status"], report["exit_status"]) == ("failed", 4)
     built = row["build"]["engine"]

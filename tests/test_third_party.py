@@ -50,6 +50,27 @@ def broken(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def strange(tmp_path_factory):
+    """The environment of a machine with packages whose options cannot be taken."""
+    site = tmp_path_factory.mktemp("strange")
+    brings = (
+        "from dataclasses import replace\nfrom pydantic import BaseModel\n"
+        "from exporter.targets.torch.target import TORCH\n"
+        "class Options(BaseModel):\n    {field}\nTARGET = replace(TORCH, name={name!r}, options={options})\n"
+    )
+    for name, field, options in (
+        ("named", "old: str = 'x'", "('old',)"),
+        ("demanding", "size: int", "Options"),
+        ("eval", "text: str = 'x'", "Options"),
+        ("policy", "level: int = 3", "Options"),
+        ("fine", "level: int = 3", "Options"),
+    ):
+        text = brings.format(name=name, field=field, options=options)
+        fake_install(site, f"brings_{name}", text, f"{name} = brings_{name}:TARGET")
+    return {"PYTHONPATH": str(site)}
+
+
+@pytest.fixture(scope="module")
 def out(run_cli, npz, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
     done = run_cli("run", "-m", "models/tiny", "--target", "npz", *LIGHT, "-o", folder, env=npz)
@@ -108,6 +129,56 @@ def test_its_own_refusal_is_told_before_any_work(run_cli, npz, tmp_path):
     done = run_cli("run", "-m", "models/tiny", "--target", "npz:int8", "-o", tmp_path / "out", env=npz)
     assert done.returncode == 2
     assert "unknown precision of npz 'int8'" in done.stderr
+
+
+def test_its_options_are_flags_a_section_and_in_the_schema(run_cli, npz, tmp_path):
+    shown = run_cli("run", "--help", env=npz).stdout
+    heading = "npz (NumPy's .npz, an example of a third party's target):"
+    assert "--npz-compress" in shown.partition(heading)[2].partition("Running:")[0]
+    schema = json.loads(run_cli("schema", env=npz).stdout)["properties"]["npz"]
+    assert (schema["type"], schema["properties"]["compress"]["default"]) == ("object", False)
+    assert "npz" not in json.loads(run_cli("schema").stdout)["properties"]
+    told = json.loads(run_cli("targets", "npz", "--format", "json", env=npz).stdout)
+    assert [(one["flag"], one["key"], one["default"]) for one in told["options"]] == [
+        ("--npz-compress", "npz: {compress: …}", "off")
+    ]
+    (tmp_path / "job.yaml").write_text("npz: {compres: true}")
+    flags = ("-m", "models/tiny", "-t", "npz", "--config", tmp_path / "job.yaml", "-o", tmp_path / "out")
+    done = run_cli("run", *flags, env=npz)
+    assert done.returncode == 2
+    assert "unknown option of npz 'compres'; did you mean compress?" in done.stderr
+    assert "unknown section 'npz'" in run_cli("run", *flags[:2], *flags[4:]).stderr
+
+
+@pytest.mark.parametrize("way", ["flag", "yaml"])
+def test_its_option_changes_what_it_writes(run_cli, npz, out, tmp_path, way):
+    (tmp_path / "job.yaml").write_text("npz: {compress: true}" if way == "yaml" else "{}")
+    flags = ("--npz-compress",) if way == "flag" else ()
+    done = run_cli(
+        "run", "-m", "models/tiny", "-t", "npz", *flags, "--config", tmp_path / "job.yaml", "--no-speed", *LIGHT,
+        "-o", tmp_path / "out", env=npz,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    row = row_of(json.loads((tmp_path / "out" / "report.json").read_text()), "npz")
+    assert row["status"] == "ok"
+    assert row["bytes"] < 0.99 * row_of(out[1], "npz")["bytes"]
+
+
+def test_options_that_cannot_be_taken_break_their_target_only(run_cli, strange, tmp_path):
+    listed = json.loads(run_cli("targets", "--format", "json", env=strange).stdout)
+    assert "are ('old',), not a subclass of pydantic's BaseModel" in listed["broken"]["named"]
+    assert "have no defaults that hold: 1 validation error" in listed["broken"]["demanding"]
+    assert "would take the place of 'eval_text', a key of every job" in listed["broken"]["eval"]
+    assert "would take the place of 'policy', a key of every job" in listed["broken"]["policy"]
+    assert listed["broken"].keys() == {"named", "demanding", "eval", "policy"}
+    shown = run_cli("run", "--help", env=strange)
+    assert shown.returncode == 0
+    assert "--fine-level INTEGER" in shown.stdout
+    assert "--named-old" not in shown.stdout
+    flags = ("-m", "tiny", "-t", "torch:bf16", "--fine-level", 5, "--dry-run", "-o", tmp_path / "out")
+    done = run_cli("run", *flags, env=strange)
+    assert done.returncode == 0, done.stderr
+    assert "level: 5" in done.stdout
 
 
 def test_broken_ones_are_listed_with_their_reasons(run_cli, broken):

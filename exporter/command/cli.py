@@ -43,9 +43,7 @@ def cli() -> None:
 
 @cli.command(cls=JobCommand)
 @click.option("--config", type=click.Path(path_type=Path), help="A YAML file with the same keys; flags win over it.")
-@click.option(
-    "--dry-run", is_flag=True, help="Check everything, print the resolved job and what it would do, and stop."
-)
+@click.option("--dry-run", is_flag=True, help="Check everything, print the whole job and what it would do.")
 @FORMAT
 @VERBOSE
 def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: Any) -> None:
@@ -171,12 +169,20 @@ def verify(folder: Path, form: str) -> None:
 
 
 @cli.command()
+@click.argument("target", required=False)
 @FORMAT
-def targets(form: str) -> None:
-    """List every target with its precisions and gates, whether it can run here (and why not), and the recipes."""
-    from exporter.command.show import print_targets
+def targets(target: str | None, form: str) -> None:
+    """List every target with its precisions and gates, whether it can run here (and why not), and the recipes.
 
-    print_targets(form)
+    \b
+    exporter targets gguf         one TARGET's precisions, gates, options and an example
+    """
+    from exporter.command.targets import print_one_target, print_targets
+
+    if target is None:
+        print_targets(form)
+    else:
+        print_one_target(target, form)
 
 
 @cli.command()
@@ -210,9 +216,9 @@ def fetch(target: str, source: Path | None) -> None:
 def schema(what: str) -> None:
     """Print the JSON Schema of the job file, for editors (yaml-language-server: $schema=…), or of report.json."""
     if what == "job":
-        from exporter.job import Job
+        from exporter.pipeline.sections import job_schema
 
-        described = Job.model_json_schema()
+        described = job_schema()
     else:
         from exporter.report.document import Document
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -68,7 +67,7 @@ def print_result(report: Mapping[str, Any], folder: Path, form: str) -> None:
     if form == "json":
         print(json.dumps(report, allow_nan=False))
         return
-    console = _stdout()
+    console = stdout()
     print_table(report, console)
     console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
 
@@ -91,7 +90,7 @@ def print_merge(record: Mapping[str, Any], folder: Path, form: str) -> None:
         return
     from exporter.report.merged import merge_lines
 
-    console = _stdout()
+    console = stdout()
     for line in (*record["history"], *merge_lines(record)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"merged model: {folder}", markup=False, highlight=False, soft_wrap=True)
@@ -104,7 +103,7 @@ def print_policy(record: Mapping[str, Any], file: Path, form: str) -> None:
         return
     from exporter.report.quantized import quantization_lines
 
-    console = _stdout()
+    console = stdout()
     for line in quantization_lines(record):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"policy: {file}", markup=False, highlight=False, soft_wrap=True)
@@ -118,43 +117,6 @@ def print_damage(broken: Mapping[str, Sequence[str]], form: str) -> None:
         print(f"{name}: {'; '.join(lines) or 'whole'}")
 
 
-def print_targets(form: str) -> None:
-    from exporter.checkpoint.recipes import RECIPES
-    from exporter.targets import known
-
-    rows: list[dict[str, Any]] = [
-        {
-            "target": name,
-            "precision": precision,
-            "default": precision == target.default,
-            "summary": about.summary,
-            "gates": {gate: limit for gate, limit in vars(about.gates).items() if limit is not None},
-            "unavailable": known.unavailable(Variant(name, precision)),
-        }
-        for name, target in known.all_targets().items()
-        for precision, about in target.precisions.items()
-    ]
-    if form == "json":
-        recipes = {name: recipe.summary for name, recipe in RECIPES.items()}
-        print(json.dumps({"targets": rows, "broken": dict(known.broken()), "recipes": recipes}))
-        return
-    console = _stdout()
-    for name, target in known.all_targets().items():
-        default = f"default: {target.default}"
-        for alias, meanings in target.aliases.items():
-            default += f"; {alias} is {' or '.join(sorted(set(meanings.values())))}, by the task"
-        console.print(f"[bold]{escape(name)}[/]  {escape(target.summary)}\n{escape(default)}", highlight=False)
-        table = Table("precision", "what it is", "gates", "here", box=SIMPLE)
-        for row in rows:
-            if row["target"] == name:
-                gates = "\n".join(f"{gate} {limit:g}" for gate, limit in row["gates"].items())
-                table.add_row(row["precision"], escape(row["summary"]), gates, escape(row["unavailable"] or "yes"))
-        console.print(table)
-    _print_pairs(console, "Installed targets that cannot be used", known.broken())
-    models = {name: recipe.summary for name, recipe in RECIPES.items()}
-    _print_pairs(console, "Models that need no download: -m NAME", models)
-
-
 def print_doctor(form: str) -> None:
     from exporter.command import doctor
     from exporter.targets import known
@@ -162,7 +124,9 @@ def print_doctor(form: str) -> None:
     needed: set[str] = set()
     for target in known.all_targets().values():
         needed.update(
-            target.requires, target.builds_with({}), *(precision.requires for precision in target.precisions.values())
+            target.requires,
+            target.builds_with(known.defaults(target)),
+            *(precision.requires for precision in target.precisions.values()),
         )
     facts = doctor.examine(sorted(needed))
     facts["troubles"] += doctor.crashes()
@@ -170,11 +134,11 @@ def print_doctor(form: str) -> None:
     if form == "json":
         print(json.dumps(facts))
         return
-    console = _stdout()
+    console = stdout()
     limit = "" if facts["cpu_quota"] is None else f", of which this container may use {facts['cpu_quota']:g}"
     load = " ".join(f"{load:.2f}" for load in facts["load_average"])
     gpus = [f"{gpu['name']}, {_gigabytes(gpu['memory_bytes'])}, driver {gpu['driver']}" for gpu in facts["gpus"]]
-    _print_pairs(console, "Machine", {
+    print_pairs(console, "Machine", {
         "processor": f"{facts['cpu']}, {facts['cores']} cores{limit}",
         "features": " ".join(facts["cpu_features"]) or "not known",
         "threads": f"{facts['threads']} by default (--threads)",
@@ -185,15 +149,15 @@ def print_doctor(form: str) -> None:
         "python": facts["python"],
         "cache": f"{facts['cache']}, {_gigabytes(facts['cache_free_bytes'])} free",
     })  # fmt: skip
-    _print_pairs(console, "Environment", facts["environment"])
-    _print_pairs(console, "Packages", {name: version or "not installed" for name, version in facts["versions"].items()})
+    print_pairs(console, "Environment", facts["environment"])
+    print_pairs(console, "Packages", {name: version or "not installed" for name, version in facts["versions"].items()})
     if not facts["troubles"]:
         console.print("No known trouble.", markup=False, highlight=False)
     for line in facts["troubles"]:
         console.print(f"trouble: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_pairs(console: Console, title: str, pairs: Mapping[str, str]) -> None:
+def print_pairs(console: Console, title: str, pairs: Mapping[str, str]) -> None:
     """A title and its lines of a name and what is said of it; nothing where there are none."""
     if not pairs:
         return
@@ -209,6 +173,6 @@ def _gigabytes(count: int | None) -> str:
     return "memory not known" if count is None else f"{count / 1e9:.1f} GB"
 
 
-def _stdout() -> Console:
+def stdout() -> Console:
     own = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if own else _LOG_WIDTH)

@@ -61,7 +61,7 @@ def bench_again(
         else:
             manifest = store.read_manifest(output / old["path"]) or {}
             row.reason = "; ".join(manifest.get("notes", ())) or None
-        if row.status == "ok" and (reason := known.unavailable(variant, None)) is not None:
+        if row.status == "ok" and (reason := known.unavailable(variant, to_open=True)) is not None:
             row.status, row.reason = "skipped", reason
         rows.append(row)
     bench = Bench(output, checkpoint, report["evaluation"]["max_length"], job.threads, progress, failed)

@@ -59,7 +59,7 @@ class Exports:
 
     def _key(self, wanted: Wanted, how: dict[str, Any] | None) -> str:
         # A file that an option names counts by its contents, the calibration by its key.
-        options = wanted.options.items()
+        options = wanted.options or ()
         contents = {name: store.sha256_file(it) if isinstance(it, Path) else it for name, it in options}
         made_of: list[Any] = [self.checkpoint.sha256, self.checkpoint.task, str(wanted.variant), contents]
         made_of.append(self.calibration.name if self.calibration and wanted.calibrates else None)
@@ -140,7 +140,7 @@ class Exports:
                 folder=folder,
                 scratch=mine,
                 threads=threads,
-                options=dict(wanted.options),
+                options=None if wanted.options is None else wanted.options.model_dump(mode="json"),
                 calibration=self.calibration if wanted.calibrates else None,
                 policy=None if quantization is None else quantization["policy"],
             )
@@ -165,19 +165,19 @@ def export_artifact(
     folder: str,
     scratch: str,
     threads: int,
-    options: dict[str, Any],
+    options: dict[str, Any] | None,
     calibration: str | None,
     policy: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """A worker's operation: what the target says of the artifact that it wrote, its seconds and its peak memory."""
-    start = perf_counter()
+    start, model = perf_counter(), known.get(target).options
     request = ExportRequest(
         checkpoint,
         precision,
         Path(folder),
         Path(scratch),
         threads,
-        options,
+        None if model is None else model.model_validate(options),
         store.cache_folder(),
         Path(calibration) if calibration else None,
         policy and {name: one and Scheme.model_validate(one) for name, one in policy.items()},

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from exporter.checkpoint.load import is_recipe
 from exporter.errors import BuildError, JobError
 from exporter.job import Job
+from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look
 from exporter.pipeline.texts import calibration_text, evaluation_text, window_of
 from exporter.process import Progress, Session, Worker
@@ -36,7 +39,7 @@ class Wanted:
     """
 
     variant: Variant
-    options: Mapping[str, Any]
+    options: BaseModel | None
     limits: Gates
     calibrates: bool
     how: dict[str, Any] | None
@@ -60,6 +63,7 @@ class Plan:
     """A job whose every part has been looked at. `calibration`: what a worker is told of its text; None: not needed."""
 
     job: Job
+    sections: Sections
     source: Source
     wanted: tuple[Wanted, ...]
     skipped: dict[Variant, str]
@@ -76,13 +80,14 @@ class Plan:
         steps = [f"merge the adapter {adapter.path} ({self.source.way})" for adapter in self.source.adapters]
         steps += [f"calibrate on {job.calib_tokens} tokens of {text['name']}"] if text else []
         steps.append(f"measure {job.eval_tokens} tokens of {self.text_name} with {known.REFERENCE}")
-        steps += [f"train: {job.qat}"] if self.training else []
+        steps += [f"train {qat.steps} steps as {qat.scheme} (QAT)"] if (qat := self.sections.qat) else []
         for one in self.wanted:
             steps += [f"choose the policy of {one.variant}"] if one.how and one.how["policy"] is None else []
             steps.append(f"export, check and measure {one.variant}")
         steps += [f"skip {variant}: {reason}" for variant, reason in self.skipped.items()]
-        resolved = {"task": self.source.checkpoint.task, "window": self.window, "stride": self.stride}
+        resolved: dict[str, Any] = {"task": self.source.checkpoint.task, "window": self.window, "stride": self.stride}
         resolved["target"] = [str(one.variant) for one in self.wanted]
+        resolved |= self.sections.resolved([*(one.variant.target for one in self.wanted), *(job.model_extra or {})])
         return {
             "job": job.model_dump(mode="json") | resolved,
             "checkpoint": asdict(self.source.checkpoint),
@@ -92,6 +97,7 @@ class Plan:
 
 def make_plan(job: Job, worker: Worker) -> Plan:
     """Checks a job, the cheap things first. Raises JobError, or BuildError for what cannot be built here."""
+    sections = read_sections(job)
     for text in job.target:
         for task in TASKS:  # the task is not known yet: names must be right for any of them
             known.parse(text, task)
@@ -101,16 +107,16 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     source = look(job, worker)
     task = source.checkpoint.task
     window, stride = window_of(job, task, source.max_length)
-    variants, skipped = _variants(job, source, window)
+    variants, skipped = _variants(job, sections, source, window)
     policy = _policy(job, variants, source)
-    wanted = tuple(_wanted(job, variant, policy) for variant in variants)
+    wanted = tuple(_wanted(job, sections, variant, policy) for variant in variants)
     _refuse_full_disk(output, source, wanted)
-    trains = job.qat is not None
+    trains = sections.qat is not None
     calibration = _calibration(job, source, text, trains or any(one.how or one.calibrates for one in wanted))
-    training = _training(job, source, text, policy)
+    training = _training(job, sections.qat, source, text, policy)
     if calibration is not None and (trains or any(one.how for one in wanted)):
         worker(check_calibration, checkpoint=source.checkpoint, text=calibration)
-    return Plan(job, source, wanted, skipped, text_name, text, window, stride, calibration, training)
+    return Plan(job, sections, source, wanted, skipped, text_name, text, window, stride, calibration, training)
 
 
 def check_calibration(session: Session, checkpoint: Checkpoint, text: dict[str, Any]) -> None:
@@ -126,7 +132,7 @@ def dry_plan(job: Job, progress: Progress) -> dict[str, Any]:
         return make_plan(job, worker).describe()
 
 
-def _variants(job: Job, source: Source, window: int) -> tuple[list[Variant], dict[Variant, str]]:
+def _variants(job: Job, sections: Sections, source: Source, window: int) -> tuple[list[Variant], dict[Variant, str]]:
     """What will be built, and what is skipped and why. A variant that was named and cannot be built is an error."""
     task, config, path = source.checkpoint.task, source.config, source.checkpoint.path
     chosen: dict[Variant, bool] = {}  # in order, each once; whether it was named
@@ -136,7 +142,7 @@ def _variants(job: Job, source: Source, window: int) -> tuple[list[Variant], dic
     skipped = {}
     for variant, named in chosen.items():
         target = known.all_targets().get(variant.target)
-        options = job.options(target.options) if target else {}
+        options = sections.targets.get(variant.target)
         reason = known.unavailable(variant, options)
         if target and reason is None:
             where = Preparation(path, config, task, variant.precision, options, cache_folder(), job.offline, window)
@@ -148,9 +154,9 @@ def _variants(job: Job, source: Source, window: int) -> tuple[list[Variant], dic
     return [one for one in chosen if one not in skipped and one != known.REFERENCE], skipped
 
 
-def _wanted(job: Job, variant: Variant, policy: Policy | None) -> Wanted:
+def _wanted(job: Job, sections: Sections, variant: Variant, policy: Policy | None) -> Wanted:
     target = known.get(variant.target)
-    precision, options = target.precisions[variant.precision], job.options(target.options)
+    precision, options = target.precisions[variant.precision], sections.targets.get(variant.target)
     how = None
     if _quantizes(job, precision):
         how = _how(job, precision.schemes, policy) | {
@@ -208,13 +214,14 @@ def _calibration(job: Job, source: Source, evaluated: str, wanted: bool) -> dict
     return told if wanted else None
 
 
-def _training(job: Job, source: Source, evaluated: str, policy: Policy | None) -> Training | None:
+def _training(
+    job: Job, options: QatOptions | None, source: Source, evaluated: str, policy: Policy | None
+) -> Training | None:
     """Quantization-aware training, where the job asks for it. Raises JobError."""
-    if job.qat is None:
+    if options is None:
         return None
     if source.checkpoint.task != GENERATION:
         raise JobError(f"--qat trains models for {GENERATION}, and this one is for {source.checkpoint.task}")
-    options = QatOptions.parse(job.qat)
     name, text, skip = calibration_text(options.data or job.calib_text, source.recipe, evaluated, job.eval_tokens)
     how = _how(job, (options.layer_scheme(), HEAD), policy) | {"mixed": False, "smooth": False, "rounding": "nearest"}
     return Training(options, how, {"name": name, "text": text, "skip": skip})

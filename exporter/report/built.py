@@ -20,7 +20,7 @@ def build_lines(row: Mapping[str, Any]) -> Iterator[str]:
     if record["refused"]:
         yield f"refused: {', '.join(record['refused'])}"
     if record["built_by"] is None:
-        why = "--no-engine" if row["status"] == "ok" else "see why above"
+        why = f"--no-{row['target']}-engine" if row["status"] == "ok" else "see why above"
         yield f"no engine ({why}); graph {record['onnx_bytes'] / 1e6:,.1f} MB"
     else:
         yield (

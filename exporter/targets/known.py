@@ -10,9 +10,11 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import Any
+
+from pydantic import BaseModel
 
 from exporter.errors import BuildError, ExporterError, JobError, MissingPackage, unknown
+from exporter.job import Job
 from exporter.targets.gguf.target import GGUF
 from exporter.targets.onnx.target import ONNX
 from exporter.targets.tensorrt.target import RTX_TARGET, TENSORRT_TARGET
@@ -56,7 +58,25 @@ def _load(point: metadata.EntryPoint) -> Target | str:
         return f"{point.value} is not an exporter.types.Target named {point.name!r}"
     if target.default not in target.precisions:
         return f"the default of {point.value}, {target.default!r}, is none of its precisions"
-    return target
+    return _wrong_options(target) or target
+
+
+def _wrong_options(target: Target) -> str | None:
+    """Why a third party's options cannot be flags and a section of every job, or None."""
+    options: object = target.options
+    if options is None:
+        return None
+    if not (isinstance(options, type) and issubclass(options, BaseModel)):
+        return f"the options of {target.name} are {options!r}, not a subclass of pydantic's BaseModel"
+    taken = {target.name, *(f"{target.name}_{name}" for name in options.model_fields)} & set(Job.model_fields)
+    if taken:
+        return f"the options of {target.name} would take the place of {sorted(taken)[0]!r}, a key of every job"
+    try:
+        options()
+        options.model_json_schema()
+    except Exception as error:  # noqa: BLE001  # a stranger's validators may raise anything
+        return f"the options of {target.name} have no defaults that hold: {' '.join(str(error).split())}"
+    return None
 
 
 def all_targets() -> Mapping[str, Target]:
@@ -99,15 +119,20 @@ def parse(text: str, task: str) -> list[Variant]:
     return [Variant(name, precision)]
 
 
+def defaults(target: Target) -> BaseModel | None:
+    """The options of a target in a job that says nothing of them; None where it has none."""
+    return None if target.options is None else target.options()
+
+
 def missing(
-    target: Target, precision: str, options: Mapping[str, Any] | None = MappingProxyType({})
+    target: Target, precision: str, options: BaseModel | None = None, to_open: bool = False
 ) -> MissingPackage | None:
     """The error for the packages that a target's precision needs and this environment lacks.
 
-    `options`: of the job that exports, where it sets any; None: an artifact that is there is only opened.
+    `options`: of the job that exports, the defaults unless given; `to_open`: an artifact that is there is only opened.
     """
     required = [*target.requires, *target.precisions[precision].requires]
-    required += [] if options is None else target.builds_with(options)
+    required += [] if to_open else target.builds_with(options or defaults(target))
     absent = [name.replace("_", "-") for name in required if not _importable(name)]
     return MissingPackage(f"{target.name}:{precision}", absent, target.extra, target.instead) if absent else None
 
@@ -119,11 +144,11 @@ def _importable(module: str) -> bool:
         return False
 
 
-def unavailable(variant: Variant, options: Mapping[str, Any] | None = MappingProxyType({})) -> str | None:
-    """Why a variant cannot be built (or, with None, opened) here, with the command that mends it, or None."""
+def unavailable(variant: Variant, options: BaseModel | None = None, to_open: bool = False) -> str | None:
+    """Why a variant cannot be built, or only opened, here, with the command that mends it, or None."""
     try:
         target = get(variant.target)
     except ExporterError as error:
         return str(error)
-    absent = missing(target, variant.precision, options)
+    absent = missing(target, variant.precision, options, to_open)
     return str(absent) if absent else target.available()

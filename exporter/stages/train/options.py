@@ -1,17 +1,13 @@
-"""What --qat says: quantization-aware training's options, one text such as steps=200,scheme=int4-weight,data=FILE."""
+"""What quantization-aware training can be asked: --qat-…, `qat: {…}` in the job file."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from exporter.errors import JobError, unknown
 from exporter.scheme import Scheme
-
-_SEPARATOR = re.compile(r",(?=\s*[A-Za-z_]+\s*=)")  # a comma within a file's name separates nothing
 
 HEAD = Scheme(weight="int8", group=32)  # what the output head gets, whose weight is often the embedding's too
 
@@ -30,30 +26,10 @@ class QatOptions(BaseModel):
     # make of it another model than the one that is exported.
     kd: float = Field(1.0, ge=0, le=1, description="Share of the KL to the float model in the loss; the rest is CE.")
     lora: int | None = Field(None, ge=1, description="Train LoRA factors of this rank only: less memory.")
-    checkpointing: bool = Field(False, description="Gradient checkpointing, on or off: less memory, a third slower.")
+    checkpointing: bool = Field(False, description="Gradient checkpointing: less memory, a third slower.")
     seed: int = Field(0, ge=0, description="Of the order of the windows and of the LoRA factors.")
     save: int = Field(50, ge=1, description="Steps between two states on disk, from which a killed run goes on.")
     data: Path | None = Field(None, description="UTF-8 text to train on. Default: the calibration's.")
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """The options of a flag's text. Raises JobError with one line that says what is wrong."""
-        values: dict[str, str] = {}
-        for piece in _SEPARATOR.split(text):
-            name, equals, value = (part.strip() for part in piece.partition("="))
-            if name not in cls.model_fields:
-                raise JobError(f"--qat: {unknown('option', name, cls.model_fields)}")
-            if not equals or not value:
-                raise JobError(f"--qat: {name} has no value; write {name}=VALUE, such as --qat steps=200,lr=1e-4")
-            if name in values:
-                raise JobError(f"--qat: {name} is given twice")
-            values[name] = value
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            detail = error.errors()[0]
-            message = detail["msg"][0].lower() + detail["msg"][1:]
-            raise JobError(f"--qat {detail['loc'][0]}={detail['input']}: {message}") from error
 
     def identity(self) -> dict[str, Any]:
         """What makes two trainings on the same data the same."""

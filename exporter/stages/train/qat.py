@@ -51,13 +51,13 @@ def training_windows(
     import torch
 
     if max_length is not None and options.window > max_length:
-        raise JobError(f"--qat window={options.window}: the model has {max_length} positions; give a smaller window")
+        raise JobError(f"--qat-window {options.window}: the model has {max_length} positions; give a smaller window")
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][skip:]
     count = len(ids) // options.window
     if count < options.batch:
         raise JobError(
             f"the text {name} has {len(ids)} tokens, and one step of QAT takes {options.batch} windows of "
-            f"{options.window}: give a longer text with --qat data=FILE, or a smaller batch or window"
+            f"{options.window}: give a longer text with --qat-data FILE, or a smaller batch or window"
         )
     return torch.tensor(ids[: count * options.window]).view(count, options.window)
 
@@ -107,8 +107,8 @@ def train(
         # Worse than twice a guess among all tokens is no model any more, though it may stay finite for long.
         if not math.isfinite(loss) or not torch.isfinite(norm) or ce > 2 * math.log(model.config.vocab_size):
             raise BuildError(
-                f"QAT diverged at step {step + 1}: the loss is {loss:.3g}; take a lower learning rate, such as --qat "
-                f"lr={options.lr / 10:g}"
+                f"QAT diverged at step {step + 1}: the loss is {loss:.3g}; take a lower learning rate, such as "
+                f"--qat-lr {options.lr / 10:g}"
             )
         optimizer.step()
         optimizer.zero_grad()
@@ -256,7 +256,7 @@ def _save(model: Any, schemes: Mapping[str, Scheme], base: Path, folder: Path) -
             module = modules[name]
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
             if not torch.isfinite(module.weight).all():
-                raise BuildError(f"QAT diverged in its last step: {name} holds NaN or Inf; take a lower --qat lr")
+                raise BuildError(f"QAT diverged in its last step: {name} holds NaN or Inf; take a lower --qat-lr")
             if hasattr(module, "rounded_input"):
                 del module.rounded_input
     model.config.dtype = torch.float32

@@ -54,18 +54,18 @@ def read_imatrix(file: Path) -> ImportanceMatrix:
         reader = GGUFReader(file)
     except (OSError, ValueError, IndexError) as error:
         raise JobError(
-            f"--imatrix {file} is not a GGUF file ({error}); an old .dat becomes one with: "
+            f"--gguf-imatrix {file} is not a GGUF file ({error}); an old .dat becomes one with: "
             f"llama-imatrix --in-file {file} --output-format gguf -o imatrix.gguf"
         ) from error
     if any(reader.get_field(key) is None for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE)):
-        raise JobError(f"--imatrix {file} is a GGUF file, but no importance matrix: it has no {_CHUNKS}")
+        raise JobError(f"--gguf-imatrix {file} is a GGUF file, but no importance matrix: it has no {_CHUNKS}")
     tensors = {tensor.name: np.array(tensor.data, np.float64) for tensor in reader.tensors}
     sums = {name.removesuffix(_SUM): data for name, data in tensors.items() if name.endswith(_SUM)}
     counts = {name.removesuffix(_COUNT): data.ravel() for name, data in tensors.items() if name.endswith(_COUNT)}
     if not sums or sums.keys() != counts.keys():
-        raise JobError(f"--imatrix {file} is damaged: not every tensor has both {_SUM[1:]} and {_COUNT[1:]}")
+        raise JobError(f"--gguf-imatrix {file} is damaged: not every tensor has both {_SUM[1:]} and {_COUNT[1:]}")
     if not all(np.isfinite(data).all() for data in tensors.values()):
-        raise JobError(f"--imatrix {file} holds NaN or Inf")
+        raise JobError(f"--gguf-imatrix {file} holds NaN or Inf")
     datasets = reader.get_field(_DATASETS)
     assert datasets is not None
     chunks, size = (int(_contents(reader, key)) for key in (_CHUNKS, _CHUNK_SIZE))

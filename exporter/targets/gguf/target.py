@@ -14,12 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from exporter.byte_size import parse_bytes
 from exporter.errors import BuildError, JobError
 from exporter.targets.folder.files import copy_configuration, hard_link, model_name
 from exporter.targets.gguf.converter import convert, fetch
 from exporter.targets.gguf.imatrix import ImportanceMatrix, from_calibration, read_imatrix, write_imatrix
 from exporter.targets.gguf.modelfile import modelfile
+from exporter.targets.gguf.options import GgufOptions
 from exporter.targets.gguf.quantize import quantize
 from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
 from exporter.targets.gguf.split import split
@@ -42,8 +42,6 @@ from exporter.types import (
     Target,
 )
 
-_SPLIT = "--gguf-split-max-size"
-
 
 def export(request: ExportRequest) -> Exported:
     """Writes the artifact's folder. The float16 file is made once for all the quantized precisions of a run."""
@@ -54,18 +52,19 @@ def export(request: ExportRequest) -> Exported:
 
 
 def _export(request: ExportRequest, modelfile_text: Future[tuple[str, list[str]]]) -> Exported:
-    options, precision = request.options, request.precision
+    options: GgufOptions = request.options
+    precision = request.precision
     name = f"{model_name(request.checkpoint.source)}-{precision.upper()}.gguf"
     building = request.folder / name
     notes = []
     if precision in FLOATS:
         hard_link(_float_file(request, precision), building)
-        if options.get("gguf_tensor"):
+        if options.tensor:
             notes.append("--gguf-tensor does not apply to a float file")
     else:
         source = _float_file(request, "f16")
         matrix = _matrix(request, source)
-        overrides = parse_overrides(options.get("gguf_tensor") or ())
+        overrides = parse_overrides(options.tensor)
         quantize(source, building, precision, matrix.means() if matrix else {}, overrides, request.threads)
         if matrix is None:
             notes.append("without importance matrix")
@@ -79,8 +78,7 @@ def _export(request: ExportRequest, modelfile_text: Future[tuple[str, list[str]]
         text, lacks = modelfile_text.result()
         (request.folder / "Modelfile").write_text(f"FROM ./{name}\n{text}", encoding="utf-8")
         notes += lacks
-    limit = options.get("gguf_split_max_size")
-    weights = split(building, parse_bytes(_SPLIT, limit)) if limit else (name,)
+    weights = split(building, options.split_max_size) if options.split_max_size else (name,)
     if len(weights) > 1:
         notes.append(f"in {len(weights)} parts: Ollama takes one file only (llama-gguf-split --merge makes one)")
     return Exported(weights, tuple(notes))
@@ -120,20 +118,20 @@ def _refuse_tokenizer_code(request: ExportRequest) -> None:
 
 def _matrix(request: ExportRequest, source: Path) -> ImportanceMatrix | None:
     """The importance matrix that the job asks for: read, or from the calibration; None where there is none to use."""
-    chosen = request.options.get("imatrix", "off")
-    if (request.precision in IGNORE_MATRIX and not request.options.get("gguf_tensor")) or chosen == "off":
+    options: GgufOptions = request.options
+    if (request.precision in IGNORE_MATRIX and not options.tensor) or options.imatrix == "off":
         return None
-    if chosen != "auto":
-        return read_imatrix(Path(chosen))
+    if options.imatrix != "auto":
+        return read_imatrix(options.imatrix)
     if request.calibration is None:
         raise BuildError(f"{request.precision} needs a calibration, and got none")
     return from_calibration(request.calibration, source)
 
 
-def calibrates(precision: str, options: Mapping[str, Any]) -> bool:
+def calibrates(precision: str, options: GgufOptions) -> bool:
     """Every type that an importance matrix makes better gets one, unless the job says off or brings its own."""
-    uses = precision not in IGNORE_MATRIX or (precision not in FLOATS and bool(options.get("gguf_tensor")))
-    return uses and options.get("imatrix") == "auto"
+    uses = precision not in IGNORE_MATRIX or (precision not in FLOATS and bool(options.tensor))
+    return uses and options.imatrix == "auto"
 
 
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
@@ -145,15 +143,13 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
 
 
 def prepare(wanted: Preparation) -> str | None:
-    """Checks the options, fetches the converter, and lets it read the tokenizer."""
-    overrides = parse_overrides(wanted.options.get("gguf_tensor") or ())
-    if limit := wanted.options.get("gguf_split_max_size"):
-        parse_bytes(_SPLIT, limit)
-    matrix = wanted.options.get("imatrix", "off")
-    if matrix not in ("auto", "off"):
-        read_imatrix(Path(matrix))
-    if matrix == "off" and wanted.precision not in FLOATS and demands_matrix(wanted.precision, overrides):
-        return "llama.cpp refuses to quantize to this type without an importance matrix: drop --imatrix off"
+    """Reads an importance matrix that is given, fetches the converter, and lets it read the tokenizer."""
+    options: GgufOptions = wanted.options
+    if isinstance(options.imatrix, Path):
+        read_imatrix(options.imatrix)
+    demanded = wanted.precision not in FLOATS and demands_matrix(wanted.precision, parse_overrides(options.tensor))
+    if options.imatrix == "off" and demanded:
+        return "llama.cpp refuses to quantize to this type without an importance matrix: drop --gguf-imatrix off"
     try:
         converter = fetch(wanted.cache, wanted.offline)
     except BuildError as error:
@@ -232,7 +228,7 @@ GGUF = Target(
     check=check,
     export=export,
     open=open_gguf,
-    options=("imatrix", "gguf_tensor", "gguf_split_max_size"),
+    options=GgufOptions,
     prepare=prepare,
     calibrates=calibrates,
     fetch=lambda cache, source: fetch(cache, offline=False, source=source),

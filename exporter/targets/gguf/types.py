@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from exporter.errors import JobError, unknown
+from exporter.errors import unknown
 from exporter.targets.gguf.header import read_header
 
 # llama.h's enum llama_ftype and ggml.h's enum ggml_type: numbers that are written into files, and never change.
@@ -30,21 +30,23 @@ _BLOCK = 256  # columns of a block of the K-quants and most IQ types; where a ro
 _SMALL_BLOCKS = frozenset({"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", *FLOATS})
 
 
-def parse_overrides(lines: Sequence[str]) -> list[tuple[str, str]]:
-    """(pattern, type) for each PATTERN=TYPE of --gguf-tensor. Raises JobError with the nearest types."""
-    overrides = []
-    for line in lines:
-        pattern, sign, kind = line.rpartition("=")
-        if not sign or not pattern:
-            raise JobError(f"--gguf-tensor {line!r}: give PATTERN=TYPE, such as 'ffn_down=q6_k'")
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise JobError(f"--gguf-tensor {line!r}: {pattern!r} is no regular expression ({error})") from error
-        if kind.lower() not in TENSOR_TYPES:
-            raise JobError(f"--gguf-tensor {line!r}: {unknown('tensor type', kind, TENSOR_TYPES)}")
-        overrides.append((pattern, kind.lower()))
-    return overrides
+def parse_override(text: str) -> tuple[str, str]:
+    """(pattern, type) of PATTERN=TYPE. Raises ValueError with the nearest types."""
+    pattern, sign, kind = text.rpartition("=")
+    if not sign or not pattern:
+        raise ValueError("give PATTERN=TYPE, such as 'ffn_down=q6_k'")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
+    if kind.lower() not in TENSOR_TYPES:
+        raise ValueError(unknown("tensor type", kind, TENSOR_TYPES))
+    return pattern, kind.lower()
+
+
+def parse_overrides(options: Iterable[str]) -> list[tuple[str, str]]:
+    """(pattern, type) for each PATTERN=TYPE of --gguf-tensor."""
+    return [parse_override(text) for text in options]
 
 
 def demands_matrix(precision: str, overrides: Iterable[tuple[str, str]]) -> bool:

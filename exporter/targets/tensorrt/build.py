@@ -96,7 +96,7 @@ def build(
     timings = _read_timings(platform, config, how)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        more = "; allow more with --trt-workspace" if how.workspace is not None else ""
+        more = f"; allow more with --{platform.package}-workspace" if how.workspace is not None else ""
         raise failed(str(platform), f"{platform} could not build the engine: {log.last_lines()}{more}")
     if timings is not None:
         _write_timings(config, timings)

@@ -42,7 +42,7 @@ RTX = Platform("tensorrt-rtx", "tensorrt_rtx", "tensorrt_rtx", ahead_of_time=Tru
 
 
 def capabilities(trt: Any) -> dict[str, Any]:
-    """What --trt-compute-capability can name, such as sm89, in the words of TensorRT-RTX's module."""
+    """What --tensorrt-rtx-compute-capability can name, such as sm89, in the words of TensorRT-RTX's module."""
     members = trt.ComputeCapability.__members__.items()
     return {name.lower(): value for name, value in members if name.startswith("SM")}
 

@@ -21,7 +21,6 @@ from exporter.runner import Floats, Ids
 from exporter.targets.onnx_graph.traced import BATCH, NEW, PAST, TOTAL
 from exporter.types import GENERATION
 
-FLAG = "--trt-profile"
 _PART = re.compile(r"^(\w+)=(\d+):(\d+):(\d+)$")
 Dimensions = Sequence[str | int]
 Shapes = tuple[list[int], list[int], list[int]]  # of one input at min, opt and max
@@ -47,33 +46,33 @@ class Profile:
 
     @classmethod
     def parse(cls, text: str) -> Profile:
-        """What --trt-profile says. Raises JobError."""
+        """What the option profile says. Raises ValueError."""
         names = tuple(cls.__dataclass_fields__)
         ranges: dict[str, Range] = {}
         for part in text.split(","):
             found = _PART.match(part.strip())
             if not found:
-                raise JobError(f"{FLAG} {part.strip()!r}: give NAME=MIN:OPT:MAX, such as length=1:128:512")
+                raise ValueError(f"{part.strip()!r}: give NAME=MIN:OPT:MAX, such as length=1:128:512")
             name, sizes = found[1], Range(*map(int, found.groups()[1:]))
             if name not in names:
-                raise JobError(f"{FLAG}: {unknown('size', name, names)}")
+                raise ValueError(unknown("size", name, names))
             if name in ranges:
-                raise JobError(f"{FLAG} names {name} twice")
+                raise ValueError(f"it names {name} twice")
             if not 1 <= sizes.min <= sizes.opt <= sizes.max:
-                raise JobError(f"{FLAG} {name}={sizes}: the sizes must be at least 1 and in order, min ≤ opt ≤ max")
+                raise ValueError(f"{name}={sizes}: the sizes must be at least 1 and in order, min ≤ opt ≤ max")
             ranges[name] = sizes
         for name in names:
             if name not in ranges:
-                raise JobError(f"{FLAG} {text!r} names no {name}; give all, as in batch=1:1:8,length=1:128:512")
+                raise ValueError(f"it names no {name}; give all, as in batch=1:1:8,length=1:128:512")
         return cls(**ranges)
 
-    def check(self, task: str, window: int) -> None:
+    def check(self, task: str, window: int, flag: str) -> None:
         """Whether what the artifact will be measured on is inside. Raises JobError."""
         if task == GENERATION and (self.batch.min, self.length.min) != (1, 1):
-            raise JobError(f"{FLAG}: batch and length must begin at 1: decoding is one token of one text at a time")
+            raise JobError(f"{flag}: batch and length must begin at 1: decoding is one token of one text at a time")
         if window > self.length.max:
             raise JobError(
-                f"{FLAG} length={self.length}: it is measured on texts of {window} tokens; raise the profile's "
+                f"{flag} length={self.length}: it is measured on texts of {window} tokens; raise the profile's "
                 f"greatest length, or lower --window {window}"
             )
 
@@ -114,7 +113,7 @@ class Profile:
         if not self.length.min <= length <= self.length.max:
             raise BuildError(
                 f"a text of {length} tokens is outside the engine's profile, length={self.length}; build it with a "
-                f"{FLAG} that covers it"
+                "profile that covers it, the target's option of that name"
             )
 
     def batched(self, ids: Ids, mask: Ids, forward: Callable[[Ids, Ids], Floats]) -> Floats:

@@ -1,8 +1,9 @@
 """TensorRT and TensorRT-RTX: a plain ONNX graph of the precision that is asked for, and the engine built from it.
 
 The folder holds the engine (model.plan), the exact graph that made it, the profile, the builder's log, what its layers
-became, a model repository for Triton and the command that builds the engine again. Only the engine is its size, or with
---no-engine the graph. On a GPU the engine itself is measured; without one the graph is, on the CPU, and says so.
+became, a model repository for Triton and the command that builds the engine again. Only the engine is its size, or
+without one (--no-tensorrt-engine) the graph. On a GPU the engine itself is measured; elsewhere the graph is, on the
+CPU, and says so.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ from __future__ import annotations
 import gc
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from exporter.byte_size import parse_bytes
 from exporter.errors import BuildError, JobError, unknown
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.tensorrt.build import How, build, failed, parse
 from exporter.targets.tensorrt.graph import OPERATORS, write_graph
 from exporter.targets.tensorrt.lint import refused
 from exporter.targets.tensorrt.log import Log
+from exporter.targets.tensorrt.options import EngineOptions, RtxOptions, TensorrtOptions
 from exporter.targets.tensorrt.platform import (
     RTX,
     TENSORRT,
@@ -57,11 +58,12 @@ _SHIPPED = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
 def export(platform: Platform, request: ExportRequest) -> Exported:
     """Writes the artifact's folder. Raises BuildError for a refused graph, or an engine that cannot be built."""
-    folder, options = request.folder, request.options
+    folder = request.folder
+    options: EngineOptions = request.options
     model_onnx = folder / "model.onnx"
     request.progress(f"writing the graph of {platform.package}:{request.precision}", 0, 0)
     graph = write_graph(request, model_onnx, lacking(platform, OPERATORS))
-    profile, how = Profile.parse(options["trt_profile"]), _how(request)
+    profile, how = Profile.parse(options.profile), _how(request)
     inputs, outputs = ports(model_onnx)
     gc.collect()  # graphs are full of cycles, and would keep the float weights mapped beside the builder's memory
     dimensions = {name: port.dimensions for name, port in inputs.items()}
@@ -74,13 +76,13 @@ def export(platform: Platform, request: ExportRequest) -> Exported:
         "parsed": None, "parsed_by": None, "refused": [],
         "built_by": None, "engine_bytes": None, "onnx_bytes": onnx_bytes, "engine_over_onnx": None,
         "capabilities": list(how.capabilities) or None, "hardware_compatible": how.hardware_compatible,
-        "version_compatible": how.version_compatible, "profile": options["trt_profile"],
+        "version_compatible": how.version_compatible, "profile": options.profile,
         "layers": None, "kept_float": list(graph.kept_float), "int8_share": graph.int8_share,
         "seconds": dict(graph.seconds),
     }  # fmt: skip
     try:
         _check(model_onnx)
-        if options["engine"]:
+        if options.engine:
             built = build(platform, model_onnx, shapes, how, folder, request.progress)
             told |= built | {"seconds": told["seconds"] | built["seconds"], "parsed": True, "parsed_by": str(platform)}
             told["engine_over_onnx"] = told["engine_bytes"] / onnx_bytes
@@ -99,13 +101,14 @@ def export(platform: Platform, request: ExportRequest) -> Exported:
 
 def _how(request: ExportRequest) -> How:
     options, cache = request.options, request.cache
-    workspace, named = options["trt_workspace"], options["trt_compute_capability"]
+    named = options.compute_capability if isinstance(options, RtxOptions) else ()
+    wide = isinstance(options, TensorrtOptions)
     return How(
         exact_float32=request.precision == "fp32",
-        capabilities=tuple(named.split(",")) if named else (),
-        hardware_compatible=options["trt_hardware_compatible"],
-        version_compatible=options["trt_version_compatible"],
-        workspace=parse_bytes("--trt-workspace", workspace) if workspace else None,
+        capabilities=named,
+        hardware_compatible=wide and options.hardware_compatible,
+        version_compatible=wide and options.version_compatible,
+        workspace=options.workspace,
         timing_cache=cache and cache / "tensorrt",
     )
 
@@ -133,40 +136,20 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
 
 
 def prepare(platform: Platform, wanted: Preparation) -> str | None:
-    """Checks the options, and whether an engine can be built here."""
-    options = wanted.options
-    Profile.parse(options["trt_profile"]).check(wanted.task, wanted.window)
-    if options["trt_workspace"]:
-        parse_bytes("--trt-workspace", options["trt_workspace"])
-    return _wrong_options(platform, options) or (_cannot_build(platform) if options["engine"] else None)
+    """Checks the options against the task and the installed package, and whether an engine can be built here."""
+    options: EngineOptions = wanted.options
+    Profile.parse(options.profile).check(wanted.task, wanted.window, f"--{platform.package}-profile")
+    if isinstance(options, RtxOptions):
+        _check_capabilities(platform, options.compute_capability)
+    return _cannot_build(platform) if options.engine else None
 
 
-def _wrong_options(platform: Platform, options: Mapping[str, Any]) -> str | None:
-    """Options that the platform does not have. Raises JobError for a capability that is none."""
-    if platform.ahead_of_time:
-        given = [name for name in ("hardware", "version") if options[f"trt_{name}_compatible"]]
-        if given:
-            return (
-                f"--trt-{given[0]}-compatible is TensorRT's; here --trt-compute-capability says which GPUs to build for"
-            )
-        _check_capabilities(platform, options["trt_compute_capability"])
-    elif options["trt_compute_capability"]:
-        return (
-            "--trt-compute-capability is TensorRT-RTX's: TensorRT builds for the GPU that it runs on, or with "
-            "--trt-hardware-compatible for all from Ampere on"
-        )
-    return None
-
-
-def _check_capabilities(platform: Platform, text: str | None) -> None:
-    if text is None:
-        return
+def _check_capabilities(platform: Platform, names: Sequence[str]) -> None:
+    """Raises JobError for a capability that the installed package does not know."""
     known = capabilities(platform.load()) if find_spec(platform.module) else None
-    for name in text.split(","):
+    for name in names:
         if known is not None and name not in known:
-            raise JobError(f"--trt-compute-capability: {unknown('compute capability', name, known)}")
-        if not re.fullmatch(r"sm\d{2,3}", name):
-            raise JobError(f"--trt-compute-capability {name!r}: give names such as sm80,sm89")
+            raise JobError(f"--{platform.package}-compute-capability: {unknown('compute capability', name, known)}")
 
 
 def _cannot_build(platform: Platform) -> str | None:
@@ -178,16 +161,20 @@ def _cannot_build(platform: Platform) -> str | None:
     if not has_device():
         return (
             "TensorRT builds on the GPU that the engine is for, and there is no CUDA device; --target tensorrt-rtx "
-            "builds without one, and --no-engine makes the graph, its profile and its proof alone"
+            "builds without one, and --no-tensorrt-engine makes the graph, its profile and its proof alone"
         )
     return None
+
+
+def _without(platform: Platform) -> str:
+    return f"no engine was built (--no-{platform.package}-engine)"
 
 
 def open_folder(platform: Platform, folder: Path, threads: int) -> Any:
     """The engine on the GPU; without one that can run it, the graph on the CPU, which says why."""
     decoder = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["task"] == GENERATION
     profile = Profile.read((folder / PROFILES).read_text(encoding="utf-8"))
-    untimed = cannot_run(platform) if (folder / "model.plan").is_file() else "no engine was built (--no-engine)"
+    untimed = cannot_run(platform) if (folder / "model.plan").is_file() else _without(platform)
     if untimed is None:
         return open_engine(folder, platform, profile, decoder)
     return open_stand_in(folder, threads, profile, decoder, untimed)
@@ -223,31 +210,29 @@ TENSORRT_TARGET = Target(
     precisions=PRECISIONS,
     default="fp16",
     requires=("onnx", "onnx_ir", "onnxruntime", "torch"),
-    builds_with=lambda options: (TENSORRT.module,) if options.get("engine", True) else (),
+    builds_with=lambda options: (TENSORRT.module,) if options.engine else (),
     extra="tensorrt",
     instead=(
         ", with NVIDIA's own package index as --extra-index-url, where its libraries are; or build for RTX GPUs "
-        "instead, with --target tensorrt-rtx; --no-engine makes the graph alone and needs neither"
+        "instead, with --target tensorrt-rtx; --no-tensorrt-engine makes the graph alone and needs neither"
     ),
     check=check,
     export=partial(export, TENSORRT),
     open=partial(open_folder, TENSORRT),
-    options=(
-        "engine", "trt_profile", "trt_compute_capability", "trt_hardware_compatible", "trt_version_compatible",
-        "trt_workspace",
-    ),
+    options=TensorrtOptions,
     prepare=partial(prepare, TENSORRT),
     # float16 is checked for overflow on the calibration's windows.
     calibrates=lambda precision, options: precision in ("fp16", "int8", "int8-weight"),
     schemes=cannot_express,
-)  # fmt: skip
+)
 
 RTX_TARGET = replace(
     TENSORRT_TARGET,
     name=RTX.package,
     summary="NVIDIA TensorRT-RTX: GeForce RTX and RTX PRO GPUs; builds without a GPU",
-    builds_with=lambda options: (RTX.module,) if options.get("engine", True) else (),
+    builds_with=lambda options: (RTX.module,) if options.engine else (),
     extra="tensorrt-rtx",
+    options=RtxOptions,
     instead="",
     export=partial(export, RTX),
     open=partial(open_folder, RTX),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from pydantic import BaseModel, Field
 
 from exporter.types import (
     GENERATION,
@@ -24,6 +25,12 @@ from exporter.types import (
 FILE = "model.npz"
 
 
+class NpzOptions(BaseModel):
+    """--npz-compress, `npz: {compress: true}` in the job file."""
+
+    compress: bool = Field(False, description="Compress the file: smaller, and slower to write and to open.")
+
+
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     return None if task == GENERATION else f"npz runs {GENERATION} only, not {task}"
 
@@ -34,7 +41,8 @@ def export(request: ExportRequest) -> Exported:
     source = request.checkpoint.path
     model = AutoModelForCausalLM.from_pretrained(source, dtype="float32")
     weights = {name: weight.detach().numpy().astype(np.float16) for name, weight in model.named_parameters()}
-    np.savez(request.folder / FILE, **weights)
+    save = np.savez_compressed if request.options.compress else np.savez
+    save(request.folder / FILE, **weights)
     for name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, request.folder / name)
@@ -91,4 +99,5 @@ NPZ = Target(
     check=check,
     export=export,
     open=NpzRunner,
+    options=NpzOptions,
 )
