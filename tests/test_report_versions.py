@@ -14,6 +14,7 @@ from report_schema import complaints
 
 from exporter import Job, run
 from exporter.errors import JobError
+from exporter.pipeline.sections import read_sections
 from exporter.report.files import read_report
 from exporter.report.table import value
 from exporter.report.versions import upgraded
@@ -54,7 +55,18 @@ def test_every_figure_is_in_its_group(old):
             for step in steps:
                 found = found[step]
             assert found == mine[key], key
-    assert {key for key in old if old[key] != new[key]} == {"schema_version", "results"}
+    assert {key for key in old if old[key] != new[key]} == {"schema_version", "job", "results"}
+
+
+def test_its_job_is_one_of_today(old):
+    """The options of targets and stages were keys of every job."""
+    new = upgraded({**old, "job": old["job"] | {"imatrix": "off", "qat": "steps=7, data=a, b.txt", "engine": False}})
+    job = Job.model_validate(new["job"])
+    sections = read_sections(job)
+    assert sections.targets["gguf"].imatrix == "off"
+    assert (sections.qat.steps, sections.qat.data) == (7, Path("a, b.txt"))
+    assert sections.targets["tensorrt"].engine is sections.targets["tensorrt-rtx"].engine is False
+    assert (job.model, job.target) == (old["job"]["model"], tuple(old["job"]["target"]))
 
 
 def test_it_is_as_the_schema_says(old):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from exporter.job import RENAMED
 from exporter.report.document import VERSION
 from exporter.report.result import Result
 
@@ -31,7 +33,25 @@ def upgraded(report: Mapping[str, Any]) -> dict[str, Any]:
         return dict(report)
     # The first exporters knew neither merges that prove themselves nor training.
     model = {"merge": None, "qat": None, **report["model"]}
-    return {**report, "schema_version": VERSION, "model": model, "results": [_row(old) for old in report["results"]]}
+    rows = [_row(old) for old in report["results"]]
+    return {**report, "schema_version": VERSION, "model": model, "job": _job(report["job"]), "results": rows}
+
+
+def _job(old: Mapping[str, Any]) -> dict[str, Any]:
+    """A job of version 1, whose targets' and stages' options had no sections yet."""
+    job: dict[str, Any] = {name: value for name, value in old.items() if name not in RENAMED}
+    for name, places in RENAMED.items():
+        value = old.get(name)
+        for section, key in places if value is not None else ():
+            told = _options(str(value)) if name == "qat" else {key: value}
+            job[section] = {**job.get(section, {}), **told}
+    return job
+
+
+def _options(text: str) -> dict[str, str]:
+    """What training was asked for in one text, steps=200,data=FILE; a comma in a file's name separates nothing."""
+    pieces = (piece.partition("=") for piece in re.split(r",(?=\s*[a-z_]+\s*=)", text))
+    return {name.strip(): value.strip() for name, _, value in pieces}
 
 
 def _row(old: Mapping[str, Any]) -> dict[str, Any]:
