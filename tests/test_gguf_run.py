@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import gguf_checkpoints
 import numpy as np
@@ -15,6 +16,7 @@ from exporter.errors import BuildError, JobError
 from exporter.report.table import value
 from exporter.runner import CachedRunner, TokenizingRunner
 from exporter.targets.gguf import converter
+from exporter.targets.gguf.imatrix import read_imatrix, write_imatrix
 from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
 from exporter.targets.gguf.target import GGUF
 from exporter.targets.gguf.toy import mending_command
@@ -86,6 +88,19 @@ def test_what_is_there_is_reused_and_another_option_is_another_artifact(llama, c
     report = run(job(llama, tmp_path, "gguf", gguf={"imatrix": "off"}, force=True))
     assert weights() != first
     assert "without importance matrix" in rows_of(report)["q4_k_m"]["reason"]
+
+
+def test_a_file_that_an_option_names_counts_by_its_contents(done, llama, converter_cache, tmp_path):
+    written = []
+    for name, source in (("a", "gguf-q4_k_m"), ("b", "gguf-q4_k_m"), ("a", None)):
+        if source is None:
+            other = read_imatrix(tmp_path / "b.gguf")
+            write_imatrix(replace(other, chunks=other.chunks + 1), tmp_path / "a.gguf")
+        else:
+            shutil.copyfile(done[1] / source / "imatrix.gguf", tmp_path / f"{name}.gguf")
+        run(job(llama, tmp_path / "out", "gguf", gguf={"imatrix": tmp_path / f"{name}.gguf"}, force=True))
+        written.append((tmp_path / "out" / "gguf-q4_k_m" / "manifest.json").stat().st_mtime_ns)
+    assert written[0] == written[1] != written[2]
 
 
 def test_a_tokenizer_that_differs_fails_its_artifact_and_shows_where(llama, converter_cache, tmp_path):

@@ -130,7 +130,7 @@ def crashes() -> list[str]:
     for name, target in known.all_targets().items():
         if target.selftest is None or known.missing(target, target.default) is not None:
             continue
-        test = f"from exporter import targets; known.get({name!r}).selftest()"
+        test = f"from exporter.targets import known; known.get({name!r}).selftest()"
         done = subprocess.run([sys.executable, "-c", test], capture_output=True, text=True, timeout=120, check=False)
         if done.returncode == 0:
             continue

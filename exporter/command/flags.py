@@ -57,10 +57,11 @@ class JobCommand(click.Command):
         told = list(args)
         try:
             return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            raise _renamed(error.option_name) or error from error
         except click.UsageError as error:
-            raise _old_text(told) or error from error
+            named = _renamed(error.option_name) if isinstance(error, click.NoSuchOption) else None
+            if (now := named or _old_text(told)) is None:
+                raise
+            raise now from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for heading, params in headed(self.get_params(ctx)).items():
@@ -104,7 +105,7 @@ def section_options() -> list[click.Parameter]:
     options: list[click.Parameter] = []
     for section, model in sections.models().items():
         if section in sections.STAGES:
-            text = "Do this stage; each of its flags does so too."
+            text = "Turn this stage on, as each of its flags does."
             options.append(SectionOption([flag(section)], section, None, is_flag=True, help=text))
         for key, field in model.model_fields.items():
             options.append(SectionOption(_on_or_off([flag(section, key)], field), section, key, **_how(field)))
