@@ -21,11 +21,11 @@ check: $(STAMP)
 
 BENCH_TEXT ?= ../shared/data/wikitext-2/wiki.test.raw
 bench: $(STAMP)
-	$(BIN)/python tests/readme_table.py --text $(BENCH_TEXT)
-	$(BIN)/python tests/policy_table.py --text $(BENCH_TEXT)
-	$(BIN)/python tests/tensorrt_table.py --text $(BENCH_TEXT)
-	$(BIN)/python tests/gguf_table.py --text $(BENCH_TEXT)
-	$(BIN)/python tests/large_merge.py --write
+	$(BIN)/python -m bench.quality --text $(BENCH_TEXT)
+	$(BIN)/python -m bench.policy --text $(BENCH_TEXT)
+	$(BIN)/python -m bench.tensorrt --text $(BENCH_TEXT)
+	$(BIN)/python -m bench.gguf --text $(BENCH_TEXT)
+	$(BIN)/python -m bench.merge --write
 
 # llama.cpp is compiled here. Its default, GGML_NATIVE=ON, was killed by SIGILL on virtual machines that list AMX; so what
 # this processor has is named. pip may hold a wheel that was built otherwise: the toy model tells, and then it is rebuilt.

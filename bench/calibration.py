@@ -1,7 +1,7 @@
 """What calibrating costs: its time against the plain forward passes, and its memory on top of the model.
 
-    python tests/calibrate_cost.py FOLDER                  128 windows of 512 tokens of the standard library's topics
-    python tests/calibrate_cost.py FOLDER --windows 16
+    python -m bench.calibration FOLDER                  128 windows of 512 tokens of the standard library's topics
+    python -m bench.calibration FOLDER --windows 16
 
 FOLDER is a causal checkpoint, such as the checkpoints/smollm2-135m that a run of that recipe leaves in the cache.
 Memory is measured in a process that only calibrates; time in another, where plain passes and collecting ones take
@@ -83,7 +83,7 @@ def times(model: Path, windows: int, rounds: int) -> dict[str, float]:
 
 def child(what: str, options: argparse.Namespace) -> dict[str, Any]:
     """One of the two, in a process of its own."""
-    command = [sys.executable, __file__, options.folder, "--windows", str(options.windows)]
+    command = [sys.executable, "-m", "bench.calibration", options.folder, "--windows", str(options.windows)]
     done = subprocess.run(
         [*command, "--rounds", str(options.rounds), "--only", what], capture_output=True, text=True, check=False
     )

@@ -1,7 +1,7 @@
 """make bench, GGUF: what each type costs with and without importance matrix, and exporter's time over llama.cpp's.
 
-    python tests/gguf_table.py --text wiki.test.raw            measures, and writes the README's table
-    python tests/gguf_table.py --text FILE --keep-readme       print only
+    python -m bench.gguf --text wiki.test.raw            measures, and writes the README's table
+    python -m bench.gguf --text FILE --keep-readme       print only
 
 Run it on an idle machine.
 """
@@ -18,8 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from readme_table import DECODER, OUT, THREADS, TOKENS, measure, number, write_section
-
+from bench.quality import DECODER, OUT, THREADS, TOKENS, measure, number, write_section
 from exporter.machine import cpu_name
 from exporter.store import cache_folder
 

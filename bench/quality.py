@@ -1,7 +1,7 @@
 """make bench: measures the README's table on real models, and writes it between the README's markers.
 
-    python tests/readme_table.py --text wiki.test.raw        both models, and what the pipeline adds to its parts
-    python tests/readme_table.py --text FILE --keep-readme   print only
+    python -m bench.quality --text wiki.test.raw        both models, and what the pipeline adds to its parts
+    python -m bench.quality --text FILE --keep-readme   print only
 
 The text is WikiText-2's test split, raw (CC BY-SA 4.0); it is not shipped. Run it on an idle machine.
 """
@@ -136,10 +136,10 @@ def table(report: dict[str, Any]) -> list[str]:
 
 PARTS = {
     "builder": "{python} -m onnxruntime_genai.models.builder -p fp32 -e cpu -i {model} -o {work}/float -c {work}/cache",
-    "quantizer": "{python} {me} --part quantize --work {work}",
-    "reference": "{python} {me} --part reference --run {run} --model {model}",
-    "onnx:fp32": "{python} {me} --part onnx-fp32 --run {run}",
-    "onnx:int8-weight": "{python} {me} --part onnx-int8-weight --run {run}",
+    "quantizer": "{python} -m bench.quality --part quantize --work {work}",
+    "reference": "{python} -m bench.quality --part reference --run {run} --model {model}",
+    "onnx:fp32": "{python} -m bench.quality --part onnx-fp32 --run {run}",
+    "onnx:int8-weight": "{python} -m bench.quality --part onnx-int8-weight --run {run}",
 }
 
 
@@ -150,7 +150,7 @@ def parts_alone(done: Path, model: Path) -> dict[str, float]:
     work.mkdir(parents=True)
     seconds = {}
     for name, line in PARTS.items():
-        command = line.format(python=sys.executable, me=Path(__file__), work=work, run=done, model=model).split()
+        command = line.format(python=sys.executable, work=work, run=done, model=model).split()
         start = perf_counter()
         with (work / "log").open("a") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log)

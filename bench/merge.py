@@ -136,7 +136,7 @@ def measure(place: Path, layers: int) -> Iterator[str]:
     kind = limit()
     bound = copy_time(base, copy)
     yield (
-        f"Measured by `tests/large_merge.py`: a bfloat16 Llama of {size / 1e9:.1f} GB, LoRA of rank {RANK}, under a "
+        f"Measured by `bench/merge.py`: a bfloat16 Llama of {size / 1e9:.1f} GB, LoRA of rank {RANK}, under a "
         f"limit of {LIMIT / 1e9:.0f} GB ({kind}), {cpu_name()}, {usable_cores()} cores, times until the data is on the "
         f"disk. `cp` of the same folder took {free:.0f} s, and {bound:.0f} s under the same limit."
     )

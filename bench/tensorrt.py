@@ -1,7 +1,7 @@
 """make bench, TensorRT: engines that TensorRT-RTX builds of real models without a GPU, and the proof of their graphs.
 
-    python tests/tensorrt_table.py --text wiki.test.raw            measures, and writes the README's table
-    python tests/tensorrt_table.py --text FILE --keep-readme       print only
+    python -m bench.tensorrt --text wiki.test.raw            measures, and writes the README's table
+    python -m bench.tensorrt --text FILE --keep-readme       print only
 
 Each row is a job of its own, so that its seconds and its peak of memory have every step in them: in one job the float
 graph is made once for all. It is calibrated on the text's second half, and nothing is timed but the export. Run it on
@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from policy_table import CALIBRATED
-from readme_table import (
+from bench.policy import CALIBRATED
+from bench.quality import (
     DECODER,
     ENCODER,
     QUALITY,
@@ -28,7 +28,6 @@ from readme_table import (
     second_half,
     write_section,
 )
-
 from exporter.machine import cpu_name
 from exporter.report.table import verdict
 from exporter.targets.tensorrt.platform import RTX, cannot_run

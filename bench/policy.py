@@ -1,7 +1,7 @@
 """make bench, policies: what they cost and gain on real models; on the tiny one the ways to 4 bits side by side.
 
-    python tests/policy_table.py --text wiki.test.raw            measures, and writes the README's tables
-    python tests/policy_table.py --text FILE --keep-readme       print only
+    python -m bench.policy --text wiki.test.raw            measures, and writes the README's tables
+    python -m bench.policy --text FILE --keep-readme       print only
 
 The first tokens of the text are measured on, its second half is calibrated on: other articles of the same kind. Run it
 on an idle machine.
@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from readme_table import (
+from bench.quality import (
     DECODER,
     ENCODER,
     OUT,
@@ -27,7 +27,6 @@ from readme_table import (
     with_error,
     write_section,
 )
-
 from exporter.machine import cpu_name
 
 BEGIN, END = "<!-- policy bench: begin -->", "<!-- policy bench: end -->"
