@@ -19,13 +19,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/test_readme.py
 
+# All, or `make bench ONLY=gguf`; a result is written for each, and the pages from it.
 BENCH_TEXT ?= ../shared/data/wikitext-2/wiki.test.raw
 bench: $(STAMP)
-	$(BIN)/python -m bench.quality --text $(BENCH_TEXT)
-	$(BIN)/python -m bench.policy --text $(BENCH_TEXT)
-	$(BIN)/python -m bench.tensorrt --text $(BENCH_TEXT)
-	$(BIN)/python -m bench.gguf --text $(BENCH_TEXT)
-	$(BIN)/python -m bench.merge --write
+	$(BIN)/python -m bench $(ONLY) --text $(BENCH_TEXT)
 
 # llama.cpp is compiled here. Its default, GGML_NATIVE=ON, was killed by SIGILL on virtual machines that list AMX; so what
 # this processor has is named. pip may hold a wheel that was built otherwise: the toy model tells, and then it is rebuilt.

@@ -1,7 +1,6 @@
-"""make bench, policies: what they cost and gain on real models; on the tiny one the ways to 4 bits side by side.
+"""make bench ONLY=policy: what policies cost and gain on real models; on the tiny one the ways to 4 bits side by side.
 
-    python -m bench.policy --text wiki.test.raw            measures, and writes the README's tables
-    python -m bench.policy --text FILE --keep-readme       print only
+    python -m bench.policy --text wiki.test.raw
 
 The first tokens of the text are measured on, its second half is calibrated on: other articles of the same kind. Run it
 on an idle machine.
@@ -9,28 +8,14 @@ on an idle machine.
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 from typing import Any
 
-from bench.quality import (
-    DECODER,
-    ENCODER,
-    OUT,
-    ROOT,
-    heading,
-    markdown,
-    measure,
-    number,
-    second_half,
-    with_error,
-    write_section,
-)
-from exporter.machine import cpu_name
+from bench import record
+from bench.jobs import CALIBRATED, DECODER, ENCODER, OUT, THREADS, measure, options, second_half
+from bench.rows import figure, variant
 
-BEGIN, END = "<!-- policy bench: begin -->", "<!-- policy bench: end -->"
-CALIBRATED = 32768  # tokens
 JOBS: dict[str, dict[str, dict[str, Any]]] = {
     DECODER: {
         "onnx:fp32": {},
@@ -46,91 +31,66 @@ modules:
   lm_head: {weight: int8, group: 32}
 """
 ROUNDINGS = {"nearest": "RTN", "gptq": "GPTQ", "awq": "AWQ"}
-QAT = "steps=200,scheme=int4-weight"
+QAT = {"steps": 200, "scheme": "int4-weight"}
+TINY_TEXT = record.ROOT / "models" / "tiny" / "eval.txt"
 
 
-def rows(model: str, text: Path, calibration: Path, again: bool) -> list[str]:
-    """The model's table: one job for each limit, so that every mix is chosen for its own gate."""
-    table = []
-    for target, options in JOBS[model].items():
-        calibrated = {"calib_text": calibration, "calib_tokens": CALIBRATED} if options or "static" in target else {}
-        report = measure(
-            model, text, (target,), f"policy-{model}-{target.replace(':', '-')}", again=again, **options, **calibrated
-        )
+def policies(model: str, text: Path, calibration: Path, again: bool) -> list[dict[str, Any]]:
+    """The model's reports: one job for each limit, so that every mix is chosen for its own gate."""
+    reports = []
+    for target, given in JOBS[model].items():
+        calibrated = {"calib_text": calibration, "calib_tokens": CALIBRATED} if given or "static" in target else {}
+        folder = f"policy-{model}-{target.replace(':', '-')}"
+        label = f"{model} to {target}"
+        reports.append(measure(model, text, (target,), folder, label, again=again, **given, **calibrated))
+    return reports
+
+
+def integer_kernels(reports: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Of each model and variant, which share runs in integer kernels: a target says it in the words of its row."""
+    shares: dict[str, dict[str, str]] = {}
+    for report in reports:
         row = report["results"][-1]
-        decoder = row["ppl_ratio"] is not None
-        share = re.search(r"([\d.]+%) of the linear layers' multiplications", row["reason"] or "")
-        record = row["quantization"]
-        cells = [
-            target,
-            number(row["size_ratio"], ".3f"),
-            with_error(row["ppl_ratio"], row["ppl_ratio_se"], ".4f") if decoder else number(row["cosine"], ".4f"),
-            number(row["kl"], ".4f") if decoder else "",
-            share[1] if share else "",
-            number(row["prefill_tokens_per_s"], ",.0f"),
-            number(row["latency_ms"]["prefill_128"]["p50"], ".1f"),
-            number(row["latency_ms"]["prefill"]["p50"], ".1f"),
-            "" if record is None else f"{record['seconds']:,.0f}",
-            "passed" if row["gates"] and all(gate["passed"] for gate in row["gates"]) else "failed",
-        ]
-        table.append(cells)
-    quality = ["ppl ratio ± se", "KL"] if decoder else ["cosine", ""]
-    names = ["target", "× fp32", *quality, "in integer kernels", "prefill, tok/s", "ms at 128", "ms at 512"]
-    names += ["policy, s", "gates"]
-    return [f"{heading(report)}:", "", *markdown(names, table), ""]
+        said = re.search(r"([\d.]+%) of the linear layers' multiplications", row["reason"] or "")
+        if said:
+            shares.setdefault(report["name"], {})[variant(row)] = said[1]
+    return shares
 
 
-def four_bits(scratch: Path, again: bool) -> list[str]:
+def four_bits(again: bool) -> list[dict[str, Any]]:
     """RTN, GPTQ, AWQ and QAT of one policy, on the model that exporter ships: int4 in groups of 32, the head int8."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    policy = scratch / "four-bits.yaml"
+    OUT.mkdir(parents=True, exist_ok=True)
+    policy = OUT / "four-bits.yaml"
     policy.write_text(FOUR_BITS)
-    jobs: dict[str, dict[str, Any]] = {name: {"rounding": method} for method, name in ROUNDINGS.items()}
+    jobs: dict[str, dict[str, Any]] = {
+        name: {"rounding": method, "policy": policy} for method, name in ROUNDINGS.items()
+    }
     jobs["QAT"] = {"qat": QAT}
-    lines = [
-        "| tiny, int4 in groups of 32 | ppl ratio ± se | KL ± se | of RTN's KL | time, s |",
-        "|---|---:|---:|---:|---:|",
+    return [
+        measure("tiny", TINY_TEXT, ("onnx:int4-weight",), f"four-bits-{name}", name, again=again, speed=False, **given)
+        for name, given in jobs.items()
     ]
-    first = None
-    for name, options in jobs.items():
-        given = {} if "qat" in options else {"policy": policy}
-        report = measure(
-            "tiny", TINY_TEXT, ("onnx:int4-weight",), f"four-bits-{name}", again=again, speed=False, **given, **options
-        )
-        row = report["results"][-1]
-        seconds = row["quantization"]["seconds"]
-        if "qat" in options:
-            seconds += report["model"]["qat"]["seconds"]
-        first = first or row["kl"]
-        lines.append(
-            f"| {name} | {row['ppl_ratio']:.4f} ± {row['ppl_ratio_se']:.4f} | {row['kl']:.5f} ± {row['kl_se']:.5f} "
-            f"| {row['kl'] / first:.2f} | {seconds:,.0f} |"
-        )
-    return lines
 
 
-TINY_TEXT = ROOT / "models" / "tiny" / "eval.txt"
+def seconds(report: dict[str, Any]) -> float:
+    """What the rounding took; QAT's training is a stage of its own, before it."""
+    return float(figure(report["results"][-1], "build.quantization.seconds")) + float(
+        figure(report, "model.qat.seconds") or 0
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--keep-readme", action="store_true")
-    parser.add_argument("--only", choices=(DECODER, ENCODER, "tiny"), help="one of the tables; implies --keep-readme")
-    parser.add_argument("--again", action="store_true", help="measure what is in out/bench again; build what is not")
-    arguments = parser.parse_args()
+    arguments = options(__doc__).parse_args()
+    about = record.begin("policy", THREADS)
     calibration = second_half(arguments.text)
-    lines: list[str] = []
-    for model in JOBS:
-        if arguments.only in (None, model):
-            lines += rows(model, arguments.text, calibration, arguments.again)
-    if arguments.only in (None, "tiny"):
-        lines += four_bits(OUT, arguments.again)
-    calibrated = f"Calibrated on {CALIBRATED:,} tokens of the text's second half; the tiny model on its own text."
-    text = "\n".join([*lines, "", f"- {cpu_name()}, 2 cores. {calibrated}"])
-    print(text)
-    if not arguments.keep_readme and not arguments.only:
-        write_section(BEGIN, END, text)
+    reports = [one for model in JOBS for one in policies(model, arguments.text, calibration, arguments.again)]
+    tiny = four_bits(arguments.again)
+    figures = {
+        "calibrated_tokens": CALIBRATED,
+        "integer_kernels": integer_kernels(reports),
+        "four_bits_s": {report["label"]: seconds(report) for report in tiny},
+    }
+    record.write(about, [*reports, *tiny], figures)
 
 
 if __name__ == "__main__":
