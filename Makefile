@@ -19,13 +19,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/test_readme.py
 
+# All, or `make bench ONLY=gguf`; a result is written for each, and the pages from it.
 BENCH_TEXT ?= ../shared/data/wikitext-2/wiki.test.raw
 bench: $(STAMP)
-	$(BIN)/python tests/readme_table.py --text $(BENCH_TEXT)
-	$(BIN)/python tests/policy_table.py --text $(BENCH_TEXT)
-	$(BIN)/python tests/tensorrt_table.py --text $(BENCH_TEXT)
-	$(BIN)/python tests/gguf_table.py --text $(BENCH_TEXT)
-	$(BIN)/python tests/large_merge.py --write
+	$(BIN)/python -m bench $(ONLY) --text $(BENCH_TEXT)
 
 # llama.cpp is compiled here. Its default, GGML_NATIVE=ON, was killed by SIGILL on virtual machines that list AMX; so what
 # this processor has is named. pip may hold a wheel that was built otherwise: the toy model tells, and then it is rebuilt.

@@ -1,10 +1,12 @@
 """Ollama's Modelfile: its template says what the checkpoint's Jinja template says, or there is none."""
 
+import json
+
 import gguf_checkpoints
 import pytest
 import transformers
 
-from exporter.targets.gguf.modelfile import find_wrapping, modelfile
+from exporter.targets.gguf.modelfile import find_wrapping, modelfile, written
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n"
@@ -79,9 +81,9 @@ def test_templates_that_do_more_are_not(template, folder, tmp_path):
     tokenizer.chat_template = template
     assert find_wrapping(tokenizer) is None
     tokenizer.save_pretrained(tmp_path)
-    text, [note] = modelfile(tmp_path)
+    told, [note] = modelfile(tmp_path)
     assert "no TEMPLATE" in note
-    assert "TEMPLATE" not in text
+    assert "TEMPLATE" not in written("model.gguf", told)
 
 
 def test_the_whole_file(folder, tmp_path):
@@ -91,9 +93,24 @@ def test_the_whole_file(folder, tmp_path):
     (tmp_path / "generation_config.json").write_text(
         '{"eos_token_id": [2, 1], "temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1}'
     )
-    text, notes = modelfile(tmp_path)
+    told, notes = modelfile(tmp_path)
     assert notes == []
-    assert text == (
-        f'TEMPLATE """{GO[INST]}"""\nPARAMETER stop "</s>"\nPARAMETER stop "<s>"\n'
+    assert written("model.gguf", told) == (
+        f'FROM ./model.gguf\nTEMPLATE """{GO[INST]}"""\nPARAMETER stop "</s>"\nPARAMETER stop "<s>"\n'
         "PARAMETER temperature 0.6\nPARAMETER top_k 20\nPARAMETER repeat_penalty 1.1\n"
     )
+
+
+def test_a_model_writes_no_line_of_it_and_no_template(folder, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    stops = ["{{ 7 * 7 }}{% if %}", 'a"\nFROM /etc']
+    tokenizer.add_tokens([transformers.AddedToken(text, normalized=False) for text in stops])
+    tokenizer.chat_template = INST.replace("[INST]", '{{ "{{ 7 * 7 }} {% if %}" }}"""\nFROM /etc')
+    tokenizer.save_pretrained(tmp_path)
+    ends = {"eos_token_id": tokenizer.convert_tokens_to_ids(stops)}
+    (tmp_path / "generation_config.json").write_text(json.dumps(ends))
+    told, [] = modelfile(tmp_path)
+    text = written("model.gguf", told)
+    assert '{{ "{{" }} 7 * 7 }} {% if %}{{ "\\"\\"\\"" }}' in text
+    assert text.count('"""') == 2
+    assert text.endswith('"""\nPARAMETER stop "{{ 7 * 7 }}{% if %}"\nPARAMETER stop "a\\"\\nFROM /etc"\n')

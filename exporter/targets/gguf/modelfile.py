@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.targets.folder.kit import render
+
 _ROLES = ("system", "user", "assistant")
 _A, _B, _C = "Alpha 1", "Beta 2", "Gamma 3"  # contents that no template has
 _SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "repetition_penalty": "repeat_penalty"}
@@ -47,26 +49,29 @@ class Wrapping:
         return f"{opening}{loop}{_literal(self.reply)}"
 
 
-def modelfile(checkpoint: Path, trust_remote_code: bool = False) -> tuple[str, list[str]]:
-    """What a Modelfile says after the line with its weights, and notes on what it lacks."""
+def modelfile(checkpoint: Path, trust_remote_code: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """What a Modelfile says beside its weights' name, for `written`; and notes on what it lacks."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
-    lines: list[str] = []
-    notes: list[str] = []
+    template, notes = None, []
     if tokenizer.chat_template:
         wrapping = find_wrapping(tokenizer)
         if wrapping is None:
             notes.append("the Modelfile has no TEMPLATE: the chat template does more than wrap messages by their role")
         else:
-            lines.append(f'TEMPLATE """{wrapping.go()}"""')
+            template = wrapping.go()
     generation = checkpoint / "generation_config.json"
-    sampling = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
-    ends = sampling.get("eos_token_id", tokenizer.eos_token_id)
-    stops = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    lines += [f"PARAMETER stop {_quoted(text)}" for text in tokenizer.convert_ids_to_tokens(stops)]
-    lines += [f"PARAMETER {name} {sampling[key]}" for key, name in _SAMPLING.items() if sampling.get(key) is not None]
-    return "".join(line + "\n" for line in lines), notes
+    settings = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+    ends = settings.get("eos_token_id", tokenizer.eos_token_id)
+    stops = tokenizer.convert_ids_to_tokens(ends if isinstance(ends, list) else [] if ends is None else [ends])
+    sampling = {name: settings[key] for key, name in _SAMPLING.items() if settings.get(key) is not None}
+    return {"template": template, "stops": stops, "sampling": sampling}, notes
+
+
+def written(weights: str, told: Mapping[str, Any]) -> str:
+    """The Modelfile's text. The template stands in it as Go's: its own quotation marks are `_literal`'s work."""
+    return render("gguf", "Modelfile", {"quoted": _quoted}, weights=weights, **told)
 
 
 def find_wrapping(tokenizer: Any) -> Wrapping | None:

@@ -18,7 +18,7 @@ from exporter.errors import BuildError, JobError
 from exporter.targets.folder.files import copy_configuration, hard_link, model_name
 from exporter.targets.gguf.converter import convert, fetch
 from exporter.targets.gguf.imatrix import ImportanceMatrix, from_calibration, read_imatrix, write_imatrix
-from exporter.targets.gguf.modelfile import modelfile
+from exporter.targets.gguf.modelfile import modelfile, written
 from exporter.targets.gguf.options import GgufOptions
 from exporter.targets.gguf.quantize import quantize
 from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
@@ -47,11 +47,11 @@ def export(request: ExportRequest) -> Exported:
     """Writes the artifact's folder. The float16 file is made once for all the quantized precisions of a run."""
     with ThreadPoolExecutor(1) as beside:
         # It has to import transformers, while another process converts.
-        modelfile_text = beside.submit(_modelfile, request)
-        return _export(request, modelfile_text)
+        conversation = beside.submit(_modelfile, request)
+        return _export(request, conversation)
 
 
-def _export(request: ExportRequest, modelfile_text: Future[tuple[str, list[str]]]) -> Exported:
+def _export(request: ExportRequest, conversation: Future[tuple[dict[str, Any], list[str]]]) -> Exported:
     options: GgufOptions = request.options
     precision = request.precision
     name = f"{model_name(request.checkpoint.source)}-{precision.upper()}.gguf"
@@ -75,8 +75,8 @@ def _export(request: ExportRequest, modelfile_text: Future[tuple[str, list[str]]
     notes.insert(0, describe_types(building, precision))
     copy_configuration(request.checkpoint.path, request.folder)
     if request.checkpoint.task == GENERATION:
-        text, lacks = modelfile_text.result()
-        (request.folder / "Modelfile").write_text(f"FROM ./{name}\n{text}", encoding="utf-8")
+        told, lacks = conversation.result()
+        (request.folder / "Modelfile").write_text(written(name, told), encoding="utf-8")
         notes += lacks
     weights = split(building, options.split_max_size) if options.split_max_size else (name,)
     if len(weights) > 1:
@@ -96,16 +96,16 @@ def _float_file(request: ExportRequest, kind: str) -> Path:
     return file
 
 
-def _modelfile(request: ExportRequest) -> tuple[str, list[str]]:
-    """The Modelfile's text, which is the same at all precisions: made once, because it takes transformers to."""
+def _modelfile(request: ExportRequest) -> tuple[dict[str, Any], list[str]]:
+    """What the Modelfile says, which is the same at all precisions: read once, because it takes transformers to."""
     if request.checkpoint.task != GENERATION:
-        return "", []
+        return {}, []
     made = request.scratch / "modelfile.json"
     if not made.is_file():
-        told = modelfile(request.checkpoint.path, request.checkpoint.trust_remote_code)
-        made.write_text(json.dumps(told), encoding="utf-8")
-    text, notes = json.loads(made.read_text(encoding="utf-8"))
-    return text, notes
+        read = modelfile(request.checkpoint.path, request.checkpoint.trust_remote_code)
+        made.write_text(json.dumps(read), encoding="utf-8")
+    told, notes = json.loads(made.read_text(encoding="utf-8"))
+    return told, notes
 
 
 def _refuse_tokenizer_code(request: ExportRequest) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from exporter.targets.folder.files import hard_link, model_name
+from exporter.targets.folder.kit import render
 from exporter.targets.tensorrt.build import PLAN, How
 from exporter.targets.tensorrt.platform import Platform
 from exporter.targets.tensorrt.profile import Port, Shapes
@@ -38,40 +40,41 @@ def write_repository(
         if (folder / file).is_file():
             hard_link(folder / file, version / file)
     backend = "tensorrt" if serves else "onnxruntime"
-    # 0: the batch is an axis like the others, for the cache has one too.
-    text = f'name: "{name}"\nbackend: "{backend}"\nmax_batch_size: 0\n'
-    text += _ports("input", inputs) + _ports("output", outputs)
+    text = render(
+        "tensorrt", "config.pbtxt", {"quoted": _quoted},
+        name=name, backend=backend, inputs=_ports(inputs), outputs=_ports(outputs),
+    )  # fmt: skip
     (version.parent / "config.pbtxt").write_text(text, encoding="utf-8")
 
 
-def _ports(what: str, ports: Mapping[str, Port]) -> str:
+def _ports(ports: Mapping[str, Port]) -> list[dict[str, Any]]:
+    """Triton's words for the ports; a named axis is -1."""
     import onnx
 
-    entries = []
-    for name, port in ports.items():
-        kind = _KINDS[onnx.TensorProto.DataType.Name(port.kind)]
-        sizes = ", ".join("-1" if isinstance(size, str) else str(size) for size in port.dimensions)
-        entries.append(f'  {{ name: "{name}" data_type: TYPE_{kind} dims: [ {sizes} ] }}')
-    return f"{what} [\n" + ",\n".join(entries) + "\n]\n"
+    return [
+        {
+            "name": name,
+            "type": _KINDS[onnx.TensorProto.DataType.Name(port.kind)],
+            "sizes": [-1 if isinstance(size, str) else size for size in port.dimensions],
+        }
+        for name, port in ports.items()
+    ]
+
+
+def _quoted(text: str) -> str:
+    """A string of protobuf's text format."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
 
 
 def rebuild_command(platform: Platform, shapes: Mapping[str, Shapes], how: How) -> str:
     """A shell script that builds the engine again from model.onnx beside it, with NVIDIA's own tool."""
-    words = [platform.tool, "--onnx=model.onnx", f"--saveEngine={PLAN}"]
-    if not platform.ahead_of_time:
-        words.append("--stronglyTyped")
-    for index, point in enumerate(("min", "opt", "max")):
-        sizes = ",".join(f"{name}:{'x'.join(map(str, each[index]))}" for name, each in shapes.items())
-        words.append(f"--{point}Shapes={sizes}")
-    if how.exact_float32:
-        words.append("--noTF32")
-    if how.workspace is not None:
-        words.append(f"--memPoolSize=workspace:{how.workspace}B")
-    if how.capabilities:
-        words.append(f"--computeCapabilities={','.join(name.removeprefix('sm') for name in how.capabilities)}")
-    if how.hardware_compatible:
-        words.append("--hardwareCompatibilityLevel=ampere+")
-    if how.version_compatible:
-        words.append("--versionCompatible")
-    line = shlex.join([*words, "--profilingVerbosity=detailed", "--skipInference"])
-    return f"#!/bin/sh\n# TensorRT's own tool, from the same graph and profile.\n{line}\n"
+    points = {
+        point: ",".join(f"{name}:{'x'.join(map(str, each[index]))}" for name, each in shapes.items())
+        for index, point in enumerate(("min", "opt", "max"))
+    }
+    capabilities = [name.removeprefix("sm") for name in how.capabilities or ()]
+    return render(
+        "tensorrt", REBUILD, {"word": shlex.quote},
+        platform=platform, plan=PLAN, shapes=points, how=how, capabilities=capabilities,
+    )  # fmt: skip

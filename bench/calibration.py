@@ -1,9 +1,8 @@
-"""What calibrating costs: its time against the plain forward passes, and its memory on top of the model.
+"""make bench ONLY=calibration: calibrating's time against the plain forward passes, its memory on top of the model.
 
-    python tests/calibrate_cost.py FOLDER                  128 windows of 512 tokens of the standard library's topics
-    python tests/calibrate_cost.py FOLDER --windows 16
+    python -m bench.calibration                         64 windows of 512 tokens of the standard library's topics
+    python -m bench.calibration FOLDER --windows 16     of another causal checkpoint than SmolLM2's
 
-FOLDER is a causal checkpoint, such as the checkpoints/smollm2-135m that a run of that recipe leaves in the cache.
 Memory is measured in a process that only calibrates; time in another, where plain passes and collecting ones take
 turns, so that what else the machine does falls on both.
 """
@@ -19,7 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from exporter.machine import cpu_name, peak_rss, usable_cores
+from bench import record
+from bench.jobs import DECODER
+from exporter.checkpoint.load import prepare, prepared
+from exporter.checkpoint.recipes import RECIPES
+from exporter.machine import peak_rss, usable_cores
 from exporter.pipeline.texts import TOPICS, standard_library_topics
 from exporter.quantization.calibrate import WINDOW, calibrate, calibration_windows
 from exporter.quantization.statistics import collect
@@ -48,7 +51,9 @@ def memory(model: Path, windows: int, rounds: int) -> dict[str, float]:
         )
         stored = sum(file.stat().st_size for file in (Path(place) / "statistics").iterdir())
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-    return {"before": before, "peak": peak_rss(), "stored": stored, "model": weights}
+    return {
+        "before_bytes": before, "peak_rss_bytes": peak_rss(), "statistics_bytes": stored, "weights_bytes": weights,
+    }  # fmt: skip
 
 
 def times(model: Path, windows: int, rounds: int) -> dict[str, float]:
@@ -75,14 +80,14 @@ def times(model: Path, windows: int, rounds: int) -> dict[str, float]:
             start = time.perf_counter(), time.process_time()
             one()
             ends = time.perf_counter(), time.process_time()
-            for kind, begin, end in zip(("", "_cpu"), start, ends, strict=True):
+            for kind, begin, end in zip(("_s", "_cpu_s"), start, ends, strict=True):
                 taken[name + kind] = min(taken.get(name + kind, float("inf")), end - begin)
-    return taken | {"windows": len(pieces)}
+    return taken | {"windows": len(pieces), "window": WINDOW}
 
 
 def child(what: str, options: argparse.Namespace) -> dict[str, Any]:
     """One of the two, in a process of its own."""
-    command = [sys.executable, __file__, options.folder, "--windows", str(options.windows)]
+    command = [sys.executable, "-m", "bench.calibration", options.folder, "--windows", str(options.windows)]
     done = subprocess.run(
         [*command, "--rounds", str(options.rounds), "--only", what], capture_output=True, text=True, check=False
     )
@@ -94,8 +99,8 @@ def child(what: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--windows", type=int, default=128)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2, help="of which the fastest counts")
     parser.add_argument("--only", choices=("memory", "times"), help=argparse.SUPPRESS)  # what a child does
     options = parser.parse_args()
@@ -103,19 +108,10 @@ def main() -> None:
         measure = memory if options.only == "memory" else times
         print(json.dumps(measure(options.folder, options.windows, options.rounds)))
         return
-    held = child("memory", options)
-    print(
-        f"Peak memory {held['peak'] / 1e6:,.0f} MB, of which the weights {held['model'] / 1e6:,.0f} MB and "
-        f"Python before it {held['before'] / 1e6:,.0f} MB; on the disk {held['stored'] / 1e6:.1f} MB.",
-        flush=True,
-    )
-    taken = child("times", options)
-    print(
-        f"{taken['windows']} windows of {WINDOW} tokens, {cpu_name()}, {usable_cores()} cores: plain forward passes "
-        f"{taken['plain']:.1f} s ({taken['plain_cpu']:.1f} s of CPU), with statistics {taken['collecting']:.1f} s "
-        f"({taken['collecting_cpu']:.1f} s): {taken['collecting'] / taken['plain']:.2f}× "
-        f"({taken['collecting_cpu'] / taken['plain_cpu']:.2f}×)."
-    )
+    about = record.begin("calibration", usable_cores())
+    recipe = RECIPES[DECODER]
+    options.folder = options.folder or prepared(recipe) or prepare(recipe)
+    record.write(about, (), {**child("memory", options), **child("times", options)})
 
 
 if __name__ == "__main__":

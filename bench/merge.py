@@ -1,7 +1,8 @@
-"""A merge larger than memory, measured: a synthetic checkpoint under a memory limit, against cp of the same folder.
+"""make bench ONLY=merge: a merge larger than memory, of a synthetic checkpoint under a limit, against cp of its folder.
 
-`make bench` runs it and writes the lines between the README's markers `<!-- large merge: begin/end -->`. It needs three
-times the checkpoint's size on the disk of --folder, and removes all of it.
+    python -m bench.merge --folder DISK
+
+It needs three times the checkpoint's size on the disk of --folder, and removes all of it.
 """
 
 from __future__ import annotations
@@ -9,22 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from exporter.machine import cpu_name, usable_cores
+from bench import record
+from exporter.machine import usable_cores
 
-README = Path(__file__).resolve().parent.parent / "README.md"
 HIDDEN, INNER, VOCABULARY, RANK = 4096, 11008, 32000, 16
 PROJECTIONS = {
     "self_attn.q_proj": (HIDDEN, HIDDEN),
@@ -46,7 +45,8 @@ _NOISE = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
 def write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str) -> None:
     """A file of random tensors, written without holding one whole: the same noise, from another place in each."""
     noise = (_NOISE.view(np.uint32) >> 16).astype(np.uint16) if dtype == "BF16" else _NOISE
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, shape in tensors.items():
         size = int(np.prod(shape)) * noise.itemsize
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
@@ -79,10 +79,10 @@ def make_base(folder: Path, layers: int) -> None:
     }
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
-    tiny = README.parent / "models" / "tiny"
+    tiny = record.ROOT / "models" / "tiny"
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tiny / name, folder / name)
-    groups = [{"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}]
+    groups: list[dict[str, tuple[int, ...]]] = [{"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}]
     for layer in range(layers):
         if layer and layer % 5 == 0:
             groups.append({})
@@ -90,7 +90,7 @@ def make_base(folder: Path, layers: int) -> None:
         groups[-1] |= {f"{prefix}.{name}.weight": shape for name, shape in PROJECTIONS.items()}
         groups[-1] |= {f"{prefix}.{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}
     groups[-1] |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
-    index = {}
+    index: dict[str, str] = {}
     for number, tensors in enumerate(groups, 1):
         name = f"model-{number:05}-of-{len(groups):05}.safetensors"
         write_safetensors(folder / name, tensors, "BF16")
@@ -104,7 +104,7 @@ def make_adapter(folder: Path, layers: int, names: tuple[str, ...]) -> None:
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2 * RANK, "bias": "none"}
     config |= {"target_modules": [name.split(".")[1] for name in names], "base_model_name_or_path": "base"}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    tensors = {}
+    tensors: dict[str, tuple[int, ...]] = {}
     for layer in range(layers):
         for name in names:
             rows, columns = PROJECTIONS[name]
@@ -126,8 +126,8 @@ def limit() -> str:
     return "cgroup"
 
 
-def measure(place: Path, layers: int) -> Iterator[str]:
-    """The README's lines."""
+def measure(place: Path, layers: int) -> dict[str, Any]:
+    """The result's figures."""
     base, copy = place / "base", place / "copy"
     make_base(base, layers)
     subprocess.run(["sync"], check=True)
@@ -135,52 +135,44 @@ def measure(place: Path, layers: int) -> Iterator[str]:
     free = copy_time(base, copy)
     kind = limit()
     bound = copy_time(base, copy)
-    yield (
-        f"Measured by `tests/large_merge.py`: a bfloat16 Llama of {size / 1e9:.1f} GB, LoRA of rank {RANK}, under a "
-        f"limit of {LIMIT / 1e9:.0f} GB ({kind}), {cpu_name()}, {usable_cores()} cores, times until the data is on the "
-        f"disk. `cp` of the same folder took {free:.0f} s, and {bound:.0f} s under the same limit."
-    )
-    yield ""
+    merges = []
     for what, names in ADAPTED.items():
         adapter, out = place / "adapter", place / "merged"
         make_adapter(adapter, layers, names)
-        taken, record = merge_time(base, adapter, out)
-        modules = record["proof"]["steps"][0]["modules"]
+        taken, told = merge_time(base, adapter, out)
         largest = 3 * 4 * max(rows * columns for rows, columns in map(PROJECTIONS.__getitem__, names))
-        yield (
-            f"- {what}: {taken:.0f} s, {size / 1e6 / taken:.0f} MB/s: {free / taken:.0%} of `cp`'s speed, "
-            f"{bound / taken:.0%} of that under the limit. Peak memory {record['peak_rss_bytes'] / 1e6:,.0f} MB; 1.3 × "
-            f"the largest merged tensor's working set (three times its float32) + 300 MB is "
-            f"{(1.3 * largest + 300e6) / 1e6:,.0f} MB. All {modules} modules proven."
+        merges.append(
+            {
+                "name": what,
+                "merge_s": taken,
+                "bytes_per_s": size / taken,
+                "share_of_cp": free / taken,
+                "share_of_cp_under_limit": bound / taken,
+                "peak_rss_bytes": told["peak_rss_bytes"],
+                "aim_bytes": 1.3 * largest + 300e6,
+                "modules_proven": told["proof"]["steps"][0]["modules"],
+            }
         )
         shutil.rmtree(adapter)
         shutil.rmtree(out)
+    return {
+        "model_bytes": size, "rank": RANK, "limit_bytes": LIMIT, "limit_by": kind,
+        "cp_s": free, "cp_under_limit_s": bound, "merges": merges,
+    }  # fmt: skip
 
 
 def merge_time(base: Path, adapter: Path, out: Path) -> tuple[float, dict[str, Any]]:
     """Seconds of `exporter merge`, whose publishing syncs, and its record."""
-    command = [
-        sys.executable,
-        "-m",
-        "exporter",
-        "merge",
-        "-m",
-        base,
-        "--adapter",
-        adapter,
-        "-o",
-        out,
-        "--format",
-        "json",
-    ]
+    options = ["-m", str(base), "--adapter", str(adapter), "-o", str(out), "--format", "json"]
+    command = [sys.executable, "-m", "exporter", "merge", *options]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     taken = time.perf_counter() - start
     if done.returncode:
         sys.exit(done.stderr)
-    record = json.loads(done.stdout.splitlines()[-1])
-    assert record["way"] == "streaming", record["way"]
-    return taken, record
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["way"] == "streaming", told["way"]
+    return taken, told
 
 
 def copy_time(base: Path, copy: Path) -> float:
@@ -194,25 +186,16 @@ def copy_time(base: Path, copy: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()), help="a disk with room for three times"
     )
     parser.add_argument("--layers", type=int, default=30, help="0.4 GB each, and 0.5 GB")
-    parser.add_argument("--write", action="store_true", help="write the README's lines")
     options = parser.parse_args()
+    about = record.begin("merge", usable_cores())
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
-        line = "\n".join(measure(Path(place), options.layers))
-    print(line)
-    if options.write:
-        text = README.read_text(encoding="utf-8")
-        marked = re.sub(
-            r"(<!-- large merge: begin -->\n).*?(<!-- large merge: end -->)",
-            lambda match: f"{match[1]}{line}\n{match[2]}",
-            text,
-            flags=re.S,
-        )
-        README.write_text(marked, encoding="utf-8")
+        figures = measure(Path(place), options.layers)
+    record.write(about, (), figures)
 
 
 if __name__ == "__main__":

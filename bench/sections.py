@@ -1,0 +1,262 @@
+"""The text of each result: tables and the lines below them, made of the result's figures and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from bench.rows import figure, variant, verdict
+
+Result = Mapping[str, Any]
+QUALITY = {True: ["ppl ratio ± se", "KL", "top-1"], False: ["cosine ± se"]}  # of a decoder or not: columns
+STEPS = ("graph", "cast", "parse", "build")  # of an engine
+
+
+def number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def megabytes(count: float | None, form: str = ",.1f") -> str:
+    return "" if count is None else format(count / 1e6, form)
+
+
+def with_error(row: Result, name: str, form: str) -> str:
+    """A figure and its standard error, which is 0 where there is one passage only."""
+    value, error = figure(row, f"quality.{name}.value"), figure(row, f"quality.{name}.se")
+    return "" if value is None else f"{value:{form}} ± {error or 0:{form}}"
+
+
+def markdown(names: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1, last: bool = True) -> list[str]:
+    """A table whose first columns are words, and `last` its last one too; the others are figures."""
+    rule = "|---" * words + "|---:" * (len(names) - words - last) + "|---" * last + "|"
+    head, *body = ("| " + " | ".join(cells) + " |" for cells in (names, *rows))
+    return [head, rule, *body]
+
+
+def is_decoder(report: Result) -> bool:
+    return bool(report["model"]["task"] == "text-generation")
+
+
+def heading(report: Result) -> str:
+    """The model and what it was measured on."""
+    about = report["evaluation"]
+    unit = "tokens" if is_decoder(report) else f"passages of {about['window']} tokens"
+    return f"**{report['name']}**, {about['tokens_scored']:,} {unit} of {about['text']}"
+
+
+def circumstances(report: Result) -> str:
+    here = report["machine"]
+    return f"{here['threads']} threads, load average before it {here['load_average'][0]:.1f}"
+
+
+def quality_cells(row: Result, decoder: bool) -> list[str]:
+    """What stands below QUALITY's names."""
+    if not decoder:
+        return [with_error(row, "cosine", ".5f")]
+    kl, top1 = figure(row, "quality.kl.value"), figure(row, "quality.top1.value")
+    return [with_error(row, "ppl_ratio", ".4f"), number(kl, ".5f"), number(top1, ".4f")]
+
+
+def models_of(reports: Sequence[Result]) -> Iterator[list[Result]]:
+    """The reports of each model, in the order in which the models come."""
+    for name in dict.fromkeys(report["name"] for report in reports):
+        yield [report for report in reports if report["name"] == name]
+
+
+def listed(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in values.items())
+
+
+def quality(result: Result) -> str:
+    lines: list[str] = []
+    for report in result["reports"]:
+        if report["label"] == "overhead":
+            lines += overhead(report, result["figures"])
+            continue
+        decoder = is_decoder(report)
+        names = ["target", "size, MB", "× fp32", *QUALITY[decoder], "prefill, tok/s"]
+        names += [*(["decode, tok/s"] if decoder else ["ms at 128", "ms at 512"]), "peak RSS, MB", "gates"]
+        rows = []
+        for row in report["results"]:
+            cells = [variant(row), megabytes(figure(row, "artifact.bytes"))]
+            cells += [number(figure(row, "artifact.size_ratio"), ".3f"), *quality_cells(row, decoder)]
+            cells.append(number(figure(row, "speed.prefill_tokens_per_s"), ",.0f"))
+            times = (
+                ["decode_tokens_per_s"] if decoder else [f"latency_ms.{at}.p50" for at in ("prefill_128", "prefill")]
+            )
+            cells += [number(figure(row, f"speed.{name}"), ".1f") for name in times]
+            rows.append([*cells, megabytes(figure(row, "memory.peak_rss_bytes"), ",.0f"), verdict(row)])
+        lines += [f"{heading(report)}, {circumstances(report)}:", "", *markdown(names, rows), ""]
+    here, versions = result["machine"], result["versions"]
+    named = [f"{name} {versions[name]}" for name in ("torch", "transformers", "onnxruntime", "onnxruntime-genai")]
+    lines.append(f"- Machine: {here['cpu']}, {here['cores']} cores; {', '.join(named)}.")
+    return "\n".join(lines)
+
+
+def overhead(report: Result, figures: Result) -> list[str]:
+    """What the pipeline adds to its parts, and what an export takes in memory."""
+    rows = {variant(row): row for row in report["results"]}
+    floats = figure(rows["torch:fp32"], "artifact.bytes")
+    peaks = {name: figure(row, "build.export_peak_rss_bytes") for name, row in rows.items()}
+    memory = ", ".join(
+        f"{name} {megabytes(peak, ',.0f')} MB ({peak / floats:.2f}×)" for name, peak in peaks.items() if peak
+    )
+    whole, total = figures["whole_s"], figures["parts_total_s"]
+    targets = " and ".join(name for name in rows if name != "torch:fp32")
+    took = (
+        f"- A whole run of {report['name']} to {targets} took {whole:.1f} s; its parts by hand, one process after the "
+        f"other, {total:.1f} s ({listed(figures['parts_s'])}): {whole / total:.2f}×."
+    )
+    return [took, f"- Peak memory of its exports, and over the fp32 checkpoint's size: {memory}."]
+
+
+def policy(result: Result) -> str:
+    figures = result["figures"]
+    four = [report for report in result["reports"] if report["label"] in figures["four_bits_s"]]
+    lines: list[str] = []
+    for reports in models_of([report for report in result["reports"] if report not in four]):
+        decoder = is_decoder(reports[0])
+        measured = ["ppl ratio ± se", "KL"] if decoder else ["cosine", ""]
+        names = ["target", "× fp32", *measured, "in integer kernels", "prefill, tok/s", "ms at 128", "ms at 512"]
+        shares = figures["integer_kernels"].get(reports[0]["name"], {})
+        rows = [policy_cells(report["results"][-1], decoder, shares) for report in reports]
+        lines += [f"{heading(reports[0])}:", "", *markdown([*names, "policy, s", "gates"], rows), ""]
+    lines += four_bits(four, figures["four_bits_s"])
+    here = f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
+    calibrated = f"Calibrated on {figures['calibrated_tokens']:,} tokens of the text's second half"
+    return "\n".join([*lines, "", f"- {here}. {calibrated}; the tiny model on its own text."])
+
+
+def policy_cells(row: Result, decoder: bool, shares: Mapping[str, str]) -> list[str]:
+    cells = [variant(row), number(figure(row, "artifact.size_ratio"), ".3f")]
+    if decoder:
+        cells += [with_error(row, "ppl_ratio", ".4f"), number(figure(row, "quality.kl.value"), ".4f")]
+    else:
+        cells += [number(figure(row, "quality.cosine.value"), ".4f"), ""]
+    cells += [shares.get(variant(row), ""), number(figure(row, "speed.prefill_tokens_per_s"), ",.0f")]
+    cells += [number(figure(row, f"speed.latency_ms.{at}.p50"), ".1f") for at in ("prefill_128", "prefill")]
+    return [*cells, number(figure(row, "build.quantization.seconds"), ",.0f"), verdict(row)]
+
+
+def four_bits(reports: Sequence[Result], seconds: Mapping[str, float]) -> list[str]:
+    """The ways to 4 bits, beside the nearest value's."""
+    names = [f"{reports[0]['name']}, int4 in groups of 32", "ppl ratio ± se", "KL ± se", "of RTN's KL", "time, s"]
+    first = figure(reports[0]["results"][-1], "quality.kl.value")
+    rows = []
+    for report in reports:
+        row, label = report["results"][-1], report["label"]
+        share = figure(row, "quality.kl.value") / first
+        cells = [label, with_error(row, "ppl_ratio", ".4f"), with_error(row, "kl", ".5f")]
+        rows.append([*cells, f"{share:.2f}", f"{seconds[label]:,.0f}"])
+    return markdown(names, rows, last=False)
+
+
+def gguf(result: Result) -> str:
+    figures = result["figures"]
+    compared, without = result["reports"]
+    bare = [row for row in without["results"] if row["target"] == "gguf"]
+    both = {variant(row) for row in bare}
+    names = [
+        "target",
+        "matrix",
+        "size, MB",
+        "× fp32",
+        "ppl ratio ± se",
+        "KL",
+        "top-1",
+        "prefill, tok/s",
+        "decode, tok/s",
+    ]
+    rows = []
+    for row, had in [*((row, figures["with_matrix"]) for row in compared["results"]), *((row, ()) for row in bare)]:
+        matrix = "yes" if variant(row) in had else "no" if variant(row) in both else ""
+        cells = [variant(row), matrix, megabytes(figure(row, "artifact.bytes"))]
+        cells += [number(figure(row, "artifact.size_ratio"), ".3f"), with_error(row, "ppl_ratio", ".4f")]
+        cells += [number(figure(row, "quality.kl.value"), ".6f"), number(figure(row, "quality.top1.value"), ".4f")]
+        cells += [number(figure(row, "speed.prefill_tokens_per_s"), ",.0f")]
+        rows.append([*cells, number(figure(row, "speed.decode_tokens_per_s"), ".1f")])
+    about = compared["evaluation"]
+    tokens = f"{about['tokens_scored']:,} of {compared['job']['eval_tokens']:,} tokens of {about['text']}"
+    title = f"**{compared['name']}**, {tokens}, {circumstances(compared)}:"
+    total, tools = figures["four_total_s"], figures["by_hand_total_s"]
+    times = (
+        f"- {', '.join(figures['four_s'])} of {compared['name']} took {total:.1f} s ({listed(figures['four_s'])}: the "
+        "first one converts to float16, once for all); llama.cpp's converter and quantizer by hand "
+        f"{tools:.1f} s ({listed(figures['by_hand_s'])}): {total / tools:.2f}×."
+    )
+    here = f"- {result['machine']['cpu']}; llama-cpp-python {result['versions']['llama-cpp-python']}."
+    return "\n".join([title, "", *markdown(names, rows, words=2, last=False), "", times, here])
+
+
+def tensorrt(result: Result) -> str:
+    lines: list[str] = []
+    figures = result["figures"]
+    for reports in models_of(result["reports"]):
+        decoder = is_decoder(reports[0])
+        names = ["target", "engine, MB", "engine / ONNX", *QUALITY[decoder], "in int8", " / ".join(STEPS) + ", s"]
+        rows = []
+        for report in reports:
+            row = report["results"][-1]
+            built = figure(row, "build.engine")
+            cells = [variant(row), megabytes(built["engine_bytes"]), number(built["engine_over_onnx"], ".3f")]
+            cells += [*quality_cells(row, decoder), number(built["int8_share"], ".0%")]
+            cells += [" / ".join(f"{built['seconds'][step]:.1f}" for step in STEPS)]
+            cells += [number(figure(row, "build.export_s"), ".1f")]
+            rows.append([*cells, f"{figures['export_peak_over_fp32'][report['label']]:.2f}", verdict(row)])
+        names += ["export, s", "peak memory / fp32", "gates"]
+        lines += [f"{heading(reports[0])}:", "", *markdown(names, rows), ""]
+    row, here = result["reports"][-1]["results"][-1], result["machine"]
+    proof = (
+        f"- {here['cpu']}, {here['cores']} cores; {figure(row, 'build.engine.built_by')}. Quality is of the graph "
+        "handed to TensorRT, rounded as its types say, through ONNX Runtime on the CPU. No latency is measured: "
+        f"{figure(row, 'speed.untimed')}."
+    )
+    exports = (
+        f"- Calibrated on {figures['calibrated_tokens']:,} tokens of the text's second half. The rest of an export's "
+        "time is the check for overflow, quantization and writing; a policy is chosen before it. Peak memory is the "
+        "exporting process's, Python and its libraries included."
+    )
+    return "\n".join([*lines, proof, exports])
+
+
+def merge(result: Result) -> str:
+    figures, here = result["figures"], result["machine"]
+    limit = f"{figures['limit_bytes'] / 1e9:.0f} GB ({figures['limit_by']})"
+    title = (
+        f"Measured by `bench/merge.py`: a bfloat16 Llama of {figures['model_bytes'] / 1e9:.1f} GB, LoRA of rank "
+        f"{figures['rank']}, under a limit of {limit}, {here['cpu']}, {here['cores']} cores, times until the data is "
+        f"on the disk. `cp` of the same folder took {figures['cp_s']:.0f} s, and {figures['cp_under_limit_s']:.0f} s "
+        "under the same limit."
+    )
+    return "\n".join([title, "", *map(merged, figures["merges"])])
+
+
+def merged(one: Result) -> str:
+    peak, aim = megabytes(one["peak_rss_bytes"], ",.0f"), megabytes(one["aim_bytes"], ",.0f")
+    return (
+        f"- {one['name']}: {one['merge_s']:.0f} s, {one['bytes_per_s'] / 1e6:.0f} MB/s: {one['share_of_cp']:.0%} of "
+        f"`cp`'s speed, {one['share_of_cp_under_limit']:.0%} of that under the limit. Peak memory {peak} MB; 1.3 × the "
+        f"largest merged tensor's working set (three times its float32) + 300 MB is {aim} MB. All "
+        f"{one['modules_proven']} modules proven."
+    )
+
+
+def calibration(result: Result) -> str:
+    told = result["figures"]
+    peak, weights = megabytes(told["peak_rss_bytes"], ",.0f"), megabytes(told["weights_bytes"], ",.0f")
+    collecting, plain = told["collecting_s"], told["plain_s"]
+    return (
+        f"- Collecting the statistics of {told['windows']} windows of {told['window']} tokens took {collecting:.1f} s, "
+        f"the plain forward passes {plain:.1f} s: {collecting / plain:.2f}×; peak memory {peak} MB, {weights} of them "
+        f"the weights (`{result['command']}`)."
+    )
+
+
+SECTIONS: dict[str, Callable[[Result], str]] = {
+    "quality": quality,
+    "policy": policy,
+    "gguf": gguf,
+    "tensorrt": tensorrt,
+    "merge": merge,
+    "calibration": calibration,
+}
