@@ -17,6 +17,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m bench.render --check
 	$(BIN)/python -m pytest tests/test_readme.py
 
 # All, or `make bench ONLY=gguf`; a result is written for each, and the pages from it.

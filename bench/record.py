@@ -34,18 +34,18 @@ SCHEMA = 1
 _NO_CODE = (":!bench/results", ":!*.md")
 
 
-def commit() -> str | None:
+def commit(root: Path = ROOT) -> str | None:
     """The checkout's commit, with a mark where its code was changed since; None where there is no git."""
     try:
-        head = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--", ".", *_NO_CODE)
+        head = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--", ".", *_NO_CODE)
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{head}-dirty" if changed else head
 
 
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def command_line(name: str, arguments: Sequence[str]) -> str:

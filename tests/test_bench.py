@@ -1,0 +1,207 @@
+"""bench/: pages say what the results say, and a result holds what it must."""
+
+import json
+import re
+import subprocess
+from datetime import datetime
+
+import pytest
+from bench_results import RESULTS, change, copy, result, run_module
+from conftest import ROOT
+
+from bench import record
+from bench.__main__ import PROGRAMS
+from bench.render import marked, pages, render
+from bench.sections import SECTIONS
+
+FIELDS = {
+    "schema_version", "name", "command", "date", "commit", "machine", "versions", "unknown", "taken_over", "reports",
+    "figures",
+}  # fmt: skip
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return copy(tmp_path)
+
+
+def test_every_page_says_what_the_results_say():
+    assert render(ROOT, check=True) == 0
+
+
+def test_every_program_has_a_result_that_a_page_shows():
+    shown = [name for page in pages(ROOT) for name, _, _ in marked(page.read_text())]
+    assert set(shown) == set(PROGRAMS) == set(SECTIONS) == {path.stem for path in RESULTS.glob("*.json")}
+    assert len(shown) == len(set(shown))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_result_says_what_it_takes_to_measure_it_again(name):
+    held = result(name)
+    assert set(held) == FIELDS
+    assert held["name"] == name
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", held["commit"])
+    assert datetime.fromisoformat(held["date"]).tzinfo is not None
+    empty = {f"machine.{key}" for key, value in held["machine"].items() if value is None and key != "gpu"}
+    assert empty | (set() if held["versions"] else {"versions"}) <= set(held["unknown"])
+    assert str(ROOT) not in json.dumps(held)
+
+
+FIGURES = {  # of each program, one of each kind that its text shows
+    "quality": {
+        "reports.0.results.3.artifact.bytes": 271_260_000, "reports.0.results.3.quality.ppl_ratio.se": 0.0002,
+        "reports.1.results.2.speed.latency_ms.prefill.p50": 90.2, "reports.0.results.4.verdict": "failed",
+        "reports.2.results.1.build.export_peak_rss_bytes": 1_175_000_000, "figures.parts_s.builder": 7.6,
+        "machine.cores": 3, "versions.torch": "2.14.0", "reports.1.machine.load_average.0": 2.1,
+    },
+    "policy": {
+        "reports.1.results.0.build.quantization.seconds": 456, "figures.four_bits_s.QAT": 98,
+        "figures.integer_kernels.smollm2-135m.onnx:int8-static": "92%", "figures.calibrated_tokens": 32767,
+        "reports.8.results.0.quality.kl.value": 0.0034, "reports.6.results.0.quality.cosine.value": 0.9939,
+    },
+    "gguf": {
+        "reports.0.results.4.quality.kl.value": 0.0064, "figures.with_matrix": [], "figures.by_hand_total_s": 10.7,
+        "reports.1.results.0.speed.decode_tokens_per_s": 123.3, "reports.0.job.eval_tokens": 8193,
+    },
+    "tensorrt": {
+        "reports.1.results.0.build.engine.int8_share": 0.94, "reports.4.results.0.speed.untimed": "no driver",
+        "figures.export_peak_over_fp32.smollm2-135m to tensorrt-rtx:fp16": 3.66,
+        "reports.0.results.0.build.engine.seconds.build": 6.0,
+    },
+    "merge": {"figures.cp_s": 40, "figures.merges.1.share_of_cp": 0.51, "figures.merges.0.modules_proven": 61},
+    "calibration": {"figures.plain_s": 68.9, "figures.peak_rss_bytes": 1_360_000_000, "command": "python -m other"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "path"), [(name, path) for name in FIGURES for path in FIGURES[name]])
+def test_a_changed_figure_is_noticed_and_written(name, path, checkout, capsys):
+    before = (checkout / "README.md").read_text()
+    change(checkout, name, path, FIGURES[name][path])
+    assert render(checkout, check=True) == 3
+    assert capsys.readouterr().out == f"README.md: differs from {name}\n"
+    assert (checkout / "README.md").read_text() == before
+    assert render(checkout, check=False) == 0
+    after = (checkout / "README.md").read_text()
+    assert len(after.splitlines()) == len(before.splitlines())
+    assert 1 <= sum(old != new for old, new in zip(before.splitlines(), after.splitlines(), strict=True)) <= 11
+    assert render(checkout, check=True) == 0
+
+
+def test_a_page_that_was_changed_by_hand_is_noticed(checkout):
+    page = checkout / "README.md"
+    page.write_text(page.read_text().replace("| onnx:fp16 | 270.2 |", "| onnx:fp16 | 170.2 |"))
+    assert render(checkout, check=True) == 3
+
+
+def test_documents_take_the_same_text(checkout):
+    place = checkout / "docs" / "targets"
+    place.mkdir(parents=True)
+    (place / "gguf.md").write_text(
+        "# GGUF\n<!-- bench/results/gguf.json: begin -->\n<!-- bench/results/gguf.json: end -->\nafter\n"
+    )
+    assert render(checkout, check=True) == 3
+    assert render(checkout, check=False) == 0
+    text = (place / "gguf.md").read_text()
+    assert text.startswith("# GGUF\n<!-- bench/results/gguf.json: begin -->\n**smollm2-135m**, 8,191 of 8,192 tokens")
+    assert text.endswith("llama-cpp-python 0.3.36.\n<!-- bench/results/gguf.json: end -->\nafter\n")
+
+
+def test_a_run_s_own_rows_make_the_same_text(checkout):
+    """Measured rows bring gates where those of a page bring its word, and more figures than a page shows."""
+    measured = result("quality")
+    for report in measured["reports"]:
+        for row in report["results"]:
+            word = row.pop("verdict")
+            row["gates"] = [] if word == "the reference" else [{"name": "max_kl", "passed": word != "failed"}]
+            row["quality"] = (row.get("quality") or {}) | {"cache_kl": {"value": 1e-9, "se": None}}
+            row["build"] = (row.get("build") or {}) | {"export_s": 1.0}
+    (checkout / "bench" / "results" / "quality.json").write_text(json.dumps(measured))
+    assert render(checkout, check=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("gguf.json: end", "other.json: end", "the mark '<!-- bench/results/gguf.json: begin -->' has no end before"),
+        ("gguf.json", "ggml.json", "a mark names ggml.json; there are: quality,"),
+    ],
+)
+def test_a_mark_that_is_wrong_is_told_and_nothing_is_written(old, new, said, checkout, capsys):
+    page = checkout / "README.md"
+    page.write_text(page.read_text().replace(old, new))
+    change(checkout, "merge", "figures.cp_s", 40)
+    before = page.read_text()
+    assert render(checkout, check=False) == 2
+    assert capsys.readouterr().err.startswith(f"error: README.md: {said}")
+    assert page.read_text() == before
+
+
+def test_a_result_that_is_not_there_is_told(checkout, capsys):
+    (checkout / "bench" / "results" / "merge.json").unlink()
+    assert render(checkout, check=True) == 2
+    assert "bench/results/merge.json cannot be read" in capsys.readouterr().err
+
+
+def test_an_unknown_bench_is_one_line():
+    done = run_module("bench", "ggu")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: unknown bench 'ggu'; did you mean gguf? (make bench ONLY=gguf)\n"
+    done = run_module("bench", "gguf", "--text", ROOT / "no.txt")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_a_result_has_all_its_fields_and_no_folder_of_this_machine(tmp_path):
+    about = record.begin("gguf", 2)
+    held = {
+        "name": "tiny", "model": {"task": "text-generation", "source": str(ROOT / "models" / "tiny")},
+        "machine": {"threads": 2, "load_average": [0.1, 0.2, 0.3], "cpu": "of the result"},
+        "evaluation": {"text": "eval.txt"}, "results": [{"target": "onnx", "reason": f"see {tmp_path}/log"}],
+    }  # fmt: skip
+    job = {"eval_text": tmp_path / "wiki.test.raw", "threads": 2}
+    file = record.write(about, [record.report(held, "one", job)], {"whole_s": 1.5}, tmp_path)
+    written = json.loads(file.read_text())
+    assert set(written) == FIELDS
+    assert file.name == "gguf.json"
+    assert written["machine"]["cores"] >= 1
+    assert written["versions"]["torch"]
+    [report] = written["reports"]
+    assert set(report) == {"label", "name", "model", "job", "evaluation", "machine", "results"}
+    assert report["job"]["eval_text"] == "wiki.test.raw"
+    assert report["model"]["source"] == "models/tiny"
+    assert str(tmp_path.parent.parent.parent) not in file.read_text()
+    with pytest.raises(AssertionError):  # a row would be known by the same words as another
+        record.write(about, [record.report(held, "one", job)] * 2, {}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["--text", "/data/wiki.test.raw"], "--text wiki.test.raw"),
+        (["--text=../shared/a b.txt", "--again"], "'--text=a b.txt' --again"),
+        (["/home/me/model", "--windows", "16"], "model --windows 16"),
+    ],
+)
+def test_a_command_is_told_without_folders(typed, told):
+    assert record.command_line("x", typed) == f"python -m bench.x {told}"
+
+
+def test_a_commit_is_dirty_where_code_was_changed_not_where_results_were(tmp_path):
+    assert record.commit(tmp_path) is None
+
+    def git(*words):
+        name = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *name, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    git("init", "-q")
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    for name in ("code.py", "README.md", "bench/results/gguf.json"):
+        (tmp_path / name).write_text("one")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    head = git("rev-parse", "HEAD").strip()
+    assert record.commit(tmp_path) == head
+    for name in ("README.md", "bench/results/gguf.json"):
+        (tmp_path / name).write_text("two")
+    assert record.commit(tmp_path) == head
+    (tmp_path / "code.py").write_text("two")
+    assert record.commit(tmp_path) == f"{head}-dirty"
