@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from exporter.targets.gguf.options import GgufOptions
 from exporter.types import FEATURES, GENERATION, TOKENIZER_FILES, Checkpoint, ExportRequest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,15 +82,16 @@ def make(architecture, folder, **changes):
     return folder
 
 
-def request(checkpoint, precision, tmp_path, cache, **more):
-    """An ExportRequest whose folder and scratch folder are made."""
+def request(checkpoint, precision, tmp_path, cache, options=None, **more):
+    """An ExportRequest whose folder and scratch folder are made; without a matrix unless the options say otherwise."""
     folder, scratch = tmp_path / f"artifact-{precision}", tmp_path / "scratch"
     folder.mkdir()
     scratch.mkdir(exist_ok=True)
     config = json.loads((checkpoint / "config.json").read_text())
     task = FEATURES if config["architectures"] == ["BertModel"] else GENERATION
+    options = options or GgufOptions(imatrix="off")
     made_from = Checkpoint(checkpoint, task, str(checkpoint), "0" * 64, 1)
-    return ExportRequest(made_from, precision, folder, scratch, 1, cache=cache, **more)
+    return ExportRequest(made_from, precision, folder, scratch, 1, options, cache, **more)
 
 
 def byte_level(folder):

@@ -100,7 +100,7 @@ def test_float16_is_converted_once_for_all_quantized_precisions(exported):
 
 def test_types_that_fall_back_are_reported_as_what_they_are(tmp_path, converter_cache):
     narrow = gguf_checkpoints.make("LlamaForCausalLM", tmp_path)  # rows of 64 and 128
-    wanted = gguf_checkpoints.request(narrow, "q4_k_m", tmp_path, converter_cache, options=GgufOptions(imatrix="off"))
+    wanted = gguf_checkpoints.request(narrow, "q4_k_m", tmp_path, converter_cache)
     told = GGUF.export(wanted)
     kinds = {
         tensor.tensor_type.name for tensor in GGUFReader(weights(wanted.folder, told)).tensors if len(tensor.shape) > 1

@@ -9,7 +9,6 @@ import transformers
 
 from exporter.measure.tokenization import TokenizedTexts, compare_tokenizer
 from exporter.report.result import Figure
-from exporter.targets.gguf.options import GgufOptions
 from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
 from exporter.targets.gguf.target import GGUF
 from exporter.targets.torch.target import open_checkpoint
@@ -73,7 +72,7 @@ def test_the_chat_template_and_special_tokens_arrive(tmp_path, converter_cache):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     model.resize_token_embeddings(added + 1)
     model.save_pretrained(folder)
-    wanted = gguf_checkpoints.request(folder, "q8_0", tmp_path, converter_cache, options=GgufOptions(imatrix="off"))
+    wanted = gguf_checkpoints.request(folder, "q8_0", tmp_path, converter_cache)
     exported = GGUF.export(wanted)
     with GgufDecoder(wanted.folder / exported.weights[0], 1) as runner:
         vocabulary = runner._vocabulary
