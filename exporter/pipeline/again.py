@@ -68,4 +68,5 @@ def bench_again(
     bench.quality(rows)
     bench.speed(rows, job.repeats)
     described = {key: report[key] for key in ("name", "model", "evaluation")}
+    described["job"] = job.model_dump(mode="json")
     return finish(job, described | {"machine": here}, rows, output)

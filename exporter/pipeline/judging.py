@@ -42,7 +42,6 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
         "exporter_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **described,
-        "job": job.model_dump(mode="json"),
         "results": [row.to_json() for row in rows],
         "passed": status == EXIT_OK,
         "exit_status": status,

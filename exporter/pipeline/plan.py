@@ -74,6 +74,11 @@ class Plan:
     calibration: dict[str, Any] | None = field(repr=False)
     training: Training | None
 
+    def whole_job(self) -> dict[str, Any]:
+        """The job with every default, those of the sections that matter to it included."""
+        named = [*(one.variant.target for one in self.wanted), *(self.job.model_extra or {})]
+        return self.job.model_dump(mode="json") | self.sections.resolved(named)
+
     def describe(self) -> dict[str, Any]:
         """What --dry-run prints: the resolved job, and what it would do."""
         job, text = self.job, self.calibration
@@ -85,11 +90,10 @@ class Plan:
             steps += [f"choose the policy of {one.variant}"] if one.how and one.how["policy"] is None else []
             steps.append(f"export, check and measure {one.variant}")
         steps += [f"skip {variant}: {reason}" for variant, reason in self.skipped.items()]
-        resolved: dict[str, Any] = {"task": self.source.checkpoint.task, "window": self.window, "stride": self.stride}
+        resolved = {"task": self.source.checkpoint.task, "window": self.window, "stride": self.stride}
         resolved["target"] = [str(one.variant) for one in self.wanted]
-        resolved |= self.sections.resolved([*(one.variant.target for one in self.wanted), *(job.model_extra or {})])
         return {
-            "job": job.model_dump(mode="json") | resolved,
+            "job": self.whole_job() | resolved,
             "checkpoint": asdict(self.source.checkpoint),
             "steps": steps,
         }

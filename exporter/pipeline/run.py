@@ -72,6 +72,7 @@ def _describe(
     """What the report says of the model and of the evaluation."""
     return {
         "name": plan.job.model,
+        "job": plan.whole_job(),
         "model": {
             "source": checkpoint.source,
             "sha256": checkpoint.sha256,
