@@ -70,6 +70,11 @@ class WorkerFailed(BuildError):
         super().__init__(message)
         self.trace, self.killed_by = trace, killed_by
 
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """A bug that was met in this process, as one that a worker met."""
+        return cls(_first_line(error), "".join(traceback.format_exception(error)))
+
 
 class Worker:
     """`with Worker(log, threads) as worker: worker(operation, key=value)`: a function of this program, called there.
@@ -146,6 +151,8 @@ class Worker:
         except BrokenPipeError:
             raise self._death(name, self._process) from None
         for line in replies:
+            if not line.endswith("\n"):
+                break  # it died in the middle of a reply
             reply = json.loads(line)
             if "progress" in reply:
                 self._progress(*reply["progress"])
@@ -164,11 +171,18 @@ class Worker:
 
     def _death(self, name: str, process: subprocess.Popen[str]) -> WorkerFailed:
         status = process.wait()
-        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        how = f"killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
         if status == -signal.SIGKILL:
             how += " (most often: out of memory)"
         killed_by = -status if status < 0 else None
         return WorkerFailed(f"the worker of {name} was {how}; the log is {self._log}", killed_by=killed_by)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the thirty real-time signals, which have no names
+        return f"signal {number}"
 
 
 def _plain(value: Any) -> Any:
@@ -221,5 +235,9 @@ def _answer(operation: Operation, session: Session, args: dict[str, Any]) -> dic
         if disk_full(error):
             message = f"the disk is full ({error}); free some space and run again"
             return {"error": message, "status": BuildError.exit_status}
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        return {"bug": f"{type(error).__name__}: {first}", "trace": traceback.format_exc()}
+        return {"bug": _first_line(error), "trace": traceback.format_exc()}
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"

@@ -75,6 +75,15 @@ class DeviceRunner(Runner, Protocol):
 
 
 @runtime_checkable
+class TracingRunner(Runner, Protocol):
+    """A runner that can look into its graph, to say what went wrong there."""
+
+    def first_not_finite(self, ids: Ids) -> str | None:
+        """What is NaN or infinite first on [T] token ids, by the tensor's name; None where it cannot be found."""
+        ...
+
+
+@runtime_checkable
 class StandInRunner(Runner, Protocol):
     """A runner that answers as the artifact's own engine would, where that cannot run: its speed would mean nothing."""
 

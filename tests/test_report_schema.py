@@ -13,7 +13,7 @@ from reports import encoder, generation
 
 from exporter.measure.gates import judge
 from exporter.report.document import Document
-from exporter.report.render import render
+from exporter.report.render import FORMS
 from exporter.report.result import Figure, Result
 from exporter.types import Gates
 
@@ -58,7 +58,8 @@ def test_a_task_and_a_target_add_figures(make):
     assert report["results"][1]["quality"]["word_error_rate"] == {"value": 0.07, "se": 0.002, "detail": None}
     assert list(complaints(report)) == []
     Document.model_validate(report)
-    assert set(render(report)) == {"report.json", "report.html", "report.md", "junit.xml"}
+    assert all(form(report) for form in FORMS.values())
+    assert set(FORMS) == {"report.json", "report.html", "report.md", "junit.xml"}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.errors import BuildError
 from exporter.report.result import Figure
 from exporter.runner import BatchRunner, CachedRunner, Floats, Ids, Runner
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Probe
@@ -25,6 +26,7 @@ from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Probe
 TOP_K = 256
 Doubles = NDArray[np.float64]
 Progress = Callable[[int, int], None]  # (done, total) windows
+_LARGEST = 700  # nats: beyond them a perplexity is no float64
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,26 @@ class Reference:
             )
 
 
+class NotFinite(BuildError):
+    """An artifact answered NaN or infinity; `ids` [T] are the tokens that it did so on."""
+
+    def __init__(self, ids: Ids, out: Floats) -> None:
+        odd = out[~np.isfinite(out)]
+        super().__init__(f"it answers {odd[0]}: {odd.size} of {out.size} values for {len(ids)} tokens are no numbers")
+        self.ids = ids
+
+
+def _checked(runner: Runner, ids: Ids) -> Floats:
+    """The answer to [T] ids. Raises NotFinite; -inf may stand in the place of a token that is ruled out."""
+    return _finite(ids, runner.logits(ids))
+
+
+def _finite(ids: Ids, out: Floats) -> Floats:
+    if np.isnan(out).any() or np.isposinf(out).any() or not np.isfinite(out).any(axis=-1).all():
+        raise NotFinite(ids, out)
+    return out
+
+
 def windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """(begin, end, first scored) for each window over `tokens` token ids; every token but the first is scored once."""
     scored = 1
@@ -115,7 +137,7 @@ def _scored(runner: Runner, passages: Passages, progress: Progress) -> Iterator[
     """For each window: its span in the result arrays, the log-probabilities there [n, V], and the tokens that came."""
     spans = list(windows(len(passages.ids), passages.window, passages.stride))
     for done, (begin, end, first) in enumerate(spans):
-        logits = runner.logits(passages.ids[begin:end])
+        logits = _checked(runner, passages.ids[begin:end])
         yield (
             slice(first - 1, end - 1),
             log_softmax(logits[first - 1 - begin : end - 1 - begin]),
@@ -126,7 +148,7 @@ def _scored(runner: Runner, passages: Passages, progress: Progress) -> Iterator[
 
 def pooled(runner: Runner, ids: Ids, task: str) -> Floats:
     """A passage as one vector: mean of the last hidden states [H], or the classes' log-probabilities [C]."""
-    out = runner.logits(ids)
+    out = _checked(runner, ids)
     vector: Floats = log_softmax(out)[0] if task == CLASSIFICATION else out.mean(axis=0)
     return vector
 
@@ -191,7 +213,8 @@ def compare(runner: Runner, reference: Reference, progress: Progress = lambda do
 def _exponential(nll: Doubles) -> Figure:
     """exp of a mean, and its standard error to first order."""
     mean, se = _mean(nll)
-    return Figure(math.exp(mean), math.exp(mean) * se)
+    value = math.exp(mean) if mean < _LARGEST else math.inf
+    return Figure(value, value * se)
 
 
 def _divergence(kl: Doubles) -> Figure:
@@ -237,25 +260,29 @@ def compare_probe(runner: Runner, probe: Probe, task: str) -> dict[str, Figure]:
     """
     lengths = probe.mask.sum(axis=1)
     sequences = [row[:length] for row, length in zip(probe.ids, lengths, strict=True)]
-    alone = [runner.logits(ids) for ids in sequences]
+    alone = [_checked(runner, ids) for ids in sequences]
     if task == CLASSIFICATION:
         got = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else np.concatenate(alone)
-        return {"logit_error": Figure(float(np.abs(got - probe.answers).max()))}
+        return {"logit_error": Figure(float(np.abs(_finite(probe.ids[0], got) - probe.answers).max()))}
     together = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else alone
-    worst = 0.0
-    for index, length in enumerate(lengths):
-        expected = probe.answers[index][:length]
-        for got in (alone[index], together[index][:length]):
-            worst = max(worst, float(np.abs(got - expected).max()))
-    figures = {"logit_error": Figure(worst)}
+    errors = []
+    for index, ids in enumerate(sequences):
+        expected, padded = probe.answers[index][: len(ids)], _finite(ids, together[index][: len(ids)])
+        errors += [_largest_error(got, expected) for got in (alone[index], padded)]
+    figures = {"logit_error": Figure(max(errors))}
     if isinstance(runner, CachedRunner):
         own = [_cache_kl(runner, ids, alone[i]) for i, ids in enumerate(sequences)]
         figures["cache_kl"] = Figure(float(np.mean(own)))
     return figures
 
 
+def _largest_error(got: Floats, expected: Floats) -> float:
+    unlike = got != expected  # both may be -inf
+    return float(np.abs(got[unlike] - expected[unlike]).max(initial=0.0))
+
+
 def _cache_kl(runner: CachedRunner, ids: Ids, uncached: Floats) -> float:
     half = len(ids) // 2
-    cached = [runner.prefill(ids[:half]), *(runner.step(int(token)) for token in ids[half:])]
-    expected, got = log_softmax(uncached[half - 1 :]), log_softmax(np.stack(cached))
+    cached = np.stack([runner.prefill(ids[:half]), *(runner.step(int(token)) for token in ids[half:])])
+    expected, got = log_softmax(uncached[half - 1 :]), log_softmax(_finite(ids, cached))
     return max(float((np.exp(expected) * (expected - got)).sum(-1).mean()), 0.0)

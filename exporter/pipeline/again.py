@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def bench_again(
         tuple(model["history"]),
         job.trust_remote_code,
     )
+    bench = Bench(output, checkpoint, report["evaluation"]["max_length"], job.threads, progress, failed)
     rows = []
     for old in report["results"]:
         variant = Variant(old["target"], old["precision"])
@@ -58,15 +60,20 @@ def bench_again(
                 )
         elif old["path"] is None:
             row.status, row.reason = old["status"], old["reason"]
-        else:
-            manifest = store.read_manifest(output / old["path"]) or {}
-            row.reason = "; ".join(manifest.get("notes", ())) or None
-        if row.status == "ok" and (reason := known.unavailable(variant, to_open=True)) is not None:
-            row.status, row.reason = "skipped", reason
+        bench.attempt(row, partial(_found, row, output))
         rows.append(row)
-    bench = Bench(output, checkpoint, report["evaluation"]["max_length"], job.threads, progress, failed)
     bench.quality(rows)
     bench.speed(rows, job.repeats)
     described = {key: report[key] for key in ("name", "model", "evaluation")}
     described["job"] = job.model_dump(mode="json")
     return finish(job, described | {"machine": here}, rows, output)
+
+
+def _found(row: Result, output: Path) -> None:
+    """What is told of an artifact that is there, and whether this machine can open it."""
+    variant = Variant(row.target, row.precision)
+    if row.path is not None and variant != known.REFERENCE:
+        manifest = store.read_manifest(output / row.path) or {}
+        row.reason = "; ".join(manifest.get("notes", ())) or None
+    if (reason := known.unavailable(variant, to_open=True)) is not None:
+        row.status, row.reason = "skipped", reason

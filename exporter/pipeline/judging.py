@@ -18,6 +18,8 @@ from exporter.report.result import Result
 from exporter.targets import known
 from exporter.types import Gates, Variant
 
+_TOLD = 3  # figures that are no numbers, in a row's reason
+
 
 def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: Path) -> dict[str, Any]:
     """Judges the rows by their gates, and writes and returns the report."""
@@ -26,6 +28,7 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
         if row.status == "ok" and Variant(row.target, row.precision) != known.REFERENCE:
             limits = job.gates(known.get(row.target).precisions[row.precision].gates)
             row.gates = judge(limits, row, asked, described["evaluation"]["tokens_scored"])
+        _refuse_odd(row)
         speed = row.speed
         if row.status == "ok" and speed["prefill_tokens_per_s"] is None:
             lack = f"latency: {speed['untimed']}" if speed["untimed"] else "speed and memory: not measured (--no-speed)"
@@ -48,3 +51,13 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
     }
     write_report(report, output)
     return report
+
+
+def _refuse_odd(row: Result) -> None:
+    """A figure that is no number fails its row, whether a gate is on it or not."""
+    if not (odd := row.odd):
+        return
+    told = ", ".join(odd[:_TOLD]) + f" and {len(odd) - _TOLD} more" * (len(odd) > _TOLD)
+    row.reason = "; ".join(filter(None, (row.reason, told)))
+    if row.passed:
+        row.status = "failed"

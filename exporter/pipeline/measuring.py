@@ -17,7 +17,16 @@ from exporter.measure.latency import Round, summarize
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
 from exporter.process import Progress, Session, Worker, WorkerFailed
 from exporter.report.result import Result
-from exporter.runner import BoundedRunner, DeviceRunner, Ids, Runner, StandInRunner, TokenizingRunner
+from exporter.runner import (
+    BoundedRunner,
+    DeviceRunner,
+    Ids,
+    Runner,
+    StandInRunner,
+    TokenizingRunner,
+    TracingRunner,
+)
+from exporter.store import disk_full
 from exporter.targets import known
 from exporter.types import Checkpoint, Variant
 
@@ -29,7 +38,7 @@ def nobody(variant: Variant, error: ExporterError) -> None:
 
 
 class Bench:
-    """A failure of one artifact makes its row a failed one; the others go on."""
+    """A failure of one artifact makes its row a failed one; the others go on, and the report is written."""
 
     def __init__(
         self,
@@ -45,19 +54,29 @@ class Bench:
         self._progress, self._failed = progress, failed
 
     def attempt(self, row: Result, do: Callable[[], None]) -> None:
-        """Does something for a row that is still ok; an ExporterError makes it a failed one."""
+        """Does something for a row that is still ok; whatever it raises makes it a failed one.
+
+        A full disk alone ends the run: no row after this one could be written, nor the report.
+        """
         if row.status != "ok":
             return
         try:
             do()
         except ExporterError as error:
-            row.status, row.reason = "failed", str(error)
-            if isinstance(error, BuildError):
-                row.build["engine"] = error.build or row.build["engine"]
+            self._fail(row, error)
+        except Exception as error:  # of a target's own code too: it is told with its traceback
+            if disk_full(error):
+                raise
+            self._fail(row, WorkerFailed.of(error))
+
+    def _fail(self, row: Result, error: ExporterError) -> None:
+        row.status, row.reason = "failed", str(error)
+        if isinstance(error, BuildError):
+            row.build["engine"] = error.build or row.build["engine"]
+        if isinstance(error, WorkerFailed) and error.killed_by == signal.SIGILL:
             mends = known.get(row.target).mends_crash
-            if isinstance(error, WorkerFailed) and error.killed_by == signal.SIGILL and mends is not None:
-                row.reason += f"; its build does not fit this processor, mend it with: {mends()}"
-            self._failed(_variant(row), error)
+            row.reason += f"; its build does not fit this processor, mend it with: {mends()}" if mends else ""
+        self._failed(_variant(row), error)
 
     def quality(self, rows: Sequence[Result]) -> None:
         """Apart from the speed measurement: the arithmetic of the comparison is not the engine's peak memory."""
@@ -99,8 +118,7 @@ class Bench:
                     self._progress("speed", sum(map(len, times)), rounds * len(rows))
                     self.attempt(row, partial(_round, row, worker, mine))
         for row, mine in zip(rows, times, strict=True):
-            if row.status == "ok":
-                row.speed |= summarize(mine)
+            self.attempt(row, partial(_summed_up, row, mine))
 
     def _open(self, row: Result, worker: Worker) -> None:
         row.artifact |= worker(open_for_speed, **self._what(row), max_length=self._max_length)
@@ -128,6 +146,10 @@ def _round(row: Result, worker: Worker, times: list[Round]) -> None:
     row.memory["peak_rss_bytes"] = answer["peak"]
 
 
+def _summed_up(row: Result, times: list[Round]) -> None:
+    row.speed |= summarize(times)
+
+
 def measure_quality(
     session: Session, variant: list[str], checkpoint: Checkpoint, folder: str, reference: str, threads: int
 ) -> dict[str, Any]:
@@ -135,8 +157,12 @@ def measure_quality(
     named = Variant(*variant)
     told = quality.Reference.load(Path(reference))
     with _open(named, checkpoint, folder, threads) as runner:
-        figures = quality.compare(runner, told, session.counted(f"quality {named}"))
-        figures |= quality.compare_probe(runner, told.probe, told.passages.task)
+        try:
+            figures = quality.compare_probe(runner, told.probe, told.passages.task)  # seconds, and tells of much
+            figures |= quality.compare(runner, told, session.counted(f"quality {named}"))
+        except quality.NotFinite as error:
+            first = runner.first_not_finite(error.ids) if isinstance(runner, TracingRunner) else None
+            raise BuildError(f"{error}; first of its graph, {first}" if first else str(error)) from error
         if isinstance(runner, TokenizingRunner):
             figures |= compare_tokenizer(runner, TokenizedTexts.load(Path(reference).with_name(TOKENIZED)))
         groups: dict[str, Any] = {"artifact": {"engine": runner.engine}, "quality": figures}

@@ -13,6 +13,9 @@ def build_lines(row: Mapping[str, Any]) -> Iterator[str]:
     record = row["build"]["engine"]
     if record is None:
         return
+    if "parsed" not in record:  # a third party's own
+        yield from (f"{name}: {value}" for name, value in record.items())
+        return
     if record["parsed"] is None:
         yield "not parsed: no parser of TensorRT or TensorRT-RTX can run here"
     else:

@@ -121,7 +121,7 @@ class Row(_Closed):
 
     target: str = Field(description="The target's name, such as onnx.")
     precision: str = Field(description="The precision's name, such as int8-weight.")
-    status: Status = Field(description="ok, skipped, or failed: it could not be built or run.")
+    status: Status = Field(description="ok, skipped, or failed: it could not be built or run, or answers no numbers.")
     reason: str | None = Field(description="Why something is null, and what else must be known.")
     path: str | None = Field(description="The artifact's folder in the output; null: it is not there.")
     artifact: Artifact

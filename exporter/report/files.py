@@ -8,7 +8,7 @@ from typing import Any
 
 from exporter import store
 from exporter.errors import JobError
-from exporter.report.render import render
+from exporter.report.render import FORMS
 from exporter.report.versions import READABLE, upgraded
 
 
@@ -30,6 +30,6 @@ def read_report(output: Path) -> dict[str, Any]:
 
 
 def write_report(report: dict[str, Any], output: Path) -> None:
-    """Writes report.json, report.html, report.md and junit.xml; all are rendered before the first is written."""
-    for name, text in render(report).items():
-        store.write_text(output / name, text)
+    """Writes report.json first: the figures are there whatever befalls a form; then report.html, .md and junit.xml."""
+    for name, form in FORMS.items():
+        store.write_text(output / name, form(report))

@@ -28,17 +28,9 @@ Report = Mapping[str, Any]
 _REASON = 300  # characters of a reason in the short forms: GitHub refuses a comment of more than 65,536
 
 
-def render(report: Report) -> dict[str, str]:
-    """The texts of report.json, report.html, report.md and junit.xml, by file name.
-
-    Raises ValueError for a NaN or an infinity, which JSON does not have.
-    """
-    return {
-        "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
-        "report.html": render_html(report),
-        "report.md": render_markdown(report),
-        "junit.xml": render_junit(report),
-    }
+def render_json(report: Report) -> str:
+    """Raises ValueError for a NaN or an infinity, which JSON does not have."""
+    return json.dumps(report, indent=2, allow_nan=False) + "\n"
 
 
 def render_html(report: Report) -> str:
@@ -231,6 +223,14 @@ def _case(suite: ET.Element, row: Mapping[str, Any], name: str) -> ET.Element:
 def _count(element: ET.Element, suites: list[ET.Element]) -> None:
     for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         element.set(attribute, str(sum(1 for suite in suites for _ in suite.iter(tag))))
+
+
+FORMS: Mapping[str, Callable[[Report], str]] = {
+    "report.json": render_json,
+    "report.html": render_html,
+    "report.md": render_markdown,
+    "junit.xml": render_junit,
+}
 
 
 _COLOURS = {"passed": "green", "gate failed": "red", "failed": "red", "skipped": "yellow"}

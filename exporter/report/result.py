@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,5 +54,28 @@ class Result:
             told = {key: Figure(**value) for key, value in values.items()} if name == "quality" else values
             getattr(self, name).update(told)
 
+    @property
+    def odd(self) -> list[str]:
+        """What came out as NaN or infinite, which JSON does not have: "quality.ppl.value is inf"."""
+        return [f"{key} is {value}" for key, value in _numbers("", asdict(self)) if not math.isfinite(value)]
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What is no number is null, as what was not measured; its row has failed, and says so."""
+        whole: dict[str, Any] = _without_odd(asdict(self))
+        return whole
+
+
+def _numbers(key: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield key, value
+    elif isinstance(value, Mapping | list | tuple):
+        for name, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _numbers(f"{key}.{name}" if key else str(name), item)
+
+
+def _without_odd(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_odd(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_odd(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

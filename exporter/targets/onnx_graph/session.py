@@ -10,6 +10,7 @@ import numpy as np
 
 from exporter.errors import BuildError
 from exporter.runner import Floats, Ids
+from exporter.targets.onnx_graph.not_finite import first_not_finite
 from exporter.types import GENERATION
 
 
@@ -29,6 +30,7 @@ class OnnxRunner:
     def __init__(self, model: Path, threads: int) -> None:
         import onnxruntime
 
+        self._model, self._threads = model, threads
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -57,6 +59,12 @@ class OnnxRunner:
         feeds = self._feeds(ids, mask)
         result: Floats = self._session.run(self._outputs[:1], feeds)[0].astype(np.float32, copy=False)
         return result
+
+    def first_not_finite(self, ids: Ids) -> str | None:
+        """What is NaN or infinite first on [T] token ids; None where it cannot be found any more."""
+        if not self._model.is_file():  # one that was made to be opened alone
+            return None
+        return first_not_finite(self._model, self._feeds(ids[None], np.ones_like(ids)[None]), self._threads)
 
     def _feeds(self, ids: Ids, mask: Ids) -> dict[str, Any]:
         """What the graph takes of the usual inputs, for [B, T] new ids and a mask [B, past + T]."""
