@@ -24,7 +24,10 @@ from typing import Any, NamedTuple
 from bench.rows import Row, figure, variant, verdict
 
 EXIT_WRONG, EXIT_BEYOND = 2, 3
-PERFECT = {"ppl_ratio": 0, "kl": 0, "logit_error": 0, "cache_kl": 0, "top1": 1, "cosine": 1}
+PERFECT = {
+    **dict.fromkeys(("ppl_ratio", "kl", "logit_error", "cache_kl", "regression_error"), 0),
+    **dict.fromkeys(("top1", "cosine", "pearson", "spearman"), 1),
+}
 ROUNDING, WITHOUT_ERROR = 5e-5, 0.05
 UNITS = {"_per_s": "rate", "_s": "time", "_ms": "time", "bytes": "size", "seconds": "time"}  # how a figure's name ends
 HARDWARE = ("cpu", "cores", "threads", "gpu")  # decides speed

@@ -116,6 +116,11 @@ class Job(MergeJob):
         None, ge=0, description="Gate: texts that the artifact's own tokenizer reads otherwise than the checkpoint's."
     )
     min_cosine: float | None = Field(None, ge=-1, le=1, description="Gate: mean cosine of pooled embeddings.")
+    max_regression_error: float | None = Field(
+        None, ge=0, description="Gate: mean error of a regressor's answer, over the reference's standard deviation."
+    )
+    min_pearson: float | None = Field(None, ge=-1, le=1, description="Gate: correlation of a regressor's answers.")
+    min_spearman: float | None = Field(None, ge=-1, le=1, description="Gate: correlation of the order of its answers.")
     max_size_ratio: float | None = Field(None, gt=0, description="Gate: size over the float32 weights' size.")
     max_logit_error: float | None = Field(None, ge=0, description="Gate: largest error of a logit on the probe.")
     speed: bool = Field(True, description="Measure latency and memory; --no-speed leaves them out.")

@@ -31,6 +31,10 @@ FEATURES = "feature-extraction"
 CLASSIFICATION = "text-classification"
 TASKS = (GENERATION, FEATURES, CLASSIFICATION)
 
+SINGLE_LABEL = "single_label_classification"  # a classifier's problem types, in the words of transformers
+MULTI_LABEL = "multi_label_classification"
+REGRESSION = "regression"
+
 # What a tokenizer and its chat template consist of, in any of transformers' ways of saving them.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
@@ -81,7 +85,8 @@ class Gates:
     """Limits that an artifact must keep, against the float reference. None: not asked for.
 
     `max_logit_error` is absolute, over the probe's full logits; `max_cache_kl` compares the artifact's cached path with
-    its own uncached one; `min_cosine` is the mean cosine of pooled embeddings, for the tasks without a perplexity.
+    its own uncached one; `min_cosine` is the mean cosine of pooled embeddings. Of classifiers that answer a number,
+    `max_regression_error` is over the standard deviation of the reference's answers.
     `max_tokenizer_errors` counts texts that an artifact's own tokenizer reads otherwise than the checkpoint's.
     """
 
@@ -90,6 +95,9 @@ class Gates:
     max_kl: float | None = None
     min_top1: float | None = None
     min_cosine: float | None = None
+    max_regression_error: float | None = None
+    min_pearson: float | None = None
+    min_spearman: float | None = None
     max_size_ratio: float | None = None
     max_logit_error: float | None = None
     max_cache_kl: float | None = None

@@ -14,7 +14,7 @@ from exporter.measure.gates import judge
 from exporter.measure.quality import Passages, Reference, answer, compare, compare_probe, windows
 from exporter.report.result import Figure, Result
 from exporter.runner import Floats, Ids
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Gates, Probe
+from exporter.types import CLASSIFICATION, FEATURES, GENERATION, SINGLE_LABEL, Gates, Probe
 
 VOCABULARY = 600
 
@@ -168,7 +168,7 @@ class Classifier(Bigram):
 
 
 def test_classifiers_are_compared_by_their_probabilities_and_their_choice():
-    passages = Passages(CLASSIFICATION, np.arange(200), np.array([0, 100, 200]), 100, 50)
+    passages = Passages(CLASSIFICATION, np.arange(200), np.array([0, 100, 200]), 100, 50, SINGLE_LABEL)
     reference = Reference(passages, NO_PROBE, answer(Classifier(), passages, quiet))
     figures = compare(Classifier(5.0), reference, quiet)
     assert set(figures) == {"kl", "top1"}

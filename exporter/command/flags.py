@@ -31,7 +31,10 @@ HEADINGS: Mapping[str, Sequence[str]] = {
         "combine", "density", "merge", "merge_dtype", "merge_base", "base_quant", "probe", "expect_perplexity",
     ),
     "Evaluation": ("task", "eval_tokens", "window", "stride"),
-    "Gates": ("max_kl", "min_top1", "max_tokenizer_errors", "min_cosine", "max_size_ratio", "max_logit_error"),
+    "Gates": (
+        "max_kl", "min_top1", "max_tokenizer_errors", "min_cosine", "max_regression_error", "min_pearson",
+        "min_spearman", "max_size_ratio", "max_logit_error",
+    ),
     "Calibration and policies": ("calib_text", "calib_tokens", "policy", "ranges", "smooth", "rounding"),
     "Quantization-aware training": ("qat",),
     "Running": ("threads", "offline", "trust_remote_code", "speed", "repeats"),

@@ -5,7 +5,7 @@ The ratio to the reference is exp(mean difference of the negative log-likelihood
 the paired differences: what both models find hard cancels out. KL is KL(reference || artifact) in nats over the
 reference's TOP_K most likely tokens plus one bucket for the rest; merging outcomes never raises a divergence, so it is
 a lower bound.
-Encoders are compared by the cosine of mean-pooled last hidden states, classifiers by their class probabilities.
+Encoders are compared by the cosine of mean-pooled last hidden states, classifiers as measure/classification.py says.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.errors import BuildError
+from exporter.errors import BuildError, JobError
+from exporter.measure.arithmetic import Doubles, divergence, log_softmax, mean
+from exporter.measure.classification import compare_answers
 from exporter.report.result import Figure
 from exporter.runner import BatchRunner, CachedRunner, Floats, Ids, Runner
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Probe
+from exporter.types import CLASSIFICATION, GENERATION, Probe
 
 TOP_K = 256
-Doubles = NDArray[np.float64]
 Progress = Callable[[int, int], None]  # (done, total) windows
 _LARGEST = 700  # nats: beyond them a perplexity is no float64
 
@@ -34,6 +35,7 @@ class Passages:
     """The evaluation's token ids: one long text for generation, passages with their special tokens for encoders.
 
     `ids` is [N]; `offsets` [passages + 1] are where each passage starts in it. A generation text is one passage.
+    `problem_type` is a classifier's, "" of the other tasks: what is compared of it.
     """
 
     task: str
@@ -41,6 +43,7 @@ class Passages:
     offsets: Ids
     window: int
     stride: int
+    problem_type: str = ""
 
     def __iter__(self) -> Iterator[Ids]:
         for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
@@ -52,7 +55,7 @@ class Answers:
     """What the reference said; it travels with the artifacts, so that they can be measured where torch is not.
 
     Generation: `nll` float64 [N-1]; `top_ids` int32 and `top_logp` float32 [N-1, k], `rest_logp` float32 [N-1], natural
-    logarithms. Encoders: `vectors` float32 [passages, H] (classification: log-probabilities [passages, C]).
+    logarithms. Encoders: `vectors` float32 [passages, H] (classification: logits [passages, C]).
     """
 
     nll: Doubles
@@ -75,6 +78,7 @@ class Reference:
         np.savez(
             path,
             task=np.array(p.task),
+            problem_type=np.array(p.problem_type),
             ids=p.ids,
             offsets=p.offsets,
             sliding=np.array([p.window, p.stride]),
@@ -86,10 +90,14 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> Reference:
+        """Raises JobError for a classifier's of an exporter that compared every one by its softmax."""
         with np.load(path, allow_pickle=False) as data:
+            if str(data["task"]) == CLASSIFICATION and "problem_type" not in data:
+                raise JobError(f"{path} does not say what the classifier's answers mean: run the job again")
+            problem = str(data["problem_type"]) if "problem_type" in data else ""
             window, stride = (int(value) for value in data["sliding"])
             return cls(
-                Passages(str(data["task"]), data["ids"], data["offsets"], window, stride),
+                Passages(str(data["task"]), data["ids"], data["offsets"], window, stride, problem),
                 Probe(data["probe_ids"], data["probe_mask"], data["probe_answers"]),
                 Answers(**{name: data[name] for name in Answers.__dataclass_fields__}),
             )
@@ -125,14 +133,6 @@ def windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, i
             scored = end
 
 
-def log_softmax(logits: Floats) -> Floats:
-    """Over the last axis; sums in float64, so that a large vocabulary loses nothing."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
-    result: Floats = shifted - np.log(total).astype(np.float32)
-    return result
-
-
 def _scored(runner: Runner, passages: Passages, progress: Progress) -> Iterator[tuple[slice, Floats, Ids]]:
     """For each window: its span in the result arrays, the log-probabilities there [n, V], and the tokens that came."""
     spans = list(windows(len(passages.ids), passages.window, passages.stride))
@@ -147,22 +147,26 @@ def _scored(runner: Runner, passages: Passages, progress: Progress) -> Iterator[
 
 
 def pooled(runner: Runner, ids: Ids, task: str) -> Floats:
-    """A passage as one vector: mean of the last hidden states [H], or the classes' log-probabilities [C]."""
+    """A passage as one vector: mean of the last hidden states [H], or a classifier's logits [C]."""
     out = _checked(runner, ids)
-    vector: Floats = log_softmax(out)[0] if task == CLASSIFICATION else out.mean(axis=0)
+    vector: Floats = out[0] if task == CLASSIFICATION else out.mean(axis=0)
     return vector
+
+
+def _vectors(runner: Runner, passages: Passages, progress: Progress) -> Floats:
+    count = len(passages.offsets) - 1
+    vectors = []
+    for done, ids in enumerate(passages):
+        vectors.append(pooled(runner, ids, passages.task))
+        progress(done + 1, count)
+    return np.stack(vectors)
 
 
 def answer(runner: Runner, passages: Passages, progress: Progress) -> Answers:
     """The reference's answers over all passages."""
     none = np.zeros((0, 0), np.float32)
     if passages.task != GENERATION:
-        count = len(passages.offsets) - 1
-        vectors = []
-        for done, ids in enumerate(passages):
-            vectors.append(pooled(runner, ids, passages.task))
-            progress(done + 1, count)
-        return Answers(np.zeros(0), none.astype(np.int32), none, none, np.stack(vectors))
+        return Answers(np.zeros(0), none.astype(np.int32), none, none, _vectors(runner, passages, progress))
     nll, top_ids, top_logp, rest = [], [], [], []
     for _, logp, tokens in _scored(runner, passages, progress):
         k = min(TOP_K, logp.shape[-1])
@@ -193,7 +197,7 @@ def compare(runner: Runner, reference: Reference, progress: Progress = lambda do
     """Every figure of a row's quality that this task has, by its name there."""
     passages, answers = reference.passages, reference.answers
     if passages.task != GENERATION:
-        return _compare_vectors(runner, passages, answers, progress)
+        return _compare_vectors(passages, answers.vectors, _vectors(runner, passages, progress))
     count = len(answers.nll)
     nll, kl, agree = np.empty(count), np.empty(count), np.empty(count)
     for span, logp, tokens in _scored(runner, passages, progress):
@@ -205,51 +209,31 @@ def compare(runner: Runner, reference: Reference, progress: Progress = lambda do
     return {
         "ppl": _exponential(nll),
         "ppl_ratio": _exponential(nll - answers.nll),
-        "kl": _divergence(kl),
-        "top1": Figure(*_mean(agree)),
+        "kl": divergence(kl),
+        "top1": Figure(*mean(agree)),
     }
 
 
 def _exponential(nll: Doubles) -> Figure:
     """exp of a mean, and its standard error to first order."""
-    mean, se = _mean(nll)
-    value = math.exp(mean) if mean < _LARGEST else math.inf
-    return Figure(value, value * se)
+    value, se = mean(nll)
+    ratio = math.exp(value) if value < _LARGEST else math.inf
+    return Figure(ratio, ratio * se)
 
 
-def _divergence(kl: Doubles) -> Figure:
-    mean, se = _mean(kl)
-    return Figure(max(mean, 0.0), se)  # float32 rounding can push the divergence of equal models just below zero
-
-
-def _compare_vectors(runner: Runner, passages: Passages, answers: Answers, progress: Progress) -> dict[str, Figure]:
-    cosines, kl, agree = [], [], []
-    count = len(answers.vectors)
-    for done, (ids, expected) in enumerate(zip(passages, answers.vectors, strict=True)):
-        got = pooled(runner, ids, passages.task)
-        if passages.task == FEATURES:
-            lengths = float(np.linalg.norm(got)) * float(np.linalg.norm(expected))
-            cosines.append(float(got.astype(np.float64) @ expected.astype(np.float64)) / max(lengths, 1e-30))
-        else:
-            kl.append(float((np.exp(expected) * (expected - got)).sum()))
-            agree.append(float(got.argmax() == expected.argmax()))
-        progress(done + 1, count)
-    if passages.task == FEATURES:
-        cosine, se = _mean(np.array(cosines))
-        return {"cosine": Figure(min(cosine, 1.0), se)}
-    return {"kl": _divergence(np.array(kl)), "top1": Figure(*_mean(np.array(agree)))}
+def _compare_vectors(passages: Passages, expected: Floats, got: Floats) -> dict[str, Figure]:
+    """Of [passages, H] or [passages, C]."""
+    if passages.task == CLASSIFICATION:
+        return compare_answers(passages.problem_type, expected, got)
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosine, se = mean((a * b).sum(-1) / np.maximum(lengths, 1e-30))
+    return {"cosine": Figure(min(cosine, 1.0), se)}
 
 
 def reference_perplexity(answers: Answers) -> Figure:
     """Perplexity of the reference; without a value for a task that has none."""
     return _exponential(answers.nll) if len(answers.nll) else Figure()
-
-
-def _mean(values: Doubles) -> tuple[float, float]:
-    """Mean and its standard error over tokens (or passages)."""
-    if len(values) < 2:
-        return float(values.mean()), 0.0
-    return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def compare_probe(runner: Runner, probe: Probe, task: str) -> dict[str, Figure]:

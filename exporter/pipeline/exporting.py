@@ -187,5 +187,8 @@ def export_artifact(
     return asdict(exported) | {"export_s": perf_counter() - start, "export_peak_rss_bytes": machine.peak_rss()}
 
 
+_FIGURES = ("ppl_ratio", "kl", "top1", "cosine", "regression_error")
+
+
 def _figures(row: Result) -> dict[str, float | None]:
-    return {name: row.quality[name].value for name in ("ppl_ratio", "kl", "top1", "cosine")}
+    return {name: row.quality[name].value for name in _FIGURES}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exporter import machine
+from exporter.checkpoint.problem import problem_of
 from exporter.errors import JobError
 from exporter.job import MIN_TOKENS
 from exporter.measure.quality import Passages, Reference, answer, reference_perplexity
@@ -18,7 +21,7 @@ from exporter.report.result import Figure, Result
 from exporter.runner import Ids
 from exporter.store import content_key, publish, reusable, write_manifest
 from exporter.targets import known
-from exporter.types import GENERATION, Checkpoint, Probe
+from exporter.types import FEATURES, GENERATION, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Checkpoint, Probe
 
 FILE = "reference.npz"
 _PROBE_LENGTHS = (17, 5, 11)  # none that a graph was traced at, and different: a batch of them is padded
@@ -29,11 +32,26 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     progress("reference", 0, 0)
     how = {"eval_tokens": plan.job.eval_tokens, "window": plan.window, "stride": plan.stride}
     key = content_key(
-        ["reference with tokenizer", checkpoint.sha256, checkpoint.task, plan.text, how, machine.versions()]
+        ["reference with problem type", checkpoint.sha256, checkpoint.task, plan.text, how, machine.versions()]
     )
     told = {"key": key, "threads": plan.job.threads, "text": plan.text, **how}
     manifest: dict[str, Any] = worker(measure_reference, checkpoint=checkpoint, folder=output / "reference", **told)
     return manifest
+
+
+# What a model has of itself: by what is compared of it.
+_OF_ITSELF: Mapping[str, Mapping[str, float]] = {
+    GENERATION: {"kl": 0.0, "top1": 1.0},
+    FEATURES: {"cosine": 1.0},
+    SINGLE_LABEL: {"kl": 0.0, "top1": 1.0},
+    MULTI_LABEL: {"kl": 0.0, "top1": 1.0},
+    REGRESSION: {"regression_error": 0.0, "pearson": 1.0, "spearman": 1.0},
+}
+
+
+def _kind(reference: Mapping[str, Any]) -> str:
+    """A task, or a classifier's problem type, which an older exporter's manifest does not have."""
+    return GENERATION if reference["ppl"] is not None else reference.get("problem_type") or FEATURES
 
 
 def reference_row(reference: dict[str, Any]) -> Result:
@@ -44,9 +62,7 @@ def reference_row(reference: dict[str, Any]) -> Result:
     row.quality["logit_error"] = Figure(0.0)
     if reference["ppl"] is not None:
         row.quality |= {"ppl": Figure(reference["ppl"], reference["ppl_se"]), "ppl_ratio": Figure(1.0, 0.0)}
-        row.quality |= {"kl": Figure(0.0), "top1": Figure(1.0)}
-    else:
-        row.quality["cosine"] = Figure(1.0)
+    row.quality |= {name: Figure(value) for name, value in _OF_ITSELF[_kind(reference)].items()}
     return row
 
 
@@ -66,7 +82,10 @@ def measure_reference(
         from exporter.targets.torch.target import open_checkpoint
 
         tokenizer = _tokenizer(checkpoint)
-        passages = tokenize(tokenizer, text, checkpoint.task, eval_tokens, window, stride)
+        problem = problem_of(checkpoint.path, checkpoint.task)
+        passages = replace(
+            tokenize(tokenizer, text, checkpoint.task, eval_tokens, window, stride), problem_type=problem
+        )
         tokenized = TokenizedTexts.of(tokenizer, text)
         with open_checkpoint(checkpoint.path, checkpoint.task, threads, trust=checkpoint.trust_remote_code) as runner:
             ids, mask = _probe_ids(passages, tokenizer.pad_token_id or 0)
@@ -78,7 +97,7 @@ def measure_reference(
         if not all(np.isfinite(array).all() for array in (reference.answers.nll, reference.answers.vectors)):
             raise JobError("the float model answers NaN or Inf on the text: no artifact can be compared with it")
         facts |= {"scored": scored, "tokens": len(passages.ids)}
-        facts |= {"ppl": perplexity.value, "ppl_se": perplexity.se}
+        facts |= {"ppl": perplexity.value, "ppl_se": perplexity.se, "problem_type": problem}
         with publish(Path(folder)) as building:
             reference.save(building / FILE)
             tokenized.save(building / TOKENIZED)

@@ -69,8 +69,15 @@ class Quality(_Group):
     ppl: Figure = Field(description="Perplexity.")
     ppl_ratio: Figure = Field(description="Perplexity over the reference's; its error is of the paired differences.")
     kl: Figure = Field(description="Mean KL(reference || artifact), nats; a lower bound, see evaluation.kl.")
-    top1: Figure = Field(description="Share of positions whose most likely answer is the reference's, 0 to 1.")
+    top1: Figure = Field(
+        description="Share of positions, or texts, whose most likely answer is the reference's, 0 to 1."
+    )
     cosine: Figure = Field(description="Mean cosine of pooled embeddings with the reference's, -1 to 1.")
+    regression_error: Figure = Field(
+        description="Mean error of a number, over the standard deviation of the reference's over the texts."
+    )
+    pearson: Figure = Field(description="Correlation of the numbers with the reference's, -1 to 1.")
+    spearman: Figure = Field(description="Correlation of their order with the reference's, -1 to 1.")
     logit_error: Figure = Field(description="Largest absolute error of an output on the padded probe.")
     cache_kl: Figure = Field(description="Mean KL(uncached || cached) of the artifact with itself, nats.")
     tokenizer_errors: Figure = Field(

@@ -23,7 +23,7 @@ def quantization_lines(record: Mapping[str, Any]) -> Iterator[str]:
         within += f"; the budget is {record['budget']:.2g}"
     yield f"simulated loss: {within}"
     for attempt in record["attempts"]:
-        got = ", ".join(f"{name} {attempt[name]:.4g}" for name in _FIGURES if attempt[name] is not None)
+        got = ", ".join(f"{name} {attempt[name]:.4g}" for name in _FIGURES if attempt.get(name) is not None)
         passed = "passed its gates" if attempt["passed"] else "failed a gate"
         yield f"at a simulated loss of {attempt['loss']:.3g} the artifact had {got}: it {passed}"
     worst = [f"{_common(names)} {loss:.2g}" for names, loss in record["sensitivity"][:_WORST]]
@@ -33,7 +33,7 @@ def quantization_lines(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"calibrating, choosing and rounding took {record['seconds']:,.0f} s"
 
 
-_FIGURES = ("ppl_ratio", "kl", "top1", "cosine")
+_FIGURES = ("ppl_ratio", "kl", "top1", "cosine", "regression_error")
 
 
 def _common(names: list[str]) -> str:
