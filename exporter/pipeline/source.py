@@ -8,7 +8,7 @@ from typing import Any
 
 from exporter.checkpoint.load import check_config, is_recipe, locate, prepare, read_config
 from exporter.checkpoint.recipes import RECIPES, Recipe
-from exporter.checkpoint.weights import Weights, check_weights, stored_tensors
+from exporter.checkpoint.weights import Weights, check_weights, spare_files, stored_tensors, weight_files
 from exporter.errors import JobError
 from exporter.job import MergeJob
 from exporter.machine import available_memory
@@ -98,6 +98,9 @@ def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: boo
     stored = stored_tensors(base.path).values()
     identities = tuple(base_identity(one, job.model, weights.sha256 if weights else None) for one in adapters)
     notes = [*(recipe.notes if recipe else ()), *hints(job, adapters, scheme)]
+    if spare := spare_files(path):
+        read, others = weight_files(path)[0].name, ", ".join(one.name for one in spare[:3])
+        notes.append(f"{path} holds files of an earlier save ({others}): as transformers does, {read} was read.")
     if known["unused"]:
         notes.append(f"The model has no place for these tensors of the checkpoint: {known['unused']}.")
     return Source(
