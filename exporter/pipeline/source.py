@@ -52,11 +52,14 @@ def prepare_recipe(session: Session, recipe: str) -> str:
     return str(prepare(RECIPES[recipe]))
 
 
-def inspect_checkpoint(session: Session, model: str, path: str, **asked: Any) -> dict[str, Any]:
-    """A worker's operation: what transformers knows of a checkpoint."""
+def inspect_checkpoint(session: Session, model: str, path: str, adapters: list[str], **asked: Any) -> dict[str, Any]:
+    """A worker's operation: what transformers knows of a checkpoint, and notes on its adapters."""
     from exporter.checkpoint.inspection import inspect
+    from exporter.stages.merge.told import notes_of
 
-    return inspect(model, Path(path), **{**asked, "tokenizer": Path(asked["tokenizer"])})
+    notes = [note for adapter in adapters for note in notes_of(read_adapter(Path(adapter)))]
+    known = inspect(model, Path(path), **{**asked, "tokenizer": Path(asked["tokenizer"])})
+    return known | {"notes": [*notes, *known["notes"]]}
 
 
 def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: bool = True) -> Source:
@@ -90,6 +93,7 @@ def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: boo
         inspect_checkpoint,
         model=job.model,
         path=base.path,
+        adapters=[adapter.path.resolve() for adapter in adapters],
         task=job.task or (CLASSIFICATION if any(map(_classifies, adapters)) else None),
         trust=job.trust_remote_code,
         provided={
