@@ -6,16 +6,17 @@ import json
 import shutil
 from pathlib import Path
 
-from exporter.errors import JobError
 from exporter.types import TOKENIZER_FILES
 
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
+_WORDS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json")
 _OTHER = ("*.json", "*.py", "*.jinja", "*.model")
 _OWN = "manifest.json"  # of a checkpoint that exporter prepared: the merged one gets its own
 
 
 def has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in TOKENIZER_FILES if name not in _TEMPLATES)
+    """Whether a folder has a tokenizer's words. Settings and special tokens without them are half of one."""
+    return any((folder / name).is_file() for name in _WORDS)
 
 
 def tokenizer_folder(base: Path, adapters: list[Path]) -> Path:
@@ -49,19 +50,3 @@ def _has_template(folder: Path) -> bool:
         return True
     config = folder / "tokenizer_config.json"
     return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
-
-
-def check_tokens(folder: Path, rows: int) -> None:
-    """Refuses a tokenizer whose highest id is beyond the embedding. Raises JobError."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    ids = [entry["id"] for entry in tokenizer.get("added_tokens", ())]
-    vocabulary = tokenizer.get("model", {}).get("vocab", ())
-    ids += list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    if ids and max(ids) >= rows:
-        raise JobError(
-            f"the tokenizer in {folder} has a token {max(ids)}, and the merged model {rows} embeddings; where the "
-            "adapter was trained with new tokens, save it with save_embedding_layers=True; else remove that tokenizer"
-        )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.folder import has_tokenizer
 from exporter.checkpoint.linear import linear_layers
 from exporter.checkpoint.load import check_config, read_config
+from exporter.checkpoint.tokenizer import check_fit, embedding_of, read_tokenizer, rows_of
 from exporter.errors import JobError, unknown
 from exporter.types import FEATURES, TASKS
 
@@ -18,38 +21,50 @@ def inspect(
     path: Path,
     task: str | None,
     trust: bool,
-    provided: list[str],
+    provided: dict[str, int],
     labels: int | None,
     measured: bool,
+    tokenizer: Path,
 ) -> dict[str, Any]:
-    """task, max_length (tokens, None: no limit), unused tensors, linear layers and config of a model. Raises JobError.
+    """task, max_length (tokens, None: no limit), unused tensors, notes, linear layers and config. Raises JobError.
 
-    `provided` are the parameters that adapters bring (a head with `labels` classes among them), which the checkpoint
-    may lack. `measured`: only the tasks that can be measured are taken.
+    `provided` are the parameters that adapters bring, with their rows (a head with `labels` classes among them), which
+    the checkpoint may lack. `measured`: only the tasks that can be measured are taken. `tokenizer`: the folder whose
+    tokenizer the model gets.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     check_config(model, read_config(path), trust)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
     except (StrictDataclassError, ValueError, KeyError, OSError, ImportError) as error:
         raise JobError(f"transformers cannot read the configuration of {model}: {_one_line(error)}") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
-    except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
-        raise JobError(f"the tokenizer of {model} cannot be loaded: {_one_line(error)}") from error
+    words = read_tokenizer(tokenizer, trust)
     task = _task(config, task, model, measured)
-    unused, layers = _fit(model, path, task, trust, set(provided), labels)
-    limits = [getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
+    unused, empty = _fit(model, path, task, trust, set(provided), labels)
+    notes = _check_tokenizer(words, tokenizer, path, empty, provided, trust)
+    limits = [getattr(config.get_text_config(), "max_position_embeddings", None), words.model_max_length]
     known = [int(limit) for limit in limits if limit is not None and limit < _NO_LIMIT]
     return {
         "task": task,
         "max_length": min(known) if known else None,
         "unused": unused,
-        "linear_layers": layers,
+        "notes": notes,
+        "linear_layers": list(linear_layers(empty)),
         "config": config.to_dict(),
     }
+
+
+def _check_tokenizer(
+    tokenizer: Any, folder: Path, base: Path, empty: Any, provided: Mapping[str, int], trust: bool
+) -> list[str]:
+    """Notes on how the tokenizer fits the embedding that the model will have. Raises JobError."""
+    embedding = embedding_of(empty)
+    names = (f"{name}.weight" for name, module in empty.named_modules() if module is embedding)
+    rows = next((provided[name] for name in names if name in provided), rows_of(empty))
+    own = has_tokenizer(base) and folder != base
+    return check_fit(tokenizer, folder, rows, read_tokenizer(base, trust) if own else None)
 
 
 def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
@@ -77,10 +92,8 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
     return str(task)
 
 
-def _fit(
-    model: str, path: Path, task: str, trust: bool, provided: set[str], labels: int | None
-) -> tuple[str, list[str]]:
-    """The tensors that the model has no place for, in words ("": none), and its linear layers' names.
+def _fit(model: str, path: Path, task: str, trust: bool, provided: set[str], labels: int | None) -> tuple[str, Any]:
+    """The tensors that the model has no place for, in words ("": none), and the model without weights.
 
     transformers fills what a checkpoint lacks with random numbers: nothing of that may be exported. Raises JobError for
     it. On the meta device no weight is read; names and shapes come from the files' headers.
@@ -106,7 +119,7 @@ def _fit(
             f"{model} has no weights for {_few(lacks)}, and random ones would take their place: its config.json does "
             f"not fit its weights, or it was not trained for {task} (--task)"
         )
-    return _few(sorted(found["unexpected_keys"])), list(linear_layers(empty))
+    return _few(sorted(found["unexpected_keys"])), empty
 
 
 def _few(names: list[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from exporter.store import cache_folder, content_key, publish, reusable, sweep, 
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.py")
+
+_ONLY_ADAPTER = "{} is an adapter, not a model; give its base with -m and this with --adapter"
 
 
 def is_recipe(model: str) -> Recipe | None:
@@ -88,12 +91,36 @@ def _download(model: str, offline: bool) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint's folder. Raises JobError."""
+    refuse_adapter_beside(folder)
     path = folder / "config.json"
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():
-            raise JobError(f"{folder} is an adapter, not a model; give its base with -m and this with --adapter")
+            raise JobError(_ONLY_ADAPTER.format(folder))
         raise JobError(f"{folder} has no config.json: it is not a Hugging Face checkpoint")
-    return _read_json(path)
+    config = _read_json(path)
+    if (other := config.get("transformers_weights")) not in (None, "model.safetensors"):
+        raise JobError(f"{path} has transformers read {other} for the weights; rename that file to model.safetensors")
+    return config
+
+
+def refuse_adapter_beside(folder: Path) -> None:
+    """Refuses a model with an adapter in its folder, which transformers applies whenever it loads the model.
+
+    A merged model that was saved where its adapter lies would so get it a second time. Raises JobError.
+    """
+    if not ((folder / "adapter_config.json").is_file() and (folder / "config.json").is_file()):
+        return
+    patterns = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "pytorch_model*.bin")
+    if not any(found for pattern in patterns for found in folder.glob(pattern)):
+        raise JobError(_ONLY_ADAPTER.format(folder))
+    apart = Path(f"{folder.absolute()}-adapter")
+    here, there = shlex.quote(str(folder)), shlex.quote(str(apart))
+    raise JobError(
+        f"{folder} holds a model and an adapter (adapter_config.json), which transformers applies by itself when it "
+        "loads the model, a second time where it is merged already: take it out: "
+        f"mkdir {there} && cp -L {here}/adapter_* {there} && rm {here}/adapter_*; where it is not merged yet, "
+        f"add --adapter {there}"
+    )
 
 
 def check_config(model: str, config: dict[str, Any], trust: bool, quantized: bool = False) -> None:

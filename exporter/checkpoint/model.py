@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.load import refuse_adapter_beside
+
 Load = Callable[..., Any]  # (folder, **options of from_pretrained) -> a float32 model of the task's class
 
 
@@ -15,6 +17,7 @@ def load_model(path: Path, task: str, dtype: str, trust_remote_code: bool = Fals
     from optimum.exporters.tasks import TasksManager
     from transformers import AutoConfig
 
+    refuse_adapter_beside(path)
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     model_class = TasksManager.get_model_class_for_task(task, model_type=config.model_type)
     return model_class.from_pretrained(

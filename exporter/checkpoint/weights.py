@@ -10,6 +10,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,16 @@ _CONVERT = {
         "s.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')"
     ),
 }
+_INDEX = (
+    "import glob, json; from safetensors import safe_open as o; json.dump({{'metadata': {{}}, 'weight_map': {{k: f "
+    "for f in sorted(glob.glob('{stem}-*-of-*.safetensors')) for k in o(f, 'np').keys()}}}}, "
+    "open('{stem}.safetensors.index.json', 'w'))"
+)
+_ONCE = (
+    "import json; from safetensors.torch import load_file as l, save_file as s; "
+    "m = json.load(open('{stem}.safetensors.index.json'))['weight_map']; [s({{k: v for k, v in l(f).items() "
+    "if m.get(k) == f}}, 'NEW/' + f, {{'format': 'pt'}}) for f in set(m.values())]"
+)
 
 
 @dataclass(frozen=True)
@@ -87,34 +99,76 @@ class Weights:
 
 
 def weight_files(folder: Path, stem: str = "model") -> list[Path]:
-    """The safetensors files of a checkpoint ("model") or an adapter ("adapter_model"), in order. Raises JobError."""
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise JobError(f"{index} is not a safetensors index; download the model again") from error
-        files = [folder / Path(str(name)).name for name in names]
-    else:
-        files = [folder / f"{stem}.safetensors"]
+    """The safetensors files of a checkpoint ("model") or an adapter ("adapter_model"), in order. Raises JobError.
+
+    Those that transformers and PEFT read: one whole file goes before an index, which an earlier save left there.
+    """
+    index, whole = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
+    files = [folder / name for name in sorted(set(_weight_map(index).values()))] if index.is_file() else [whole]
+    if whole.is_file():
+        files = [whole]
     missing = [path.name for path in files if not path.is_file()]
     if not missing:
         return files
+    if not any(path.is_file() for path in files):
+        _refuse_others(folder, stem)
+    raise JobError(f"{folder} lacks {', '.join(missing)}; download the model again, or give another folder")
+
+
+def spare_files(folder: Path) -> list[Path]:
+    """The safetensors files named like a model's, and the index, that are not read: an earlier save left them there."""
+    used = weight_files(folder)
+    spare = [path for path in sorted(folder.glob("model*.safetensors")) if path not in used]
+    index = folder / "model.safetensors.index.json"
+    return spare + ([index] if index.is_file() and used == [folder / "model.safetensors"] else [])
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        found = {
+            str(name): str(file) for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        }
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise JobError(f"{index} is not a safetensors index; download the model again") from error
+    if outside := next((file for file in found.values() if Path(file).name != file), None):
+        raise JobError(f"{index} names a file of another folder, {outside}; put the files beside it")
+    return found
+
+
+def _refuse_others(folder: Path, stem: str) -> None:
+    """Says what a folder without a model's files holds instead, and how it becomes one. Raises JobError."""
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if pickles and not any(path.is_file() for path in files):
+    if pickles:
         raise JobError(
             f"{folder} holds pickled weights ({pickles[0]}), which can run code when they are read; convert them where "
             f'you trust them: python -c "{_CONVERT[stem]}"'
         )
-    raise JobError(f"{folder} lacks {', '.join(missing)}; download the model again, or give another folder")
+    shards = sorted(path.name for path in folder.glob(f"{stem}-*-of-*.safetensors"))
+    numbered = re.fullmatch(r"(.*-)(\d+)(-of-(\d+)\.safetensors)", shards[-1]) if shards else None
+    if numbered is None:
+        return
+    before, digits, after, count = numbered.groups()
+    names = (f"{before}{number:0{len(digits)}d}{after}" for number in range(1, int(count) + 1))
+    if absent := [name for name in names if name not in shards]:
+        raise JobError(f"{folder} lacks {', '.join(absent[:3])} and the index; download the model again")
+    raise JobError(
+        f"{folder} holds {shards[0]} and the like, but not {stem}.safetensors.index.json, which says that they are the "
+        f'model; write it: cd {shlex.quote(str(folder))} && python -c "{_INDEX.format(stem=stem)}"'
+    )
 
 
 def stored_tensors(folder: Path, stem: str = "model") -> dict[str, Stored]:
     """Every tensor of a folder's safetensors files, in the files' order, by name; no data is read. Raises JobError."""
-    tensors = {}
+    tensors: dict[str, Stored] = {}
     for path in weight_files(folder, stem):
         header, start = _header(path)
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            if name in tensors:
+                raise JobError(
+                    f"{folder} holds {name} twice, in {tensors[name].path.name} and {path.name}, and which one is read "
+                    "differs between tools; in a copy of the folder, NEW, keep the one that the index names: cd "
+                    f'{shlex.quote(str(folder))} && python -c "{_ONCE.format(stem=stem)}"'
+                )
             begin, end = entry["data_offsets"]
             tensors[name] = Stored(path, entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
     return tensors
@@ -122,6 +176,7 @@ def stored_tensors(folder: Path, stem: str = "model") -> dict[str, Stored]:
 
 def check_weights(folder: Path, stem: str = "model") -> Weights:
     """Reads every byte once: whole files, finite numbers, and their hash. Raises JobError naming the file or tensor."""
+    stored_tensors(folder, stem)  # no tensor is there twice
     digest, parameters, size = hashlib.sha256(), 0, 0
     dtypes: set[str] = set()
     for path in weight_files(folder, stem):

@@ -91,7 +91,7 @@ def print_merge(record: Mapping[str, Any], folder: Path, form: str) -> None:
     from exporter.report.merged import merge_lines
 
     console = stdout()
-    for line in (*record["history"], *merge_lines(record)):
+    for line in (*record["history"], *merge_lines(record), *record["notes"]):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"merged model: {folder}", markup=False, highlight=False, soft_wrap=True)
 

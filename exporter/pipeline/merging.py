@@ -145,6 +145,7 @@ def merge_only(job: MergeJob, progress: Progress) -> dict[str, Any]:
             if source.weights is None:  # the hash of the base is known only now that it has been read
                 source = with_hash(source, record["base_sha256"])
                 record["adapters"] = adapters_of(source)
+            record["notes"] = list(source.notes)
             record["history"] = [*source.checkpoint.history, *record["history"]]
             checkpoint = replace(source.checkpoint, path=merged)
             if job.expect_perplexity is not None:

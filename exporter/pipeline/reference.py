@@ -11,6 +11,7 @@ import numpy as np
 
 from exporter import machine
 from exporter.checkpoint.problem import problem_of
+from exporter.checkpoint.tokenizer import check_ids
 from exporter.errors import JobError
 from exporter.job import MIN_TOKENS
 from exporter.measure.quality import Passages, Reference, answer, reference_perplexity
@@ -88,6 +89,7 @@ def measure_reference(
         )
         tokenized = TokenizedTexts.of(tokenizer, text)
         with open_checkpoint(checkpoint.path, checkpoint.task, threads, trust=checkpoint.trust_remote_code) as runner:
+            check_ids(runner.rows(), passages.ids, "the evaluation's text")
             ids, mask = _probe_ids(passages, tokenizer.pad_token_id or 0)
             answers = answer(runner, passages, session.counted("reference"))
             reference = Reference(passages, Probe(ids, mask, runner.batch(ids, mask)), answers)

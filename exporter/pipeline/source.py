@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.folder import tokenizer_folder
 from exporter.checkpoint.load import check_config, is_recipe, locate, prepare, read_config
 from exporter.checkpoint.recipes import RECIPES, Recipe
-from exporter.checkpoint.weights import Weights, check_weights, stored_tensors
+from exporter.checkpoint.weights import Weights, check_weights, spare_files, stored_tensors, weight_files
 from exporter.errors import JobError
 from exporter.job import MergeJob
 from exporter.machine import available_memory
@@ -51,11 +52,14 @@ def prepare_recipe(session: Session, recipe: str) -> str:
     return str(prepare(RECIPES[recipe]))
 
 
-def inspect_checkpoint(session: Session, model: str, path: str, **asked: Any) -> dict[str, Any]:
-    """A worker's operation: what transformers knows of a checkpoint."""
+def inspect_checkpoint(session: Session, model: str, path: str, adapters: list[str], **asked: Any) -> dict[str, Any]:
+    """A worker's operation: what transformers knows of a checkpoint, and notes on its adapters."""
     from exporter.checkpoint.inspection import inspect
+    from exporter.stages.merge.told import notes_of
 
-    return inspect(model, Path(path), **asked)
+    notes = [note for adapter in adapters for note in notes_of(read_adapter(Path(adapter)))]
+    known = inspect(model, Path(path), **{**asked, "tokenizer": Path(asked["tokenizer"])})
+    return known | {"notes": [*notes, *known["notes"]]}
 
 
 def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: bool = True) -> Source:
@@ -89,15 +93,25 @@ def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: boo
         inspect_checkpoint,
         model=job.model,
         path=base.path,
+        adapters=[adapter.path.resolve() for adapter in adapters],
         task=job.task or (CLASSIFICATION if any(map(_classifies, adapters)) else None),
         trust=job.trust_remote_code,
-        provided=sorted({name for adapter in adapters for name in adapter.names()}),
+        provided={
+            base: adapter.tensors[name].shape[0] if adapter.tensors[name].shape else 1
+            for adapter in adapters
+            for base, name in adapter.names().items()
+        },
         labels=labels,
         measured=measured,
+        tokenizer=tokenizer_folder(base.path, [adapter.path for adapter in adapters]),
     )
     stored = stored_tensors(base.path).values()
     identities = tuple(base_identity(one, job.model, weights.sha256 if weights else None) for one in adapters)
     notes = [*(recipe.notes if recipe else ()), *hints(job, adapters, scheme)]
+    if spare := spare_files(path):
+        read, others = weight_files(path)[0].name, ", ".join(one.name for one in spare[:3])
+        notes.append(f"{path} holds files of an earlier save ({others}): as transformers does, {read} was read.")
+    notes += known["notes"]
     if known["unused"]:
         notes.append(f"The model has no place for these tensors of the checkpoint: {known['unused']}.")
     return Source(

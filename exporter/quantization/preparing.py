@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.checkpoint.linear import linear_layers, weight_of
+from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.errors import JobError
 from exporter.quantization.layer_weights import LayerWeights, save_parameters, save_weights
 from exporter.quantization.policy import Policy
@@ -127,6 +128,7 @@ def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: 
     torch.set_num_threads(threads)
     windows = windows_of(checkpoint.path, checkpoint.trust_remote_code, text)
     model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
+    check_ids(rows_of(model), windows, "the calibration text")
     held_out = _held_out(windows)
     work = _Preparation(model, windows[:-held_out], how, step)
     work.scale_inputs()

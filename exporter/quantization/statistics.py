@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.checkpoint.linear import linear_layers
+from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.errors import JobError
 from exporter.runner import Floats
 
@@ -77,6 +78,7 @@ def collect(model: Any, pieces: Tensor, progress: Callable[[int, int], None]) ->
     """
     import torch
 
+    check_ids(rows_of(model), pieces, "the calibration text")
     sums: dict[str, _Sums] = {}
     # The latest input with the sums before and after it: q, k and v, or gate and up, are fed one tensor, counted once.
     latest: tuple[Tensor, _Sums | None, _Sums] | None = None

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.floats import TORCH_DTYPES
-from exporter.checkpoint.folder import carry, check_tokens, has_tokenizer, tokenizer_folder
+from exporter.checkpoint.folder import carry
 from exporter.checkpoint.model import Load
+from exporter.checkpoint.tokenizer import fitting, rows_of
 from exporter.checkpoint.weights import Stored, stored_tensors
 from exporter.errors import BuildError, JobError
 from exporter.runner import Ids
@@ -63,8 +64,7 @@ def merge(load: Load, base: Path, adapters: list[Adapter], folder: Path, how: Ho
     refuse_absent(base, found["missing_keys"], adapters)
     history = [line for adapter in adapters for line in check_copies(adapter, base, stored, model.base_model_prefix)]
     history += [line] if (line := resize(model, adapters)) else []
-    check_tokens(tokenizer_folder(base, paths), model.get_input_embeddings().weight.shape[0])
-    ids = probe_ids(_tokenizer(tokenizer_folder(base, paths)), how.text, model.get_input_embeddings().weight.shape[0])
+    ids = probe_ids(fitting(base, paths, rows_of(model)), how.text, rows_of(model))
     steps: list[dict[str, Any]] = []
     truth = None
     for group in [adapters] if how.combine else [[adapter] for adapter in adapters]:
@@ -214,9 +214,3 @@ def _reload(
     agreement = compare(truth, answers(model, ids), dtype, distribution=task != FEATURES)
     refuse_unproven(agreement, f"the merged checkpoint, saved in {dtype},")
     return agreement, None if probe is None else check_probe(model, probe)
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder) if has_tokenizer(folder) else None

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from exporter.checkpoint.floats import TORCH_DTYPES, as_tensor, is_finite, tensor, torch_dtype
-from exporter.checkpoint.folder import carry, check_tokens, tokenizer_folder
+from exporter.checkpoint.folder import carry
 from exporter.checkpoint.model import Load
 from exporter.checkpoint.shards import Digest, header, put, write_index
+from exporter.checkpoint.tokenizer import fitting, rows_of
 from exporter.checkpoint.weights import FLOAT_BYTES, Stored, stored_tensors
 from exporter.errors import BuildError, JobError
 from exporter.stages.merge.adapter import Adapter
@@ -85,7 +86,7 @@ def merge_streaming(
     ties, paths = ties_of(model), [adapter.path for adapter in adapters]
     history = [line for adapter in adapters for line in check_copies(adapter, base, stored, model.base_model_prefix)]
     history += [line] if (line := resize(model, adapters)) else []
-    check_tokens(tokenizer_folder(base, paths), model.get_input_embeddings().weight.shape[0])
+    fitting(base, paths, rows_of(model))
     found, untied = layout(model, adapters, ties)
     if untied and getattr(model.config, "is_encoder_decoder", False):
         raise JobError("the adapters untie embeddings of an encoder-decoder, whose scale depends on it: --merge memory")

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.checkpoint.folder import carry
 from exporter.checkpoint.linear import linear_layers, shared_weights, weight_of
 from exporter.checkpoint.model import Load
+from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.errors import BuildError, JobError, unknown
 from exporter.scheme import Scheme
 from exporter.stages.train.loss import losses
@@ -86,6 +87,7 @@ def train(
     import torch
 
     model = load(base).eval()  # no dropout: teacher and student would differ by it
+    check_ids(rows_of(model), windows, "the training text")
     model.requires_grad_(options.lora is None)
     teacher = copy.deepcopy(model).requires_grad_(False) if options.lora is None else None
     trained, shared = _roundable(model, schemes)

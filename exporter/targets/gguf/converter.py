@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
+from exporter.checkpoint.weights import spare_files
 from exporter.errors import BuildError, JobError
 
 PACKAGE = "llama-cpp-python"
@@ -91,14 +92,18 @@ def convert(
 
 
 def _in_its_words(checkpoint: Path, folder: Path) -> Path:
-    """The checkpoint, or links to its files beside a config.json with the keys that transformers 5 no longer writes."""
+    """The checkpoint, or links to its files beside a config.json with the keys that transformers 5 no longer writes.
+
+    Files of an earlier save are left out: the converter reads whatever is named like a model's.
+    """
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     names = _OLD_KEYS.get(config.get("model_type", ""), {}).items()
     lacks = {old: config[new] for old, new in names if old not in config and new in config}
-    if not lacks:
+    spare = spare_files(checkpoint)
+    if not lacks and not spare:
         return checkpoint.resolve()
     for path in checkpoint.iterdir():
-        if path.name != "config.json":
+        if path.name != "config.json" and path not in spare:
             (folder / path.name).symlink_to(path.resolve())
     (folder / "config.json").write_text(json.dumps(config | lacks), encoding="utf-8")
     return folder

@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.checkpoint.model import load_model
+from exporter.checkpoint.tokenizer import rows_of
 from exporter.errors import BuildError, JobError
 from exporter.runner import Floats, Ids
 from exporter.scheme import Scheme
@@ -51,6 +52,9 @@ class TorchRunner:
     def parameters(self) -> int:
         """How many numbers were trained; a tied weight counts once."""
         return sum(parameter.numel() for parameter in self._model.parameters())
+
+    def rows(self) -> int:
+        return rows_of(self._model)
 
     def _forward(self, ids: Ids, **inputs: Any) -> Any:
         with self._torch.inference_mode():

@@ -1,0 +1,121 @@
+"""Whether a tokenizer is whole and fits a model's embedding: one check for every format that transformers reads.
+
+transformers makes an empty tokenizer of a configuration alone, for which every word is unknown, and looks up no id
+before the embedding does: then it is an IndexError, or on a GPU another model's answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from exporter.checkpoint.folder import has_tokenizer, tokenizer_folder
+from exporter.errors import JobError
+
+_EMITTED = ("bos", "eos", "unk", "sep", "pad", "cls")  # what a tokenizer writes that no text has to spell
+_ANY = 1 << 62  # rows of a model that has one for every id
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def read_tokenizer(folder: Path, trust: bool) -> Any:
+    """The tokenizer of a folder, as transformers reads it, once it is known to be whole. Raises JobError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise JobError(f"the tokenizer of {folder} cannot be loaded: {said}") from error
+    words = [word for word in tokenizer.get_vocab() if word not in tokenizer.get_added_vocab()]
+    if not words:
+        raise JobError(
+            f"{folder} has no tokenizer, or half of one: it knows no word, so every text would be unknown to it; copy "
+            "tokenizer.json (or vocab.txt, tokenizer.model, vocab.json with merges.txt) there from the model it is of"
+        )
+    if _lacks_merges(tokenizer, words):
+        raise JobError(
+            f"{folder} has half a tokenizer: {len(words)} words, and no merges, without which none of them is found; "
+            "copy merges.txt or tokenizer.json there from the model it is of"
+        )
+    return tokenizer
+
+
+def _lacks_merges(tokenizer: Any, words: list[str]) -> bool:
+    """Whether byte-pair encoding has words of several characters that nothing puts together."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    model = json.loads(backend.to_str())["model"] if backend is not None else {}
+    if model.get("type") != "BPE" or model.get("merges") or model.get("ignore_merges"):
+        return False
+    return any(len(word) > 1 and not _BYTE.fullmatch(word) for word in words)
+
+
+def check_fit(tokenizer: Any, folder: Path, rows: int, base: Any = None) -> list[str]:
+    """Refuses a tokenizer with ids beyond the embedding's `rows`, which running it would need. Raises JobError.
+
+    More rows than tokens are padding. Fewer are right where only special tokens have none that no text spells by
+    chance: published models are so, and their notes say it. `base`: the model's own tokenizer, where an adapter
+    brought `tokenizer`: what it has beyond that was trained, and is lost.
+    """
+    beyond = {word: number for word, number in tokenizer.get_vocab().items() if number >= rows}
+    if not beyond:
+        return []
+    word, number = max(beyond.items(), key=lambda item: item[1])
+    said = f"the tokenizer in {folder} has a token {number} ({word}), and the model {rows} embeddings"
+    if base is not None and not beyond.items() <= base.get_vocab().items():
+        raise JobError(
+            f"{said}; where the adapter was trained with new tokens, save it with save_embedding_layers=True; else "
+            "remove that tokenizer"
+        )
+    for name in _EMITTED:
+        if (getattr(tokenizer, f"{name}_token_id", None) or 0) >= rows:
+            raise JobError(
+                f"{said}: its {name}_token is one, which it writes by itself; name one that has an embedding as "
+                f"{name}_token in tokenizer_config.json, or resize the model where it was trained"
+            )
+    added = tokenizer.added_tokens_decoder
+    plain = [word for word, number in beyond.items() if not (number in added and added[number].special)]
+    if plain:
+        raise JobError(
+            f"{said}: ordinary text holds {plain[0]!r}; it is another model's tokenizer, or the model was not resized "
+            "for its new tokens"
+        )
+    few = ", ".join(sorted(beyond)[:3]) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
+    return [
+        f"The tokenizer has tokens that the model has no embedding for: {few}. A text that spells one cannot be run."
+    ]
+
+
+def fitting(base: Path, adapters: list[Path], rows: int) -> Any:
+    """The tokenizer that a merged model with `rows` embeddings gets; None where nobody has one. Raises JobError."""
+    folder = tokenizer_folder(base, adapters)
+    if not has_tokenizer(folder):
+        return None
+    tokenizer = read_tokenizer(folder, trust=False)
+    own = read_tokenizer(base, trust=False) if folder != base and has_tokenizer(base) else None
+    check_fit(tokenizer, folder, rows, own)
+    return tokenizer
+
+
+def rows_of(model: Any) -> int:
+    """How many ids a model has embeddings for."""
+    weight = getattr(embedding_of(model), "weight", None)
+    return _ANY if weight is None else int(weight.shape[0])
+
+
+def embedding_of(model: Any) -> Any:
+    """The module that looks ids up; None where a model does it otherwise, as CANINE, which hashes them."""
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def check_ids(rows: int, ids: Any, text: str) -> None:
+    """Refuses a text whose ids (an array or a tensor) have no embedding. Raises JobError."""
+    if len(ids) and (largest := int(ids.max())) >= rows:
+        raise JobError(
+            f"{text} spells a special token, id {largest}, and the model has {rows} embeddings; take it out, or give "
+            "another text"
+        )
