@@ -110,7 +110,7 @@ def main() -> None:
         return
     about = record.begin("calibration", usable_cores())
     recipe = RECIPES[DECODER]
-    options.folder = options.folder or prepared(recipe) or prepare(recipe)
+    options.folder = options.folder or prepared(recipe) or prepare(recipe, lambda holder: None)
     record.write(about, (), {**child("memory", options), **child("times", options)})
 
 

@@ -70,6 +70,7 @@ class MergeJob(BaseModel):
     offline: bool = Field(False, description="Forbid the network: what would be downloaded must be in the cache.")
     trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
     force: bool = Field(False, description="Replace other results of exporter in the output folder.")
+    wait: bool = Field(False, description="Wait while another process of exporter works on the output folder.")
 
     @field_validator("adapter", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
@@ -143,7 +144,9 @@ class Job(MergeJob):
 
     def identity(self) -> dict[str, Any]:
         """What makes two jobs the same: all but what only concerns how this one is run."""
-        return self.model_dump(mode="json", exclude={"output", "force", "offline", "repeats", "speed", "threads"})
+        return self.model_dump(
+            mode="json", exclude={"output", "force", "offline", "repeats", "speed", "threads", "wait"}
+        )
 
 
 AnyJob = TypeVar("AnyJob", bound=MergeJob)

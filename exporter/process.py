@@ -46,6 +46,10 @@ class Session:
         """The progress of one thing: (done, total)."""
         return lambda done, total: self.progress(what, done, total)
 
+    def waiting(self, holder: str) -> None:
+        """The progress of an operation that waits for another run, which makes the same."""
+        self.progress(f"waiting for {holder}, which makes the same", 0, 0)
+
     def megabytes(self, what: str) -> Callable[[int, int], None]:
         """Progress in bytes, told in MB."""
         return lambda done, total: self.progress(f"{what}, MB", done // 10**6, total // 10**6)

@@ -1,7 +1,8 @@
 """Results that are either whole or not there: atomic publish, reuse by content key, verification by hash.
 
-A folder is built beside its destination under a temporary name, synced, and renamed. What a killed process left behind
-carries its process id in the name and is swept away by the next run.
+A folder is built beside its destination under a temporary name, synced, and renamed. Whoever builds holds the
+destination's lock, or that of the folder it lies in (exporter/lock.py): what has no such lock was left behind by a
+killed process, and is swept away by the next run.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from exporter import lock
 from exporter.errors import BuildError, JobError
 
 MANIFEST = "manifest.json"
 _HEADROOM = 1.1  # of what a job is thought to need on the disk
-_TEMPORARY = re.compile(r"^\..+\.(\d+)(-old)?\.tmp$")
+_TEMPORARY = re.compile(r"^\.(.+)\.[0-9a-f]+\.tmp$")
 
 
 def cache_folder() -> Path:
@@ -70,7 +73,7 @@ def publish(destination: Path) -> Iterator[Path]:
 
 def put(folder: Path, destination: Path) -> None:
     """Renames a whole folder on the same disk to `destination`, in the place of what is there."""
-    old = destination.with_name(f".{destination.name}.{os.getpid()}-old.tmp")
+    old = _temporary(destination)
     if destination.exists():
         destination.rename(old)
     folder.rename(destination)
@@ -82,8 +85,7 @@ def put(folder: Path, destination: Path) -> None:
 def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
     """An empty folder inside `parent` that is gone when the block ends, however it ends."""
     parent.mkdir(parents=True, exist_ok=True)
-    path = parent / f".{name}.{os.getpid()}.tmp"
-    shutil.rmtree(path, ignore_errors=True)
+    path = _temporary(parent / name)
     path.mkdir()
     try:
         yield path
@@ -91,23 +93,52 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _temporary(destination: Path) -> Path:
+    """A name that nothing ever had: what is swept away under it is nobody's."""
+    return destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.tmp")
+
+
 def sweep(folder: Path, name: str = "*") -> None:
-    """Removes what processes that no longer run left unfinished in a folder; this one must have no work there.
+    """Removes what killed processes left unfinished in a folder: what is still worked on has its destination's lock.
 
-    `name`: of one destination only, where the folder is not exporter's own.
+    `name`: of one destination only, where the folder is not exporter's own. A process id would not tell who lives: two
+    containers that share a folder have the same ones.
     """
-    import psutil
-
     for path in folder.glob(f".{name}.*.tmp") if folder.is_dir() else ():
-        match = _TEMPORARY.match(path.name)
-        # This process's own id is a dead one's too: in a container it is the same at every start.
-        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
-            shutil.rmtree(path, ignore_errors=True)
+        if match := _TEMPORARY.match(path.name):
+            with lock.abandoned(folder / match[1]) as abandoned:
+                if abandoned:
+                    shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(lock.PATTERN.format(name)) if folder.is_dir() else ():
+        with lock.abandoned(folder / path.name.removeprefix(".").removesuffix(".lock")):
+            pass  # its file goes with it
+
+
+@contextmanager
+def output_lock(output: Path, wait: bool, progress: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Alone with an output folder. Raises JobError where another process works on it and this one is not to wait."""
+
+    def waiting(holder: str) -> None:
+        progress(f"waiting for {holder}", 0, 0)
+
+    mend = "; wait for it with --wait, or choose another folder"
+    with lock.locked(output.resolve(), wait, waiting, mend):
+        yield
+
+
+@contextmanager
+def one_maker(folder: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+    """For an entry of the cache: who comes second waits (`waiting` is told for whom), and then finds it made."""
+    sweep(folder.parent)
+    with lock.locked(folder, wait=True, waiting=waiting):
+        yield
 
 
 @contextmanager
 def swept(*folders: Path) -> Iterator[None]:
-    """Sweeps folders when the block ends, however it ends: of what its workers left there when they were killed."""
+    """Sweeps folders before, and when the block ends, however it ends: of what workers left there that were killed."""
+    for folder in folders:
+        sweep(folder)
     try:
         yield
     finally:

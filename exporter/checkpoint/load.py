@@ -6,13 +6,14 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.quantization_config import scheme_of
 from exporter.checkpoint.recipes import RECIPES, Recipe
 from exporter.errors import JobError, unknown
-from exporter.store import cache_folder, content_key, publish, reusable, sweep, write_manifest
+from exporter.store import cache_folder, content_key, one_maker, publish, reusable, write_manifest
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.py")
@@ -48,15 +49,16 @@ def prepared(recipe: Recipe) -> Path | None:
     return folder if reusable(folder, _recipe_key(recipe)) is not None else None
 
 
-def prepare(recipe: Recipe) -> Path:
-    """Dequantizes a recipe's GGUF into the cache (torch is needed: call it in a worker)."""
+def prepare(recipe: Recipe, waiting: Callable[[str], None]) -> Path:
+    """Dequantizes a recipe's GGUF into the cache, unless it is there (torch is needed: call it in a worker)."""
     from exporter.checkpoint.recipes import dequantize
 
     folder = _prepared_folder(recipe)
-    sweep(folder.parent)
-    with publish(folder) as building:
-        dequantize(recipe, building)
-        write_manifest(building, _recipe_key(recipe), ["model.safetensors"], {"recipe": recipe.name})
+    with one_maker(folder, waiting):
+        if prepared(recipe) is None:
+            with publish(folder) as building:
+                dequantize(recipe, building)
+                write_manifest(building, _recipe_key(recipe), ["model.safetensors"], {"recipe": recipe.name})
     return folder
 
 

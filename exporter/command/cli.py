@@ -25,6 +25,7 @@ FORMAT = click.option(
     help="json: the last line of stdout is the result.",
 )
 VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Name each step on stderr, in a file or a pipe too.")
+WAIT = click.option("--wait", is_flag=True, help="Wait while another process of exporter works on the folder.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -55,10 +56,9 @@ def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: A
     """
     from exporter.command.show import Screen, print_plan, print_result
     from exporter.job import Job, load_job
-    from exporter.store import swept, working_folders
 
     job = load_job(Job, given(flags), config)
-    with Screen(verbose) as screen, swept(job.output.expanduser(), *working_folders()):
+    with Screen(verbose) as screen:
         if dry_run:
             from exporter.pipeline.plan import dry_plan
 
@@ -124,13 +124,14 @@ def calibrate(config: Path | None, policy_out: Path, form: str, verbose: bool, *
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of every engine. Default: as in the job.")
 @FORMAT
 @VERBOSE
-def bench(folder: Path, threads: int | None, form: str, verbose: bool) -> None:
+@WAIT
+def bench(folder: Path, threads: int | None, form: str, verbose: bool, wait: bool) -> None:
     """Measure an output FOLDER again, on this machine, from its stored reference (torch is not needed)."""
     from exporter.command.show import Screen, print_result
     from exporter.pipeline.again import bench_again
 
     with Screen(verbose) as screen:
-        report = bench_again(folder, threads, screen.progress, screen.failed)
+        report = bench_again(folder, threads, screen.progress, screen.failed, wait)
     print_result(report, folder, form)
     sys.exit(report["exit_status"])
 
@@ -138,13 +139,17 @@ def bench(folder: Path, threads: int | None, form: str, verbose: bool) -> None:
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @FORMAT
-def report(folder: Path, form: str) -> None:
+@WAIT
+def report(folder: Path, form: str, wait: bool) -> None:
     """Render an output FOLDER's report.html, report.md and junit.xml again, and print its table."""
-    from exporter.command.show import print_result
+    from exporter.command.show import Screen, print_result
     from exporter.report.files import read_report, write_report
+    from exporter.store import output_lock
 
-    stored = read_report(folder)
-    write_report(stored, folder)
+    read_report(folder)  # what is no output folder is not locked
+    with Screen(False) as screen, output_lock(folder.resolve(), wait, screen.progress):
+        stored = read_report(folder)
+        write_report(stored, folder)
     print_result(stored, folder, form)
 
 
@@ -152,18 +157,13 @@ def report(folder: Path, form: str) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @FORMAT
 def verify(folder: Path, form: str) -> None:
-    """Check every artifact below an output FOLDER against the hashes in its manifest."""
+    """Check every artifact below an output FOLDER: its files against their hashes, and that all are of one model."""
     from exporter.command.show import print_damage
-    from exporter.store import MANIFEST, damage, read_manifest
+    from exporter.report.verifying import verified
 
-    manifests = [*folder.glob(MANIFEST), *sorted(folder.glob(f"*/{MANIFEST}"))]
-    found = {path.parent: read_manifest(path.parent) for path in manifests}
-    if not found:
+    broken = verified(folder)
+    if not broken:
         raise click.UsageError(f"{folder} holds no artifacts")
-    broken = {
-        place.name: ["its manifest cannot be read"] if manifest is None else damage(place, manifest)
-        for place, manifest in found.items()
-    }
     print_damage(broken, form)
     sys.exit(EXIT_JOB if any(broken.values()) else 0)
 

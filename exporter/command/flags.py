@@ -37,7 +37,7 @@ HEADINGS: Mapping[str, Sequence[str]] = {
     ),
     "Calibration and policies": ("calib_text", "calib_tokens", "policy", "ranges", "smooth", "rounding"),
     "Quantization-aware training": ("qat",),
-    "Running": ("threads", "offline", "trust_remote_code", "speed", "repeats"),
+    "Running": ("threads", "offline", "trust_remote_code", "speed", "repeats", "wait"),
 }  # fmt: skip
 _SECTIONS = "sections"  # the parameter that holds them, while flags are read
 _SHORT = {"model": "-m", "output": "-o", "target": "-t"}
@@ -50,7 +50,7 @@ class JobCommand(click.Command):
         from exporter.job import Job, MergeJob
 
         own = super().get_params(ctx)
-        taken = {"output"} if self.name == "calibrate" else set()  # it writes one file
+        taken = {"output", "wait"} if self.name == "calibrate" else set()  # it writes one file
         merges = self.name == "merge"
         fields = field_options(MergeJob if merges else Job)
         sections = [] if merges else section_options()

@@ -20,13 +20,19 @@ from exporter.types import Checkpoint, Variant
 
 
 def bench_again(
-    output: Path, threads: int | None, progress: Progress = silent, failed: Failed = nobody
+    output: Path, threads: int | None, progress: Progress = silent, failed: Failed = nobody, wait: bool = False
 ) -> dict[str, Any]:
     """Measures an output folder's artifacts again, on this machine, against the stored reference; torch is not needed.
 
     Raises JobError where the folder holds no report.
     """
     output = output.resolve()
+    read_report(output)  # what is no output folder is not locked
+    with store.output_lock(output, wait, progress):
+        return _bench(output, threads, progress, failed)
+
+
+def _bench(output: Path, threads: int | None, progress: Progress, failed: Failed) -> dict[str, Any]:
     report = read_report(output)
     job = Job.model_validate(report["job"] | {"output": str(output)} | ({"threads": threads} if threads else {}))
     here = machine.describe(job.threads)

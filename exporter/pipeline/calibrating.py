@@ -31,4 +31,5 @@ def collect_statistics(
     """A worker's operation: publishes the statistics' folder, unless it is there under its key."""
     from exporter.quantization.calibrate import calibrate
 
-    calibrate(checkpoint, Path(folder), key, threads, session.counted("calibrating"), **text)
+    with store.one_maker(Path(folder), session.waiting):
+        calibrate(checkpoint, Path(folder), key, threads, session.counted("calibrating"), **text)

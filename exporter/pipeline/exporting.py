@@ -148,6 +148,7 @@ class Exports:
             "variant": str(variant),
             "task": source.task,
             "model": source.source,
+            "model_sha256": self.checkpoint.sha256,
             "history": source.history,
             "versions": machine.versions(),
             "job": self.plan.job.identity(),

@@ -102,25 +102,24 @@ def merge_adapters(
     from exporter.stages.merge.streaming import merge_streaming
 
     destination = Path(folder)
-    manifest = store.reusable(destination, key)
-    if manifest is None:
-        store.sweep(destination.parent)
-        options = {} if labels is None else {"num_labels": labels}
-        trust = checkpoint.trust_remote_code
-        load: Load = partial(load_model, task=checkpoint.task, dtype="float32", trust_remote_code=trust)
-        load = partial(load, **options)
-        told = [read_adapter(Path(path), weight) for path, weight in adapters]
-        asked = How(**how | {name: how[name] and Path(how[name]) for name in ("probe", "other")})
-        with store.publish(destination) as building:
-            if way == "streaming":
-                progress = session.megabytes("merging")
-                made = merge_streaming(load, checkpoint.path, told, building, asked, progress)
-            else:
-                made = merge(load, checkpoint.path, told, building, asked, checkpoint.task)
-            known = made.pop("hashes", {})
-            weights = [path.name for path in building.glob("*.safetensors")]
-            facts = made | {"peak_rss_bytes": machine.peak_rss()}
-            manifest = store.write_manifest(building, key, weights, facts, known)
+    with store.one_maker(destination, session.waiting):
+        if (manifest := store.reusable(destination, key)) is None:
+            options = {} if labels is None else {"num_labels": labels}
+            trust = checkpoint.trust_remote_code
+            load: Load = partial(load_model, task=checkpoint.task, dtype="float32", trust_remote_code=trust)
+            load = partial(load, **options)
+            told = [read_adapter(Path(path), weight) for path, weight in adapters]
+            asked = How(**how | {name: how[name] and Path(how[name]) for name in ("probe", "other")})
+            with store.publish(destination) as building:
+                if way == "streaming":
+                    progress = session.megabytes("merging")
+                    made = merge_streaming(load, checkpoint.path, told, building, asked, progress)
+                else:
+                    made = merge(load, checkpoint.path, told, building, asked, checkpoint.task)
+                known = made.pop("hashes", {})
+                weights = [path.name for path in building.glob("*.safetensors")]
+                facts = made | {"peak_rss_bytes": machine.peak_rss()}
+                manifest = store.write_manifest(building, key, weights, facts, known)
     return {name: manifest.get(name) for name in ("history", "proof", "source_sha256", "peak_rss_bytes")}
 
 
@@ -129,10 +128,16 @@ def merge_only(job: MergeJob, progress: Progress) -> dict[str, Any]:
     output = job.output.expanduser().absolute()
     if not job.adapter:
         raise JobError("nothing to merge: give the adapter's folder with --adapter DIR")
+    store.writable(output)
+    with store.swept_beside(output), store.output_lock(output, job.wait, progress):
+        return _merge_only(job, output, progress)
+
+
+def _merge_only(job: MergeJob, output: Path, progress: Progress) -> dict[str, Any]:
     _refuse_other_folder(output, job.force)
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     log = store.cache_folder() / "logs" / "merge.log"
-    with store.swept_beside(output), Worker(log, job.threads, progress, HUGE_PAGES) as worker:
+    with Worker(log, job.threads, progress, HUGE_PAGES) as worker:
         source = look(job, worker, read_weights=False, measured=job.expect_perplexity is not None)
         if source.way == "streaming" and job.expect_perplexity is not None:
             raise JobError("--expect-perplexity runs the whole merged model, which a streaming merge does not")
@@ -187,7 +192,6 @@ def check_perplexity(job: MergeJob, found: float | None, text: str) -> float:
 
 
 def _refuse_other_folder(output: Path, force: bool) -> None:
-    store.writable(output)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     ours = output.is_dir() and "proof" in (store.read_manifest(output) or {})

@@ -24,7 +24,7 @@ from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy, read_policy
 from exporter.scheme import Scheme
 from exporter.stages.train.options import HEAD, QatOptions
-from exporter.store import MANIFEST, cache_folder, refuse_full_disk, sweep, writable
+from exporter.store import MANIFEST, cache_folder, refuse_full_disk, swept, working_folders, writable
 from exporter.targets import known
 from exporter.types import GENERATION, TASKS, Checkpoint, Gates, Precision, Preparation, Target, Variant
 
@@ -132,7 +132,11 @@ def check_calibration(session: Session, checkpoint: Checkpoint, text: dict[str, 
 
 def dry_plan(job: Job, progress: Progress) -> dict[str, Any]:
     """The plan of a job in words, with nothing written to its output folder."""
-    with tempfile.TemporaryDirectory() as logs, Worker(Path(logs) / "prepare.log", job.threads, progress) as worker:
+    with (
+        swept(*working_folders()),
+        tempfile.TemporaryDirectory() as logs,
+        Worker(Path(logs) / "prepare.log", job.threads, progress) as worker,
+    ):
         return make_plan(job, worker).describe()
 
 
@@ -245,7 +249,6 @@ def _refuse_full_disk(output: Path, source: Source, wanted: tuple[Wanted, ...]) 
 def _refuse_other_results(output: Path, job: Job) -> None:
     """An output folder must be new, empty, or hold this job's earlier results; --force takes any of exporter's."""
     writable(output)
-    sweep(output)
     # logs/ and job.json alone are what a run leaves that was stopped before its first result.
     nothing = {"logs", "job.json"}
     present = [path for path in output.glob("*") if not path.name.startswith(".") and path.name not in nothing]

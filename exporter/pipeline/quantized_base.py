@@ -80,16 +80,15 @@ def dequantize_base(
 ) -> list[str]:
     """A worker's operation: publishes the float checkpoint, unless it is there under its key; returns its history."""
     destination, progress = Path(folder), session.megabytes("dequantizing")
-    manifest = store.reusable(destination, key)
-    if manifest is None:
-        store.sweep(destination.parent)
-        with store.publish(destination) as building:
-            if simulated is None:
-                history = dequantize(Path(source), building, dtype, progress)
-            else:
-                history = simulate(Path(source), building, simulated, progress, dtype=dtype)
-            weights = [path.name for path in building.glob("*.safetensors")]
-            manifest = store.write_manifest(building, key, weights, {"history": history})
+    with store.one_maker(destination, session.waiting):
+        if (manifest := store.reusable(destination, key)) is None:
+            with store.publish(destination) as building:
+                if simulated is None:
+                    history = dequantize(Path(source), building, dtype, progress)
+                else:
+                    history = simulate(Path(source), building, simulated, progress, dtype=dtype)
+                weights = [path.name for path in building.glob("*.safetensors")]
+                manifest = store.write_manifest(building, key, weights, {"history": history})
     lines: list[str] = manifest["history"]
     return lines
 

@@ -94,6 +94,7 @@ def measure_reference(
             answers = answer(runner, passages, session.counted("reference"))
             reference = Reference(passages, Probe(ids, mask, runner.batch(ids, mask)), answers)
             facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
+            facts["model_sha256"] = checkpoint.sha256
         perplexity = reference_perplexity(reference.answers)
         scored = len(reference.answers.nll) or len(reference.answers.vectors)
         if not all(np.isfinite(array).all() for array in (reference.answers.nll, reference.answers.vectors)):

@@ -28,6 +28,12 @@ from exporter.types import Checkpoint
 def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[str, Any]:
     """Does a job and returns its report, which is in the output folder too. Raises ExporterError before any work."""
     output = job.output.expanduser().resolve()
+    store.writable(output)
+    with store.output_lock(output, job.wait, progress), store.swept(output, *store.working_folders()):
+        return _run(job, output, progress, failed)
+
+
+def _run(job: Job, output: Path, progress: Progress, failed: Failed) -> dict[str, Any]:
     here = machine.describe(job.threads)  # first of all: the load average must be that of others
     # One process for all that needs torch before the exports: importing it takes as long as a small export.
     with Worker(output / "logs" / "prepare.log", job.threads, progress, HUGE_PAGES) as worker:

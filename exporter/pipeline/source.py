@@ -49,7 +49,7 @@ class Source:
 
 def prepare_recipe(session: Session, recipe: str) -> str:
     """A worker's operation: the folder of a recipe's checkpoint, made float in the cache."""
-    return str(prepare(RECIPES[recipe]))
+    return str(prepare(RECIPES[recipe], session.waiting))
 
 
 def inspect_checkpoint(session: Session, model: str, path: str, adapters: list[str], **asked: Any) -> dict[str, Any]:

@@ -70,34 +70,36 @@ def train_checkpoint(
     skip: int,
     max_length: int | None,
 ) -> dict[str, Any]:
-    """A worker's operation: publishes the trained checkpoint, unless it is there under its key; what is known of it."""
-    manifest = store.reusable(Path(folder), key)
-    if manifest is None:
-        from transformers import AutoTokenizer
+    """A worker's operation: publishes the trained checkpoint, unless it is there under its key; what is known of it.
 
-        from exporter.checkpoint.model import load_model
-        from exporter.quantization.preparing import How, Prepared, prepare
-        from exporter.stages.train.qat import train, training_windows
+    The states of the training are this maker's too: they have the same key.
+    """
+    with store.one_maker(Path(folder), session.waiting):
+        if (manifest := store.reusable(Path(folder), key)) is None:
+            from transformers import AutoTokenizer
 
-        chosen = QatOptions.model_validate(options)
-        trust = checkpoint.trust_remote_code
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust)
-        windows = training_windows(tokenizer, text, skip, name, chosen, max_length)
-        store.sweep(Path(folder).parent)
-        with store.temporary_folder(Path(folder).parent, "prepared") as prepared:
-            prepare(checkpoint, How.load(how), threads, session.counted, prepared, **calibration)
-            schemes = Prepared.load(prepared).lowest()  # ranges to begin from: all the layers are trained
-        load = partial(load_model, task=GENERATION, dtype="float32", trust_remote_code=trust)
-        with store.publish(Path(folder)) as building:
-            step = session.counted("training")
-            made = train(load, checkpoint.path, schemes, windows, chosen, building, Path(states), step)
-            modules = {one: its or FLOAT for one, its in made["schemes"].items()}
-            facts = {
-                "history": made["history"],
-                "record": {**made["record"], "text": name},
-                "policy": Policy(source=checkpoint.source, modules=modules).model_dump(mode="json"),
-            }
-            weights = [path.name for path in building.glob("*.safetensors")]
-            manifest = store.write_manifest(building, key, weights, facts)
-        shutil.rmtree(states, ignore_errors=True)
+            from exporter.checkpoint.model import load_model
+            from exporter.quantization.preparing import How, Prepared, prepare
+            from exporter.stages.train.qat import train, training_windows
+
+            chosen = QatOptions.model_validate(options)
+            trust = checkpoint.trust_remote_code
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust)
+            windows = training_windows(tokenizer, text, skip, name, chosen, max_length)
+            load = partial(load_model, task=GENERATION, dtype="float32", trust_remote_code=trust)
+            with store.publish(Path(folder)) as building:
+                with store.temporary_folder(building, "prepared") as prepared:
+                    prepare(checkpoint, How.load(how), threads, session.counted, prepared, **calibration)
+                    schemes = Prepared.load(prepared).lowest()  # ranges to begin from: all the layers are trained
+                step = session.counted("training")
+                made = train(load, checkpoint.path, schemes, windows, chosen, building, Path(states), step)
+                modules = {one: its or FLOAT for one, its in made["schemes"].items()}
+                facts = {
+                    "history": made["history"],
+                    "record": {**made["record"], "text": name},
+                    "policy": Policy(source=checkpoint.source, modules=modules).model_dump(mode="json"),
+                }
+                weights = [path.name for path in building.glob("*.safetensors")]
+                manifest = store.write_manifest(building, key, weights, facts)
+            shutil.rmtree(states, ignore_errors=True)
     return {name: manifest[name] for name in ("history", "record", "policy")}

@@ -55,7 +55,6 @@ def calibrate(
     pieces = calibration_windows(tokenizer, text, skip, tokens, max_length)
     model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
     statistics = collect(model, pieces, progress)
-    store.sweep(folder.parent)
     about = {"text": name, "tokens": pieces.numel(), "windows": len(pieces), "window": pieces.shape[1]}
     with store.publish(folder) as building:
         save_statistics(statistics, building)

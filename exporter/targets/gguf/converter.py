@@ -10,16 +10,16 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 
 from exporter.checkpoint.weights import spare_files
 from exporter.errors import BuildError, JobError
+from exporter.store import one_maker, publish
 
 PACKAGE = "llama-cpp-python"
 SCRIPT = "convert_hf_to_gguf.py"
@@ -191,21 +191,17 @@ def _sha256(path: Path) -> str:
 def _unpack(package: Path, cache: Path) -> Path:
     """Takes what the converter needs out of a source package; whole or not at all."""
     folder = _folder(cache)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(mkdtemp(prefix=f".{folder.name}.", suffix=f".{os.getpid()}.tmp", dir=folder.parent))
-    try:
-        with tarfile.open(package) as archive:
-            for member in archive:
-                if member.isfile() and (found := _WANTED.match(member.name)):
-                    member.name = member.name[found.start(1) :]
-                    archive.extract(member, building, filter="data")
-        if not (building / SCRIPT).is_file():
-            raise BuildError(f"{package.name} does not carry llama.cpp's {SCRIPT}: pip install -U {PACKAGE}")
-        mark = {"version": version(), "package_sha256": _sha256(package), "files": _fingerprint(building)}
-        (building / _MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
-        if cached(cache) is None:  # another process may have been faster
-            shutil.rmtree(folder, ignore_errors=True)
-            building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with one_maker(folder, lambda holder: None):  # a matter of seconds
+        if cached(cache) is not None:
+            return folder
+        with publish(folder) as building:
+            with tarfile.open(package) as archive:
+                for member in archive:
+                    if member.isfile() and (found := _WANTED.match(member.name)):
+                        member.name = member.name[found.start(1) :]
+                        archive.extract(member, building, filter="data")
+            if not (building / SCRIPT).is_file():
+                raise BuildError(f"{package.name} does not carry llama.cpp's {SCRIPT}: pip install -U {PACKAGE}")
+            mark = {"version": version(), "package_sha256": _sha256(package), "files": _fingerprint(building)}
+            (building / _MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
     return folder
