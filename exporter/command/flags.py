@@ -32,7 +32,9 @@ HEADINGS: Mapping[str, Sequence[str]] = {
     ),
     "Evaluation": ("task", "eval_tokens", "window", "stride"),
     "Gates": ("max_kl", "min_top1", "max_tokenizer_errors", "min_cosine", "max_size_ratio", "max_logit_error"),
-    "Calibration and policies": ("calib_text", "calib_tokens", "policy", "ranges", "smooth", "rounding"),
+    "Calibration and policies": (
+        "calib_text", "calib_tokens", "policy", "force_policy", "ranges", "smooth", "rounding",
+    ),
     "Quantization-aware training": ("qat",),
     "Running": ("threads", "offline", "trust_remote_code", "speed", "repeats"),
 }  # fmt: skip
