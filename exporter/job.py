@@ -103,6 +103,7 @@ class Job(MergeJob):
         description="How each linear layer is quantized. auto: the cheapest mix that keeps the gates, found by "
         "measuring; off: the precision's own scheme everywhere; or a policy's FILE.",
     )
+    force_policy: bool = Field(False, description="Take a policy's FILE that was made for another checkpoint.")
     ranges: Literal["min-max", "percentile", "entropy", "mse"] = Field(
         "min-max", description="How the range of a static input is taken from its histogram."
     )

@@ -1,11 +1,13 @@
 """Exports under a policy, as a user runs them: chosen, given, edited, trained for, and refused."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import SMALL
 
 from exporter import Job, run
 from exporter.checkpoint.model import load_model
@@ -201,6 +203,24 @@ def test_off_takes_the_lowest_scheme_everywhere(tmp_path):
 def test_what_cannot_be_made_is_said_before_any_work(refused, tmp_path, modules, target, said):
     (tmp_path / "policy.yaml").write_text(Policy(modules=modules).to_yaml())
     assert said in refused("-m", "tiny", "-t", target, "--policy", tmp_path / "policy.yaml")
+
+
+def test_a_policy_of_another_checkpoint(refused, run_cli, tiny, tmp_path):
+    """Whatever the text or the way of the merge: with its own weights it is taken, with others only when told."""
+    file, adapter = tmp_path / "policy.yaml", ("--adapter", tiny / "adapter")
+    asked = ("-m", "tiny", "-t", "onnx:int4-weight", "--policy", file)
+    made = Policy(source="my model", sha256="0123456789abcdef", modules={"*": "float"})
+    file.write_text(made.to_yaml())
+    line = refused(*asked)
+    assert "was made for another checkpoint, my model (0123456789ab…), and this is tiny (" in line
+    assert "take it all the same with --force-policy" in line
+    other = ("--merge", "streaming", "--eval-text", tiny / "adapter" / "eval.txt")
+    ways = ((), adapter, (*adapter, *other))
+    own, merged, again = (re.search(r"this is tiny \((\w+)…\)", refused(*asked, *more))[1] for more in ways)
+    assert own != merged == again
+    done = run_cli("run", *asked, "--force-policy", *SMALL, "--format", "json", "-o", tmp_path / "forced")
+    notes = json.loads(done.stdout.splitlines()[-1])["model"]["notes"]
+    assert [note for note in notes if note.endswith("used all the same (--force-policy).")] == notes
 
 
 def test_too_little_calibration_text_is_said(refused, tmp_path):

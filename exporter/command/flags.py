@@ -35,7 +35,9 @@ HEADINGS: Mapping[str, Sequence[str]] = {
         "max_kl", "min_top1", "max_tokenizer_errors", "min_cosine", "max_regression_error", "min_pearson",
         "min_spearman", "max_size_ratio", "max_logit_error",
     ),
-    "Calibration and policies": ("calib_text", "calib_tokens", "policy", "ranges", "smooth", "rounding"),
+    "Calibration and policies": (
+        "calib_text", "calib_tokens", "policy", "force_policy", "ranges", "smooth", "rounding",
+    ),
     "Quantization-aware training": ("qat",),
     "Running": ("threads", "offline", "trust_remote_code", "speed", "repeats", "wait"),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from exporter.checkpoint.load import is_recipe
 from exporter.errors import BuildError, JobError
 from exporter.job import MergeJob
 from exporter.pipeline.reference import measure_reference
-from exporter.pipeline.source import Source, adapters_of, look, with_hash
+from exporter.pipeline.source import Source, adapters_of, look, merged_sha256, with_hash
 from exporter.pipeline.texts import evaluation_text, window_of
 from exporter.process import HUGE_PAGES, Progress, Session, Worker
 from exporter.stages.merge.adapter import read_adapter
@@ -33,7 +33,9 @@ def merge_stage(job: MergeJob, source: Source, text: str, worker: Worker, progre
     key = store.content_key(["merge", base.sha256, source.adapter_hashes, told, _probe_hash(job), tools])
     folder = store.cache_folder() / "checkpoints" / f"merged-{key[:16]}"
     record = _merge(source, told, folder, key, worker, progress)
-    return replace(base, path=folder, sha256=key, history=(*base.history, *record["history"])), record
+    return replace(
+        base, path=folder, sha256=merged_sha256(job, source), history=(*base.history, *record["history"])
+    ), record
 
 
 _PROBE_TEXT = 4000  # characters: more than the probe's tokens

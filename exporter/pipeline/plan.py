@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from exporter.checkpoint.load import is_recipe
 from exporter.errors import BuildError, JobError
 from exporter.job import Job
 from exporter.pipeline.sections import Sections, read_sections
-from exporter.pipeline.source import Source, look
+from exporter.pipeline.source import Source, look, merged_sha256
 from exporter.pipeline.texts import calibration_text, evaluation_text, window_of
 from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy, read_policy
@@ -112,7 +112,8 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     task = source.checkpoint.task
     window, stride = window_of(job, task, source.max_length)
     variants, skipped = _variants(job, sections, source, window)
-    policy = _policy(job, variants, source)
+    policy, notes = _policy(job, variants, source)
+    source = replace(source, notes=(*source.notes, *notes))
     wanted = tuple(_wanted(job, sections, variant, policy) for variant in variants)
     _refuse_full_disk(output, source, wanted)
     trains = sections.qat is not None
@@ -194,11 +195,13 @@ def _how(job: Job, schemes: Iterable[Scheme], policy: Policy | None) -> dict[str
     }
 
 
-def _policy(job: Job, variants: list[Variant], source: Source) -> Policy | None:
-    """The policy that a job gives, after a look at its names and at what the targets can do. Raises JobError."""
+def _policy(job: Job, variants: list[Variant], source: Source) -> tuple[Policy | None, list[str]]:
+    """The policy that a job gives, after a look at what it was made for, at its names and at what the targets can do;
+    and notes on it. Raises JobError."""
     if not isinstance(job.policy, Path):
-        return None
+        return None, []
     policy = read_policy(job.policy)
+    notes = _of_another(job, policy, merged_sha256(job, source))
     resolved = policy.resolved(source.linear_layers)
     targets = {variant: known.get(variant.target) for variant in variants}
     taken = {one: target for one, target in targets.items() if _quantizes(job, target.precisions[one.precision])}
@@ -210,7 +213,20 @@ def _policy(job: Job, variants: list[Variant], source: Source) -> Policy | None:
             reason = scheme and target.schemes(variant.precision, scheme)
             if reason:
                 raise JobError(f"--policy {job.policy}: {variant} cannot make {module} {scheme}: {reason}")
-    return policy
+    return policy, notes
+
+
+def _of_another(job: Job, policy: Policy, sha256: str) -> list[str]:
+    """A note on a policy that was made for another checkpoint and is used all the same. Raises JobError."""
+    if policy.sha256 in (None, sha256):
+        return []
+    what = f"was made for another checkpoint, {policy.source or 'which it does not name'} ({policy.sha256:.12}…)"
+    if not job.force_policy:
+        raise JobError(
+            f"--policy {job.policy} {what}, and this is {job.model} ({sha256:.12}…): its ranges are of other weights; "
+            "make one for this: exporter calibrate, or take it all the same with --force-policy"
+        )
+    return [f"The policy {job.policy} {what}, and was used all the same (--force-policy)."]
 
 
 def _calibration(job: Job, source: Source, evaluated: str, wanted: bool) -> dict[str, Any] | None:

@@ -175,6 +175,17 @@ def _way(job: MergeJob, path: Path, adapters: list[Adapter]) -> str:
     return way
 
 
+def merged_sha256(job: MergeJob, source: Source) -> str:
+    """The identity of a source's checkpoint with its adapters merged: what decides the weights, and no more.
+
+    A policy records it, which must be found again with another text, probe, way, or version of PEFT.
+    """
+    if not source.adapters:
+        return source.checkpoint.sha256
+    made_of = [source.checkpoint.sha256, source.adapter_hashes, [adapter.weight for adapter in source.adapters]]
+    return content_key(["merged", made_of, source.combine, job.density, job.merge_dtype])
+
+
 def adapters_of(source: Source) -> list[dict[str, Any]]:
     """What a report says of each adapter."""
     return [

@@ -51,7 +51,7 @@ def qat_stage(
     return trained, made["record"], policy
 
 
-_TOOLS = ("exporter", "transformers", "torch")
+_TOOLS = ("exporter", "peft", "transformers", "torch")  # peft: it merged what is trained
 
 
 def train_checkpoint(
