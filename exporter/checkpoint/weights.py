@@ -44,9 +44,9 @@ _INDEX = (
     "open('{stem}.safetensors.index.json', 'w'))"
 )
 _ONCE = (
-    "import json; from safetensors.torch import load_file as l, save_file as s; "
+    "import json, sys; from safetensors.torch import load_file as l, save_file as s; "
     "m = json.load(open('{stem}.safetensors.index.json'))['weight_map']; [s({{k: v for k, v in l(f).items() "
-    "if m.get(k) == f}}, 'NEW/' + f, {{'format': 'pt'}}) for f in set(m.values())]"
+    "if m.get(k) == f}}, sys.argv[1] + '/' + f, {{'format': 'pt'}}) for f in set(m.values())]"
 )
 
 
@@ -164,10 +164,11 @@ def stored_tensors(folder: Path, stem: str = "model") -> dict[str, Stored]:
         header, start = _header(path)
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             if name in tensors:
+                here, there = (shlex.quote(str(one)) for one in (folder.absolute(), f"{folder.absolute()}-once"))
                 raise JobError(
                     f"{folder} holds {name} twice, in {tensors[name].path.name} and {path.name}, and which one is read "
-                    "differs between tools; in a copy of the folder, NEW, keep the one that the index names: cd "
-                    f'{shlex.quote(str(folder))} && python -c "{_ONCE.format(stem=stem)}"'
+                    "differs between tools; make a copy with the one that the index names: "
+                    f'cp -rL {here} {there} && cd {here} && python -c "{_ONCE.format(stem=stem)}" {there}'
                 )
             begin, end = entry["data_offsets"]
             tensors[name] = Stored(path, entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
