@@ -109,7 +109,7 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     window, stride = window_of(job, task, source.max_length)
     variants, skipped = _variants(job, sections, source, window)
     policy = _policy(job, variants, source)
-    wanted = tuple(_wanted(job, sections, variant, policy) for variant in variants)
+    wanted = tuple(_wanted(job, sections, variant, task, policy) for variant in variants)
     _refuse_full_disk(output, source, wanted)
     trains = sections.qat is not None
     calibration = _calibration(job, source, text, trains or any(one.how or one.calibrates for one in wanted))
@@ -154,7 +154,7 @@ def _variants(job: Job, sections: Sections, source: Source, window: int) -> tupl
     return [one for one in chosen if one not in skipped and one != known.REFERENCE], skipped
 
 
-def _wanted(job: Job, sections: Sections, variant: Variant, policy: Policy | None) -> Wanted:
+def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: Policy | None) -> Wanted:
     target = known.get(variant.target)
     precision, options = target.precisions[variant.precision], sections.targets.get(variant.target)
     how = None
@@ -166,7 +166,8 @@ def _wanted(job: Job, sections: Sections, variant: Variant, policy: Policy | Non
             "ranges_per_octave": precision.ranges_per_octave,
         }
     calibrates = target.calibrates(variant.precision, options)
-    return Wanted(variant, options, job.gates(precision.gates), calibrates, how)
+    limits = job.gates(precision.limits(task))
+    return Wanted(variant, options, limits, calibrates, how)
 
 
 def _quantizes(job: Job, precision: Precision) -> bool:
