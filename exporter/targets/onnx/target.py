@@ -27,6 +27,7 @@ from exporter.targets.onnx.quantize import (
 from exporter.targets.onnx_graph import shell
 from exporter.targets.onnx_graph.file import made_once, save_graph
 from exporter.targets.onnx_graph.genai import build_float, builder_takes
+from exporter.targets.onnx_graph.held import weights_of
 from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.session import open_onnx
 from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm, trace_encoder
@@ -133,27 +134,38 @@ ONNX = Target(
             Gates(max_ppl_ratio=1.001, max_kl=1e-4, min_cosine=0.9999, max_logit_error=1e-3, max_cache_kl=1e-6),
         ),
         "fp16": Precision(
-            "float16 weights and arithmetic", Gates(max_ppl_ratio=1.005, min_cosine=0.999, max_cache_kl=1e-3)
+            "float16 weights and arithmetic",
+            Gates(max_ppl_ratio=1.005, min_cosine=0.999, max_cache_kl=1e-3, min_named_share=0.9),
+            bits=16,
+            table_bits=16,
         ),
         "int8-weight": Precision(
             "8-bit weights in blocks of 32",
-            Gates(max_ppl_ratio=1.02, min_cosine=0.99, max_cache_kl=0.01),
+            Gates(max_ppl_ratio=1.02, min_cosine=0.99, max_cache_kl=0.01, min_named_share=0.9),
             schemes=SCHEMES["int8-weight"],
+            bits=8,
+            table_bits=8,
         ),
         "int8-dynamic": Precision(
             "int8 weights per channel, activations quantized at run time",
-            Gates(max_ppl_ratio=1.02, min_cosine=0.98, max_cache_kl=0.1),
+            Gates(max_ppl_ratio=1.02, min_cosine=0.98, max_cache_kl=0.1, min_named_share=0.9),
             schemes=SCHEMES["int8-dynamic"],
+            bits=8,
+            table_bits=8,
         ),
         "int8-static": Precision(
             "int8 weights per channel, activations in ranges fixed by calibration (Q/DQ)",
-            Gates(max_ppl_ratio=1.02, min_cosine=0.98, max_cache_kl=0.01),
+            Gates(max_ppl_ratio=1.02, min_cosine=0.98, max_cache_kl=0.01, min_named_share=0.5),
             schemes=SCHEMES["int8-static"],
+            bits=8,
+            table_bits=8,
         ),
         "int4-weight": Precision(
             "4-bit weights in blocks of 32, embedding and head 8-bit",
-            Gates(max_ppl_ratio=1.10, min_cosine=0.95, max_cache_kl=0.05),
+            Gates(max_ppl_ratio=1.10, min_cosine=0.95, max_cache_kl=0.05, min_named_share=0.5),
             schemes=SCHEMES["int4-weight"],
+            bits=4,
+            table_bits=8,
         ),
     },
     default="int8",
@@ -163,5 +175,6 @@ ONNX = Target(
     check=check,
     export=export,
     open=open_onnx,
+    weights=weights_of,
     schemes=cannot_express,
 )

@@ -18,6 +18,7 @@ from exporter.checkpoint.model import load_model
 from exporter.errors import BuildError, JobError
 from exporter.runner import Floats, Ids
 from exporter.scheme import Scheme
+from exporter.targets.torch.held import weights_of
 from exporter.targets.torch.static import cannot_express, export_static, load_static
 from exporter.types import CLASSIFICATION, GENERATION, Exported, ExportRequest, Gates, Precision, Target
 
@@ -152,17 +153,22 @@ TORCH = Target(
     precisions={
         "fp32": Precision("the reference itself", Gates()),
         "bf16": Precision(
-            "bfloat16 weights and arithmetic", Gates(max_ppl_ratio=1.01, min_cosine=0.999, max_cache_kl=0.01)
+            "bfloat16 weights and arithmetic",
+            Gates(max_ppl_ratio=1.01, min_cosine=0.999, max_cache_kl=0.01, min_named_share=0.9),
+            bits=16,
+            table_bits=16,
         ),
         "int8-dynamic": Precision(
             "torchao: int8 weights per channel, int8 activations per token",
-            Gates(max_ppl_ratio=1.05, min_cosine=0.98, max_cache_kl=0.05),
+            Gates(max_ppl_ratio=1.05, min_cosine=0.98, max_cache_kl=0.05, min_named_share=0.9),
             requires=("torchao",),
+            bits=8,
         ),
         "int8-static": Precision(
             "torchao's PT2E for x86: int8 weights per channel, uint8 activations in the policy's ranges",
-            Gates(max_ppl_ratio=1.05, min_cosine=0.98, max_cache_kl=0.01),
+            Gates(max_ppl_ratio=1.05, min_cosine=0.98, max_cache_kl=0.01, min_named_share=0.5),
             requires=("torchao",),
+            bits=8,
             schemes=(Scheme(weight="int8", group=None, input="static"),),
         ),
     },
@@ -172,5 +178,6 @@ TORCH = Target(
     check=check,
     export=export,
     open=open_torch,
+    weights=weights_of,
     schemes=cannot_express,
 )
