@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, 
 from exporter.errors import JobError, unknown
 from exporter.machine import usable_cores
 from exporter.types import BaseQuant, Combination, Gates, MergeDtype
-from exporter.yaml_file import read_yaml
+from exporter.yaml_file import off_is_a_word, read_yaml
 
 MIN_TOKENS = 64  # fewer cannot carry a standard error that means anything
 
@@ -128,10 +128,7 @@ class Job(MergeJob):
     speed: bool = Field(True, description="Measure latency and memory; --no-speed leaves them out.")
     repeats: int = Field(5, ge=1, description="Rounds of the speed measurement, interleaved between the variants.")
 
-    @field_validator("policy", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: Any) -> Any:
-        return "off" if value is False else value  # which YAML reads of a bare off
+    _off = field_validator("policy", mode="before")(off_is_a_word)
 
     @field_validator("target", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod

@@ -10,6 +10,11 @@ import yaml
 from exporter.errors import JobError
 
 
+def off_is_a_word(value: Any) -> Any:
+    """What YAML reads of a bare off, where a field takes the word."""
+    return "off" if value is False else value
+
+
 def read_yaml(file: Path, what: str) -> Any:
     """The contents of a file; `what` it is called in the message. Raises JobError."""
     try:

@@ -16,7 +16,7 @@ from exporter.process import Progress, silent
 from exporter.report.files import read_report
 from exporter.report.result import Result
 from exporter.targets import known
-from exporter.types import Checkpoint, Variant
+from exporter.types import Checkpoint
 
 
 def bench_again(
@@ -52,12 +52,11 @@ def _bench(output: Path, threads: int | None, progress: Progress, failed: Failed
     bench = Bench(output, checkpoint, report["evaluation"]["max_length"], job.threads, progress, failed)
     rows = []
     for old in report["results"]:
-        variant = Variant(old["target"], old["precision"])
-        row = Result(variant.target, variant.precision)
+        row = Result(old["target"], old["precision"])
         row.path = old["path"]
         row.artifact |= old["artifact"] | {"engine": None}  # it is what measures, and nothing has yet
         row.build |= old["build"]
-        if variant == known.REFERENCE:
+        if row.variant == known.REFERENCE:
             row = reference_row(reference)
             if not checkpoint.path.is_dir():
                 row.status, row.reason = (
@@ -77,9 +76,8 @@ def _bench(output: Path, threads: int | None, progress: Progress, failed: Failed
 
 def _found(row: Result, output: Path) -> None:
     """What is told of an artifact that is there, and whether this machine can open it."""
-    variant = Variant(row.target, row.precision)
-    if row.path is not None and variant != known.REFERENCE:
+    if row.path is not None and row.variant != known.REFERENCE:
         manifest = store.read_manifest(output / row.path) or {}
         row.reason = "; ".join(manifest.get("notes", ())) or None
-    if (reason := known.unavailable(variant, to_open=True)) is not None:
+    if (reason := known.unavailable(row.variant, to_open=True)) is not None:
         row.status, row.reason = "skipped", reason

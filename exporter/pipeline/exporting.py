@@ -171,20 +171,20 @@ def export_artifact(
     policy: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """A worker's operation: what the target says of the artifact that it wrote, its seconds and its peak memory."""
-    start, model = perf_counter(), known.get(target).options
+    start, writer = perf_counter(), known.get(target)
     request = ExportRequest(
         checkpoint,
         precision,
         Path(folder),
         Path(scratch),
         threads,
-        None if model is None else model.model_validate(options),
+        None if writer.options is None else writer.options.model_validate(options),
         store.cache_folder(),
         Path(calibration) if calibration else None,
         policy and {name: one and Scheme.model_validate(one) for name, one in policy.items()},
         session.progress,
     )
-    exported = known.get(target).export(request)
+    exported = writer.export(request)
     return asdict(exported) | {"export_s": perf_counter() - start, "export_peak_rss_bytes": machine.peak_rss()}
 
 

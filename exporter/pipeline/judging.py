@@ -16,7 +16,7 @@ from exporter.report.document import VERSION
 from exporter.report.files import write_report
 from exporter.report.result import Result
 from exporter.targets import known
-from exporter.types import Gates, Variant
+from exporter.types import Gates
 
 _TOLD = 3  # figures that are no numbers, in a row's reason
 
@@ -25,7 +25,7 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
     """Judges the rows by their gates, and writes and returns the report."""
     asked = frozenset(name for name, limit in asdict(job.gates(Gates())).items() if limit is not None)
     for row in rows:
-        if row.status == "ok" and Variant(row.target, row.precision) != known.REFERENCE:
+        if row.status == "ok" and row.variant != known.REFERENCE:
             limits = job.gates(known.get(row.target).precisions[row.precision].gates)
             row.gates = judge(limits, row, asked, described["evaluation"]["tokens_scored"])
         _refuse_odd(row)

@@ -76,18 +76,18 @@ class Bench:
         if isinstance(error, WorkerFailed) and error.killed_by == signal.SIGILL:
             mends = known.get(row.target).mends_crash
             row.reason += f"; its build does not fit this processor, mend it with: {mends()}" if mends else ""
-        self._failed(_variant(row), error)
+        self._failed(row.variant, error)
 
     def quality(self, rows: Sequence[Result]) -> None:
         """Apart from the speed measurement: the arithmetic of the comparison is not the engine's peak memory."""
         for row in rows:
             measured = row.artifact["engine"] is not None  # to choose its policy
-            if _variant(row) != known.REFERENCE and not measured:
-                self.attempt(row, partial(self.measure, row, self._output / _variant(row).folder))
+            if row.variant != known.REFERENCE and not measured:
+                self.attempt(row, partial(self.measure, row, self._output / row.variant.folder))
 
     def measure(self, row: Result, folder: Path) -> None:
         """The quality of a row's artifact, wherever its folder is."""
-        self._progress(f"quality {_variant(row)}", 0, 0)
+        self._progress(f"quality {row.variant}", 0, 0)
         with self._worker(row, "quality") as worker:
             row.add(worker(measure_quality, **self._what(row) | {"folder": folder}))
 
@@ -124,20 +124,16 @@ class Bench:
         row.artifact |= worker(open_for_speed, **self._what(row), max_length=self._max_length)
 
     def _worker(self, row: Result, what: str) -> Worker:
-        return Worker(self._output / "logs" / f"{_variant(row).folder}.{what}.log", self._threads, self._progress)
+        return Worker(self._output / "logs" / f"{row.variant.folder}.{what}.log", self._threads, self._progress)
 
     def _what(self, row: Result) -> dict[str, Any]:
         return {
             "variant": [row.target, row.precision],
             "checkpoint": self._checkpoint,
-            "folder": self._output / _variant(row).folder,
+            "folder": self._output / row.variant.folder,
             "reference": self._output / "reference" / "reference.npz",
             "threads": self._threads,
         }
-
-
-def _variant(row: Result) -> Variant:
-    return Variant(row.target, row.precision)
 
 
 def _round(row: Result, worker: Worker, times: list[Round]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from exporter.report.document import GROUPS, Quality
 from exporter.report.document import Figure as Figure
 from exporter.report.document import Gate as Gate
-from exporter.types import Status
+from exporter.types import Status, Variant
 
 
 @dataclass
@@ -36,6 +36,10 @@ class Result:
         for name, group in GROUPS.items():
             nothing = Figure() if group is Quality else None
             setattr(self, name, dict.fromkeys(group.model_fields, nothing) | getattr(self, name))
+
+    @property
+    def variant(self) -> Variant:
+        return Variant(self.target, self.precision)
 
     @property
     def passed(self) -> bool:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from exporter.byte_size import ByteSize
 from exporter.targets.gguf.types import parse_override
+from exporter.yaml_file import off_is_a_word
 
 
 def _readable(text: str) -> str:
@@ -33,10 +34,7 @@ class GgufOptions(BaseModel):
         None, description="Split into files of at most this size, such as 4G; powers of 1000.", examples=["4G"]
     )
 
-    @field_validator("imatrix", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: Any) -> Any:
-        return "off" if value is False else value  # which YAML reads of a bare off
+    _off = field_validator("imatrix", mode="before")(off_is_a_word)
 
     @field_validator("tensor", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
