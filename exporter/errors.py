@@ -50,7 +50,7 @@ class MissingPackage(BuildError):
 def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
     """The line for a misspelt name: the nearest choices, or all of them when none is near."""
     known = sorted(choices)
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    near = get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         return f"unknown {kind} {name!r}; did you mean {' or '.join(near)}?"
     return f"unknown {kind} {name!r}; there are: {', '.join(known)}"

@@ -227,7 +227,7 @@ def test_what_a_section_may_hold_is_read_as_it_is_meant():
     job = Job(model="tiny", output="out", gguf={"tensor": "a=f16", "imatrix": False, "split_max_size": "4G"})
     options = read_sections(job).targets["gguf"]
     assert options == GgufOptions(tensor=("a=f16",), imatrix="off", split_max_size=4_000_000_000)
-    assert GgufOptions.model_validate(read_sections(job).dumped("gguf")) == options  # what a worker is told
+    assert GgufOptions.model_validate(read_sections(job).resolved(["gguf"])["gguf"]) == options  # what the report keeps
 
 
 def test_a_pattern_that_fits_no_tensor_is_refused(exported):

@@ -161,7 +161,7 @@ def test_its_option_changes_what_it_writes(run_cli, npz, out, tmp_path, way):
     assert done.returncode == 0, done.stderr
     row = row_of(json.loads((tmp_path / "out" / "report.json").read_text()), "npz")
     assert row["status"] == "ok"
-    assert row["bytes"] < 0.99 * row_of(out[1], "npz")["bytes"]
+    assert row["artifact"]["bytes"] < 0.99 * row_of(out[1], "npz")["artifact"]["bytes"]
 
 
 def test_options_that_cannot_be_taken_break_their_target_only(run_cli, strange, tmp_path):
