@@ -2,15 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--no-speed", "--eval-tokens", 256, "--threads", 1)
+HUNG = 800  # seconds, below pytest's own limit: a command that takes longer is asked where it stands
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,9 +31,16 @@ def run_cli(cache):
 
     def run(*args, env=None, cwd=ROOT):
         command = [sys.executable, "-m", "exporter", *map(str, args)]
-        return subprocess.run(
-            command, env=os.environ | (env or {}), cwd=cwd, capture_output=True, text=True, timeout=900, check=False
-        )
+        environment = os.environ | {"PYTHONFAULTHANDLER": "1"} | (env or {})
+        with psutil.Popen(
+            command, env=environment, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=HUNG)
+            except subprocess.TimeoutExpired:
+                where = _stacks(process, args)
+                raise AssertionError(f"{command} hung:\n{where}") from None
+        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
     return run
 
@@ -47,7 +57,7 @@ def demo(run_cli, tmp_path_factory):
     output = tmp_path_factory.mktemp("demo") / "out"
     done = run_cli(
         "run", "-m", "tiny", "--adapter", "models/tiny/adapter", "--eval-text", "models/tiny/adapter/eval.txt",
-        "--eval-tokens", "4096", "--repeats", "1", "-t", "torch:all", "-t", "onnx:all", "-o", output,
+        "--eval-tokens", "4096", "--repeats", "1", "--threads", "1", "-t", "torch:all", "-t", "onnx:all", "-o", output,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "report.html" in done.stdout
@@ -91,6 +101,16 @@ def model(tiny, tmp_path):
         return folder
 
     return make
+
+
+def _stacks(process, args):
+    """Where a hung command and its workers stand: each is ended by a signal at which Python prints its threads."""
+    for one in [*process.children(recursive=True), process]:
+        one.send_signal(signal.SIGABRT)
+    stdout, stderr = process.communicate()
+    logs = [path for folder in args if isinstance(folder, Path) for path in folder.glob("logs/*.log")]
+    latest = max(logs, key=lambda path: path.stat().st_mtime, default=None)
+    return "\n".join([stdout, stderr, latest.read_text()[-8000:] if latest else "no log"])
 
 
 def _has_device():

