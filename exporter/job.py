@@ -19,6 +19,7 @@ from exporter.types import BaseQuant, Combination, Gates, MergeDtype
 from exporter.yaml_file import off_is_a_word, read_yaml
 
 MIN_TOKENS = 64  # fewer cannot carry a standard error that means anything
+MIN_TEXTS = 8  # of a classifier, whose every text is one answer
 
 
 class MergeJob(BaseModel):
@@ -59,7 +60,9 @@ class MergeJob(BaseModel):
     )
     task: str | None = Field(None, description="The task, where the checkpoint's architecture leaves it open.")
     eval_text: Path | None = Field(
-        None, description="UTF-8 text to measure on. Default: the recipe's own, or pydoc's topics."
+        None,
+        description="UTF-8 text to measure on; for a classifier each line is a text. Default: the recipe's own, or "
+        "pydoc's topics.",
     )
     eval_tokens: int = Field(4096, ge=MIN_TOKENS, description="How many tokens of the text to measure on.")
     window: int | None = Field(None, ge=8, description="Tokens that a model sees at once. Default: 512; encoders 128.")

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
+from test_encoders import tokenizer as tokenizer_of
 
 from exporter.checkpoint.problem import problem_of, problem_type
 from exporter.errors import JobError
 from exporter.measure.classification import compare_answers
 from exporter.measure.quality import Answers, Passages, Reference
+from exporter.pipeline.reference import tokenize
 from exporter.types import CLASSIFICATION, FEATURES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Probe
 
 RNG = np.random.default_rng(0)
@@ -131,3 +133,30 @@ def test_the_problem_type_travels_with_the_reference(tmp_path: Path):
 def test_one_logit_is_never_compared_by_its_softmax():
     figures = compare_answers(SINGLE_LABEL, random(outputs=1), random(outputs=1, seed=1))
     assert figures["regression_error"].value > 0.5
+
+
+def words(count: int) -> str:
+    return "\n".join(f"word{i % 150} word{i // 3 % 150} word{i * 7 % 150}" for i in range(count))
+
+
+def test_a_classifier_reads_whole_lines_with_their_special_tokens(tmp_path: Path):
+    tokenizer_of(tmp_path, 500)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "word1 word2\n\n  word3 word4 word5  \n=====\nword1 word2\n" + words(60)
+    passages = tokenize(tokenizer, text, CLASSIFICATION, 100, 5, 2)
+    pieces = [piece.tolist() for piece in passages]
+    lines = [line.strip() for line in dict.fromkeys(text.split("\n")) if "word" in line]
+    expected = [tokenizer(line, truncation=True, max_length=5)["input_ids"] for line in lines]
+    assert pieces == expected[: len(pieces)]
+    assert pieces[0] == tokenizer("word1 word2")["input_ids"]  # a line that comes twice counts once
+    assert max(map(len, pieces)) == 5  # the window cuts
+    assert 100 <= len(passages.ids) < 105  # --eval-tokens, to the end of a text
+
+
+def test_a_text_of_one_line_is_refused_for_a_classifier(tmp_path: Path):
+    tokenizer_of(tmp_path, 500)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = words(300).replace("\n", " ")
+    with pytest.raises(JobError, match=r"has 1 different lines .* give --eval-text FILE"):
+        tokenize(tokenizer, text, CLASSIFICATION, 100, 64, 32)
+    assert len(tokenize(tokenizer, text, FEATURES, 256, 64, 32).offsets) == 5

@@ -13,7 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from exporter import Job, run
 from exporter.report.table import value
 
-TEXT = " ".join(f"word{(i * i * 31 + i) % 180}" for i in range(3000))
+WORDS = [f"word{(i * i * 31 + i) % 180}" for i in range(3000)]
+TEXT = " ".join(WORDS)
+LINES = "\n".join(" ".join(WORDS[begin : begin + 12]) for begin in range(0, len(WORDS), 12))  # a classifier's texts
 
 
 def tokenizer(folder: Path, length: int) -> None:
@@ -57,7 +59,7 @@ def test_family(architecture, tmp_path):
                 parameter.normal_(0, 0.15)
     model.save_pretrained(tmp_path / "model")
     tokenizer(tmp_path / "model", 500)
-    (tmp_path / "text").write_text(TEXT)
+    (tmp_path / "text").write_text(LINES if architecture.endswith("Classification") else TEXT)
     report = run(
         Job(
             model=str(tmp_path / "model"),

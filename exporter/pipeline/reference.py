@@ -13,7 +13,7 @@ from exporter import machine
 from exporter.checkpoint.problem import problem_of
 from exporter.checkpoint.tokenizer import check_ids
 from exporter.errors import JobError
-from exporter.job import MIN_TOKENS
+from exporter.job import MIN_TEXTS, MIN_TOKENS
 from exporter.measure.quality import Passages, Reference, answer, reference_perplexity
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
 from exporter.pipeline.plan import Plan
@@ -22,7 +22,16 @@ from exporter.report.result import Figure, Result
 from exporter.runner import Ids
 from exporter.store import content_key, publish, reusable, write_manifest
 from exporter.targets import known
-from exporter.types import FEATURES, GENERATION, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Checkpoint, Probe
+from exporter.types import (
+    CLASSIFICATION,
+    FEATURES,
+    GENERATION,
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    Checkpoint,
+    Probe,
+)
 
 FILE = "reference.npz"
 _PROBE_LENGTHS = (17, 5, 11)  # none that a graph was traced at, and different: a batch of them is padded
@@ -33,7 +42,7 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     progress("reference", 0, 0)
     how = {"eval_tokens": plan.job.eval_tokens, "window": plan.window, "stride": plan.stride}
     key = content_key(
-        ["reference with problem type", checkpoint.sha256, checkpoint.task, plan.text, how, machine.versions()]
+        ["reference on whole texts", checkpoint.sha256, checkpoint.task, plan.text, how, machine.versions()]
     )
     told = {"key": key, "threads": plan.job.threads, "text": plan.text, **how}
     manifest: dict[str, Any] = worker(measure_reference, checkpoint=checkpoint, folder=output / "reference", **told)
@@ -115,10 +124,17 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def tokenize(tokenizer: Any, text: str, task: str, tokens: int, window: int, stride: int) -> Passages:
-    """The first `tokens` ids of a text: one passage for generation, passages of `window` ids else. Raises JobError."""
+    """The first `tokens` ids of a text: one passage for generation, passages of `window` ids for embeddings.
+
+    A classifier reads whole short texts: each line is one, cut at the window as its users' are, until there are enough
+    `tokens`. Pieces of a long text would all be alike to it. Raises JobError.
+    """
     if task == GENERATION:
         ids = np.array(tokenizer(text)["input_ids"][:tokens], np.int64)
         pieces = [ids]
+    elif task == CLASSIFICATION:
+        pieces = _short_texts(tokenizer, text, tokens, window)
+        ids = np.concatenate(pieces)
     else:
         cut = tokenizer(text, truncation=True, max_length=window, return_overflowing_tokens=True)["input_ids"]
         cut = cut if isinstance(cut[0], list) else [cut]
@@ -133,6 +149,25 @@ def tokenize(tokenizer: Any, text: str, task: str, tokens: int, window: int, str
         )
     offsets = np.cumsum([0, *(len(piece) for piece in pieces)]).astype(np.int64)
     return Passages(task, ids, offsets, window, stride)
+
+
+def _short_texts(tokenizer: Any, text: str, tokens: int, window: int) -> list[Ids]:
+    """The ids of a text's lines, special tokens included; none twice, and none without a letter or a digit."""
+    lines = dict.fromkeys(line.strip() for line in text.splitlines())
+    pieces: list[Ids] = []
+    total = 0
+    for line in (line for line in lines if any(map(str.isalnum, line))):
+        if total >= tokens:
+            break
+        piece = np.array(tokenizer(line, truncation=True, max_length=window)["input_ids"], np.int64)
+        pieces.append(piece)
+        total += len(piece)
+    if len(pieces) < MIN_TEXTS:
+        raise JobError(
+            f"the text has {len(pieces)} different lines within {tokens} tokens, and a classifier is measured on at "
+            f"least {MIN_TEXTS}: give --eval-text FILE with a text of its own on each line, or more --eval-tokens"
+        )
+    return pieces
 
 
 def _probe_ids(passages: Passages, pad: int) -> tuple[Ids, Ids]:
