@@ -6,10 +6,13 @@ from transformers import AutoTokenizer
 
 from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.checkpoint.model import load_model
+from exporter.checkpoint.problem import problem_type
+from exporter.measure.classification import compare_answers
 from exporter.quantization.selection import Layer, choose, rank
 from exporter.quantization.sensitivity import LossMeter
 from exporter.quantization.simulation import simulated
 from exporter.scheme import Scheme
+from exporter.types import CLASSIFICATION, REGRESSION
 
 INT4 = Scheme(weight="int4", group=32, symmetric=False)
 INT8 = Scheme(weight="int8", group=32)
@@ -133,3 +136,41 @@ def test_an_encoder_is_measured_by_its_embeddings(tmp_path, windows):
     loss = meter.loss(dict.fromkeys(names, INT4))
     assert 1e-6 < loss < 0.2
     assert meter.loss(dict.fromkeys(names, INT8)) < loss / 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "unit"),
+    [
+        ({"num_labels": 1}, "standard deviations"),
+        ({"num_labels": 3}, "KL, nats"),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, "KL, nats"),
+        ({"num_labels": 3, "problem_type": "regression"}, "standard deviations"),
+    ],
+)
+def test_a_classifiers_loss_is_what_its_answers_will_be_judged_by(windows, settings, unit):
+    """The figures that an artifact is gated by, of the same answers: one logit's softmax would lose nothing, ever."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    model = BertForSequenceClassification(BertConfig(vocab_size=2048, **sizes, **settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.15)
+    meter = LossMeter(model, CLASSIFICATION, windows)
+    names = list(linear_layers(model))
+    schemes = dict.fromkeys(names, INT4)
+    pieces = windows.reshape(-1, 64)
+    with torch.inference_mode():
+        expected = model(input_ids=pieces).logits.numpy()
+        with simulated(model, schemes):
+            got = model(input_ids=pieces).logits.numpy()
+    problem = problem_type({"problem_type": model.config.problem_type, "num_labels": model.config.num_labels})
+    figures = compare_answers(problem, expected, got)
+    figure = figures["regression_error" if problem == REGRESSION else "kl"]
+    loss = meter.loss(schemes)
+    assert loss == pytest.approx(figure.value, rel=1e-2)
+    assert loss > 1e-4
+    assert meter.loss(dict.fromkeys(names, INT8)) < loss / 2
+    assert meter.unit == unit

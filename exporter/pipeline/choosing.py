@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 from exporter import store
+from exporter.checkpoint.problem import problem_of
 from exporter.errors import JobError
 from exporter.job import Job
 from exporter.pipeline.merging import merge_stage
@@ -21,11 +22,11 @@ from exporter.pipeline.plan import make_plan
 from exporter.process import HUGE_PAGES, Operation, Progress, Session, Worker
 from exporter.quantization.quantizing import POLICY
 from exporter.report.result import Result
-from exporter.types import FEATURES, Checkpoint, Gates
+from exporter.types import FEATURES, GENERATION, REGRESSION, Checkpoint, Gates
 
 _ATTEMPTS = 4  # mixes that are tried for one artifact, until its gates pass
 _ROOM = 0.8  # of what a gate allows, for the simulated loss: the evaluation is another text and has an error of its own
-_BUDGET = 0.01  # nats, where no gate says anything of the loss
+_BUDGET = 0.01  # in the loss's unit, where no gate says anything of it
 _TINY = 1e-9
 _STEP = 0.9  # a stricter budget goes this much further than it should have to
 
@@ -82,12 +83,15 @@ def choose_policy(
     return quantizer.write(quantizer.choose(budget), budget, Path(folder))
 
 
-def budget(limits: Gates, task: str) -> float:
-    """What a simulated mix may lose for a start: KL in nats, or 1 - cosine."""
-    if task == FEATURES:
+def budget(limits: Gates, checkpoint: Checkpoint) -> float:
+    """What a simulated mix may lose for a start: in the unit of exporter.quantization.distance."""
+    if checkpoint.task == FEATURES:
         return _ROOM * (1 - limits.min_cosine) if limits.min_cosine is not None else _BUDGET
+    if problem_of(checkpoint.path, checkpoint.task) == REGRESSION:
+        return _BUDGET if limits.max_regression_error is None else _ROOM * limits.max_regression_error
     allowed = [limits.max_kl] if limits.max_kl is not None else []
-    allowed += [math.log(limits.max_ppl_ratio)] if limits.max_ppl_ratio is not None else []
+    if checkpoint.task == GENERATION and limits.max_ppl_ratio is not None:
+        allowed.append(math.log(limits.max_ppl_ratio))
     return max(_ROOM * min(allowed), 0.0) if allowed else _BUDGET
 
 
@@ -100,11 +104,19 @@ def stricter(limits: Gates, row: Result, attempts: list[dict[str, Any]]) -> floa
     if len(attempts) == _ATTEMPTS or loss <= 0 or (len(attempts) > 1 and loss >= attempts[-2]["loss"]):
         return None
     over = [1.0]
-    ratio, kl, cosine = (row.quality[name] for name in ("ppl_ratio", "kl", "cosine"))
+    ratio, kl, top1, cosine, regression = (
+        row.quality[name] for name in ("ppl_ratio", "kl", "top1", "cosine", "regression_error")
+    )
     if limits.max_ppl_ratio is not None and ratio.value is not None:
         over.append(math.log(ratio.value + 2 * (ratio.se or 0)) / max(math.log(limits.max_ppl_ratio), _TINY))
     if limits.max_kl is not None and kl.value is not None:
         over.append((kl.value + 2 * (kl.se or 0)) / max(limits.max_kl, _TINY))
+    if limits.max_regression_error is not None and regression.value is not None:
+        over.append((regression.value + 2 * (regression.se or 0)) / max(limits.max_regression_error, _TINY))
+    if limits.min_top1 is not None and top1.value is not None:
+        # Answers change with the size of the error, and a divergence with its square.
+        changed = (1 - top1.value + 2 * (top1.se or 0)) / max(1 - limits.min_top1, _TINY)
+        over.append(changed**2)
     if limits.min_cosine is not None and cosine.value is not None:
         over.append((1 - cosine.value + 2 * (cosine.se or 0)) / max(1 - limits.min_cosine, _TINY))
     return loss / max(over) * _STEP
@@ -131,7 +143,7 @@ def make_policy(job: Job, file: Path, progress: Progress) -> dict[str, Any]:
         choosing = Choosing(checkpoint, wanted.how, job.threads, log, progress, folder / "prepared")
         choosing.prepare(plan.calibration)
         progress(f"choosing the policy of {wanted.variant}", 0, 0)
-        record = choosing.choose(budget(wanted.limits, checkpoint.task), folder)
+        record = choosing.choose(budget(wanted.limits, checkpoint), folder)
         seconds = perf_counter() - began
         store.write_text(file, (folder / POLICY).read_text(encoding="utf-8"))
     return record | {"attempts": [], "seconds": seconds}

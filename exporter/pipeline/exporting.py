@@ -84,7 +84,7 @@ class Exports:
         """Chooses a mix, writes and measures the artifact; with a stricter budget again until its gates pass."""
         assert self.plan.calibration is not None
         variant, limits = wanted.variant, wanted.limits
-        allowed = budget(limits, self.checkpoint.task)
+        allowed = budget(limits, self.checkpoint)
         attempts: list[dict[str, Any]] = []
         began, elsewhere = perf_counter(), 0.0  # seconds of export and measurement
         quantized, prepared = (self.scratch / f"{variant.folder}-{what}" for what in ("float", "prepared"))

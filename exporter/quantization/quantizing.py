@@ -17,7 +17,7 @@ from exporter.quantization.layer_weights import LayerWeights, load_parameters
 from exporter.quantization.policy import FLOAT, Policy
 from exporter.quantization.preparing import How, Prepared, Step
 from exporter.quantization.selection import Choice, Group, choose, rank
-from exporter.types import FEATURES, Checkpoint
+from exporter.types import Checkpoint
 
 POLICY = "policy.yaml"
 _RANKED = "ranked.json"
@@ -105,7 +105,7 @@ class Quantizer:
             "others": {name: scheme for name, scheme in shown.items() if scheme != usual},
             "loss": loss,
             "budget": budget,
-            "unit": "1 - cosine" if self._checkpoint.task == FEATURES else "KL, nats",
+            "unit": self._meter.unit,
             "tokens": self._meter.tokens,
             "sensitivity": [[list(group.names), group.loss] for group in choice.groups[:_WORST]],
             "history": [*self._prepared.done, *biases, f"quantized in float: {in_words} linear layers"],

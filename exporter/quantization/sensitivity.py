@@ -1,7 +1,8 @@
 """What a policy would cost, measured: a float model against itself with some layers quantized in simulation.
 
-The loss is the mean KL(float || quantized) over calibration tokens in nats; for feature extraction 1 - the mean cosine
-of mean-pooled hidden states. Neither needs labels, and both see harm that perplexity on few tokens does not.
+The loss is what exporter.quantization.distance measures: the mean KL(float || quantized) over calibration tokens in
+nats, and what takes its place for other tasks. None needs labels, and all see harm that perplexity on few tokens does
+not.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.linear import linear_layers, shared_weights
+from exporter.quantization.distance import Distance, kind_of, unit
 from exporter.quantization.simulation import simulated
 from exporter.quantization.statistics import watched
 from exporter.scheme import Scheme
-from exporter.types import FEATURES, GENERATION
+from exporter.types import CLASSIFICATION, FEATURES, GENERATION
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _ANSWERS = 1 << 28  # bytes of float answers that are kept
-_ROWS = 64  # of logits that are compared at a time
+_SHORT = 64  # tokens of a piece that a classifier answers once: of whole windows there would be four answers
 
 
 class LossMeter:
@@ -33,11 +35,17 @@ class LossMeter:
 
     def __init__(self, model: Any, task: str, windows: Tensor, originals: Mapping[str, Tensor] | None = None) -> None:
         self._model, self._task, self._originals = model, task, originals
+        self._pieces = max(windows.shape[1] // _SHORT, 1) if task == CLASSIFICATION else 1  # of a window
+        if self._pieces > 1:
+            length = windows.shape[1] // self._pieces
+            windows = windows[:, : self._pieces * length].reshape(-1, length)
         self._windows = windows[: max(_ANSWERS // (4 * windows.shape[1] * _width(model, task)), 1)]
         self._blocks = _blocks(model)
         self._kept: list[list[Any]] = []  # for each window, each block's output
         self.groups = input_groups(model, task, windows[0])
-        self._answers = [self._record(window) for window in self._windows]
+        kind = kind_of(model.config, task)
+        self.unit = unit(kind)
+        self._distance = Distance(kind, [self._record(window) for window in self._windows])
         self.tokens = self._windows.numel()
         self._first = self._blocks_before()
 
@@ -59,10 +67,10 @@ class LossMeter:
         first = min(self._first[name] for name in quantized)
         total = 0.0
         with torch.inference_mode(), simulated(self._model, schemes, weights or {}, self._originals):
-            measured = list(zip(self._windows, self._kept, self._answers, strict=True))[:windows]
-            for window, kept, expected in measured:
+            measured = list(zip(self._windows, self._kept, strict=True))[: windows and windows * self._pieces]
+            for number, (window, kept) in enumerate(measured):
                 with _skipping(self._blocks[:first], kept):
-                    total += _distance(expected, _outputs(self._model, self._task, window), self._task)
+                    total += self._distance(number, _outputs(self._model, self._task, window))
         return total / len(measured)
 
     def _blocks_before(self) -> dict[str, int]:
@@ -85,7 +93,7 @@ class LossMeter:
         hooks = [block.register_forward_hook(lambda m, i, out: outputs.append(out)) for block in self._blocks]
         try:
             with torch.inference_mode():
-                answer = _log_probabilities(_outputs(self._model, self._task, window), self._task)
+                answer = _outputs(self._model, self._task, window)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -159,20 +167,3 @@ def _outputs(model: Any, task: str, window: Tensor) -> Tensor:
         return mean
     logits: Tensor = out.logits[0] if task == GENERATION else out.logits
     return logits
-
-
-def _log_probabilities(outputs: Tensor, task: str) -> Tensor:
-    return outputs if task == FEATURES else outputs.log_softmax(-1)
-
-
-def _distance(expected: Tensor, outputs: Tensor, task: str) -> float:
-    """How far outputs are from the float model's answer."""
-    import torch
-
-    if task == FEATURES:
-        return 1 - float(torch.nn.functional.cosine_similarity(expected.double(), outputs.double()).mean())
-    rows = []  # of a large vocabulary, each intermediate tensor would be a hundred megabytes
-    for log_p, logits in zip(torch.split(expected, _ROWS), torch.split(outputs, _ROWS), strict=True):
-        terms = log_p.exp() * (log_p - _log_probabilities(logits, task))
-        rows.append(terms.sum(-1, dtype=torch.float64))
-    return float(torch.cat(rows).mean())
