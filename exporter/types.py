@@ -8,7 +8,7 @@ report.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -107,6 +107,7 @@ class Gates:
 class Precision:
     """One number format of a target: what it is, and the gates that it keeps unless the job says otherwise.
 
+    `gates` hold for every task that has their figures; `by_task` has limits of one task alone, in the others' place.
     `requires`: import names of packages that it needs beyond its target's. `schemes`: what a policy for it chooses
     from for each layer, cheapest first; the last resort, float, is not listed. Empty: it takes no policy.
     `ranges_per_octave`: static ranges are rounded up to so many sizes between one and its double, for an engine that
@@ -118,6 +119,13 @@ class Precision:
     requires: tuple[str, ...] = ()
     schemes: tuple[Scheme, ...] = ()
     ranges_per_octave: int | None = None
+    by_task: Mapping[str, Gates] = field(default_factory=dict)
+
+    def limits(self, task: str) -> Gates:
+        """The gates of a task."""
+        own = self.by_task.get(task, Gates())
+        limits = {name: getattr(own, name) for name in Gates.__dataclass_fields__}
+        return replace(self.gates, **{name: limit for name, limit in limits.items() if limit is not None})
 
 
 @dataclass(frozen=True)

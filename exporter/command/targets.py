@@ -19,7 +19,7 @@ from exporter.command.flags import shown_default
 from exporter.command.show import print_pairs, stdout
 from exporter.job import flag
 from exporter.targets import known
-from exporter.types import Target, Variant
+from exporter.types import Gates, Target, Variant
 
 
 def print_targets(form: str) -> None:
@@ -58,6 +58,10 @@ def print_one_target(name: str, form: str) -> None:
     console.print(f"\n{example}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _given(gates: Gates) -> dict[str, float]:
+    return {gate: limit for gate, limit in vars(gates).items() if limit is not None}
+
+
 def _precisions(target: Target) -> list[dict[str, Any]]:
     return [
         {
@@ -65,7 +69,8 @@ def _precisions(target: Target) -> list[dict[str, Any]]:
             "precision": precision,
             "default": precision == target.default,
             "summary": about.summary,
-            "gates": {gate: limit for gate, limit in vars(about.gates).items() if limit is not None},
+            "gates": _given(about.gates),
+            "gates_by_task": {task: _given(gates) for task, gates in about.by_task.items()},
             "unavailable": known.unavailable(Variant(target.name, precision)),
         }
         for precision, about in target.precisions.items()
@@ -80,6 +85,8 @@ def _print_target(console: Console, target: Target) -> None:
     table = Table("precision", "what it is", "gates", "here", box=SIMPLE)
     for row in _precisions(target):
         gates = "\n".join(f"{gate} {limit:g}" for gate, limit in row["gates"].items())
+        for task, own in row["gates_by_task"].items():
+            gates += "".join(f"\n{task}: {gate} {limit:g}" for gate, limit in own.items())
         table.add_row(row["precision"], escape(row["summary"]), gates, escape(row["unavailable"] or "yes"))
     console.print(table)
 

@@ -1,12 +1,14 @@
 """Gates: a limit, what was measured, and whether the evidence is strong enough to pass.
 
 A sampled figure passes only if the value plus two standard errors is still within the limit; a gate that fails says
-whether more tokens could decide it. Sizes and probe errors are not sampled: they are compared as they are.
+whether more tokens could decide it. Sizes and probe errors are not sampled: they are compared as they are. What no gate
+judged has not passed.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from exporter.report.result import Gate, Result
@@ -33,6 +35,26 @@ def judge(limits: Gates, result: Result, asked: frozenset[str], scored: int) -> 
         elif field.name in asked:
             gates.append(Gate(field.name, limit, None, False, "not measured for this artifact"))
     return gates
+
+
+# Figures of an artifact's own working: none says whether its answers are the reference's.
+_OF_ITSELF = frozenset({"tokenizer_errors", "cache_kl"})
+_FLAGS = ("ppl_ratio", "cosine", "regression_error", "kl")  # which limit to advise, by what was measured
+
+
+def unjudged(gates: Sequence[Gate], result: Result) -> Gate | None:
+    """The gate that fails where none of these judged how near an artifact's answers are to the reference's; or None.
+
+    Neither a size does, nor a figure that the reference's answers made meaningless, which its detail says.
+    """
+    for gate in gates:
+        name = gate.name.split("_", 1)[1]
+        told = result.quality.get(name) if name not in _OF_ITSELF else None
+        if told is not None and (told.detail is None or not gate.passed):
+            return None
+    measured = next((name for name in _FLAGS if result.figure(name).value is not None), "kl")
+    flag = f"{'--min' if measured == 'cosine' else '--max'}-{measured.replace('_', '-')}"
+    return Gate("min_quality_gates", 1, 0, False, f"no quality gate judged it; give one: {flag} X")
 
 
 def _judge_one(name: str, at_most: bool, limit: float, value: float, error: float, scored: int) -> Gate:

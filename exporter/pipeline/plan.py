@@ -114,7 +114,7 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     variants, skipped = _variants(job, sections, source, window)
     policy, notes = _policy(job, variants, source)
     source = replace(source, notes=(*source.notes, *notes))
-    wanted = tuple(_wanted(job, sections, variant, policy) for variant in variants)
+    wanted = tuple(_wanted(job, sections, variant, task, policy) for variant in variants)
     _refuse_full_disk(output, source, wanted)
     trains = sections.qat is not None
     calibration = _calibration(job, source, text, trains or any(one.how or one.calibrates for one in wanted))
@@ -163,7 +163,7 @@ def _variants(job: Job, sections: Sections, source: Source, window: int) -> tupl
     return [one for one in chosen if one not in skipped and one != known.REFERENCE], skipped
 
 
-def _wanted(job: Job, sections: Sections, variant: Variant, policy: Policy | None) -> Wanted:
+def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: Policy | None) -> Wanted:
     target = known.get(variant.target)
     precision, options = target.precisions[variant.precision], sections.targets.get(variant.target)
     how = None
@@ -175,7 +175,8 @@ def _wanted(job: Job, sections: Sections, variant: Variant, policy: Policy | Non
             "ranges_per_octave": precision.ranges_per_octave,
         }
     calibrates = target.calibrates(variant.precision, options)
-    return Wanted(variant, options, job.gates(precision.gates), calibrates, how)
+    limits = job.gates(precision.limits(task))
+    return Wanted(variant, options, limits, calibrates, how)
 
 
 def _quantizes(job: Job, precision: Precision) -> bool:
