@@ -7,7 +7,7 @@ report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -88,6 +88,7 @@ class Gates:
     its own uncached one; `min_cosine` is the mean cosine of pooled embeddings. Of classifiers that answer a number,
     `max_regression_error` is over the standard deviation of the reference's answers.
     `max_tokenizer_errors` counts texts that an artifact's own tokenizer reads otherwise than the checkpoint's.
+    `min_named_share` and `max_bits_per_weight` hold a precision to its name, by exporter.measure.held.
     """
 
     max_tokenizer_errors: float | None = None  # first: with other tokens no other figure means anything
@@ -101,6 +102,8 @@ class Gates:
     max_size_ratio: float | None = None
     max_logit_error: float | None = None
     max_cache_kl: float | None = None
+    min_named_share: float | None = None
+    max_bits_per_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ class Precision:
     `requires`: import names of packages that it needs beyond its target's. `schemes`: what a policy for it chooses
     from for each layer, cheapest first; the last resort, float, is not listed. Empty: it takes no policy.
     `ranges_per_octave`: static ranges are rounded up to so many sizes between one and its double, for an engine that
-    has a kernel for each size there is.
+    has a kernel for each size there is. `bits`: what its name says that a linear layer's weights take at most, of
+    which `gates` has the least share; `table_bits` the same of the embedding and the head. None: it says nothing.
     """
 
     summary: str
@@ -120,12 +124,28 @@ class Precision:
     schemes: tuple[Scheme, ...] = ()
     ranges_per_octave: int | None = None
     by_task: Mapping[str, Gates] = field(default_factory=dict)
+    bits: float | None = None
+    table_bits: float | None = None
 
     def limits(self, task: str) -> Gates:
         """The gates of a task."""
         own = self.by_task.get(task, Gates())
         limits = {name: getattr(own, name) for name in Gates.__dataclass_fields__}
         return replace(self.gates, **{name: limit for name, limit in limits.items() if limit is not None})
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight matrix as an artifact holds it: how many numbers, of how many bits each, with their blocks' scales.
+
+    `table`: an embedding, or a language model's head. `why`: what keeps it wider than was asked for, where known.
+    """
+
+    name: str
+    numbers: int
+    bits: float
+    table: bool
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -211,7 +231,8 @@ class Target:
     fit them, returns why this checkpoint cannot be exported so, and fetches what no package brings.
     `calibrates` tells whether a precision wants statistics of the layers' inputs. `schemes` says why a precision cannot
     express a policy's scheme, with what it can, or returns None. `selftest` runs the engine on a toy, in a child of
-    exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one.
+    exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one. `weights` reads what
+    the written files hold, of those that `Exported` calls weights: without it nothing is claimed of a precision's name.
     """
 
     name: str
@@ -232,5 +253,6 @@ class Target:
     calibrates: Callable[[str, Any], bool] = lambda precision, options: False  # (precision, options)
     schemes: Callable[[str, Scheme], str | None] = lambda precision, scheme: f"{precision} takes no policy"
     fetch: Callable[[Path, Path | None], Path] | None = None  # (cache, a file at hand): what `exporter fetch` does
+    weights: Callable[[Path, Sequence[str]], Sequence[Weight]] | None = None  # (artifact's folder, its files)
     selftest: Callable[[], None] | None = None
     mends_crash: Callable[[], str] | None = None

@@ -22,7 +22,7 @@ from exporter.pipeline.plan import make_plan
 from exporter.process import HUGE_PAGES, Operation, Progress, Session, Worker
 from exporter.quantization.quantizing import POLICY
 from exporter.report.result import Result
-from exporter.types import FEATURES, GENERATION, REGRESSION, Checkpoint, Gates
+from exporter.types import FEATURES, GENERATION, REGRESSION, Checkpoint, Gates, Precision
 
 _ATTEMPTS = 4  # mixes that are tried for one artifact, until its gates pass
 _ROOM = 0.8  # of what a gate allows, for the simulated loss: the evaluation is another text and has an error of its own
@@ -120,6 +120,28 @@ def stricter(limits: Gates, row: Result, attempts: list[dict[str, Any]]) -> floa
     if limits.min_cosine is not None and cosine.value is not None:
         over.append((1 - cosine.value + 2 * (cosine.se or 0)) / max(1 - limits.min_cosine, _TINY))
     return loss / max(over) * _STEP
+
+
+def keeps_name(limits: Gates, attempt: dict[str, Any]) -> bool:
+    """Whether a mix still is what its precision is called: a stricter one will not be, where this is not."""
+    share, least = attempt["named_share"], limits.min_named_share
+    return share is None or least is None or bool(share >= least)
+
+
+def unnamed(precision: Precision, limits: Gates, record: dict[str, Any], attempts: list[dict[str, Any]]) -> str:
+    """Why the last mix is not what its precision is called, and what the nearest that was lacked."""
+    kind = f"{precision.bits:g}-bit weights"
+    if record["given"]:
+        return f"the policy that was given has {kind} in {attempts[-1]['named_share']:.0%} of the numbers"
+    named = [one for one in attempts if keeps_name(limits, one)]
+    if named:
+        nearest, and_missed = named[-1], f", and {', '.join(named[-1]['failing'])}"
+        which = "the nearest"
+    else:
+        nearest, and_missed = attempts[0], ""
+        which = f"of those that lose at most {nearest['budget']:.2g} ({record['unit']}) in simulation the nearest"
+    share = f"{nearest['named_share']:.0%} of the numbers"
+    return f"no mix with {kind} keeps the gates: {which} had them in {share}{and_missed}"
 
 
 def make_policy(job: Job, file: Path, progress: Progress) -> dict[str, Any]:

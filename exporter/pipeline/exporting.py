@@ -10,17 +10,20 @@ from typing import Any
 
 from exporter import machine, store
 from exporter.measure.gates import judge
+from exporter.measure.held import held
 from exporter.measure.size import sizes
-from exporter.pipeline.choosing import Choosing, budget, stricter
+from exporter.pipeline.choosing import Choosing, budget, keeps_name, stricter, unnamed
 from exporter.pipeline.measuring import Bench
 from exporter.pipeline.plan import Plan, Wanted
 from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy
 from exporter.quantization.quantizing import POLICY
-from exporter.report.result import Result
+from exporter.report.result import Gate, Result
 from exporter.scheme import Scheme
 from exporter.targets import known
 from exporter.types import Checkpoint, ExportRequest
+
+_FACTS = ("notes", "extras", "build", "held", "export_s", "export_peak_rss_bytes")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Exports:
         row.path = variant.folder
         size, others = sizes(manifest)
         row.artifact |= {"bytes": size, "size_ratio": size / (4 * self.checkpoint.parameters)}
-        row.artifact["tokenizer_bytes"] = others
+        row.artifact |= {"tokenizer_bytes": others} | manifest["held"]
         row.build |= {name: manifest[name] for name in ("export_s", "export_peak_rss_bytes", "quantization")}
         row.build["engine"] = manifest.get("build")
         row.reason = "; ".join(manifest["notes"]) or None
@@ -65,7 +68,7 @@ class Exports:
         made_of.append(self.calibration.name if self.calibration and wanted.calibrates else None)
         if how is not None:
             made_of += [how, self.plan.calibration, asdict(wanted.limits)]
-        return store.content_key(["artifact", made_of, machine.versions()])
+        return store.content_key(["artifact, weights held", made_of, machine.versions()])
 
     def _how(self, wanted: Wanted) -> dict[str, Any] | None:
         """How the variant's policy is made; the one that was trained for, where the target can express it all."""
@@ -110,9 +113,10 @@ class Exports:
             self.bench.measure(row, building)
             elsewhere += perf_counter() - chosen
             failing = [gate for gate in judge(limits, row, frozenset(), self.scored) if not gate.passed]
-            attempts.append({"budget": allowed, "loss": record["loss"], "passed": not failing, **_figures(row)})
+            told = {"named_share": manifest["held"]["named_share"], "failing": [_missed(gate) for gate in failing]}
+            attempts.append({"budget": allowed, "loss": record["loss"], "passed": not failing, **_figures(row), **told})
             less = stricter(limits, row, attempts)
-            if not failing or record["given"] or less is None:
+            if not failing or record["given"] or less is None or not keeps_name(limits, attempts[-1]):
                 break
             allowed = less
         seconds = perf_counter() - began - elsewhere
@@ -120,6 +124,9 @@ class Exports:
         shutil.rmtree(prepared)
         facts = {name: value for name, value in manifest.items() if name not in ("key", "weights", "files")}
         facts["quantization"] = record | {"attempts": attempts, "seconds": seconds}
+        if not keeps_name(limits, attempts[-1]):
+            why = unnamed(wanted.target.precisions[variant.precision], limits, record, attempts)
+            facts["held"] |= {"wider": "; ".join(filter(None, (why, facts["held"]["wider"])))}
         return store.write_manifest(building, key, manifest["weights"], facts, known=manifest["files"])
 
     def _write(
@@ -153,7 +160,7 @@ class Exports:
             "versions": machine.versions(),
             "job": self.plan.job.identity(),
             "quantization": quantization,
-            **{name: done[name] for name in ("notes", "extras", "build", "export_s", "export_peak_rss_bytes")},
+            **{name: done[name] for name in _FACTS},
         }
         return store.write_manifest(folder, key, done["weights"], facts)
 
@@ -185,7 +192,14 @@ def export_artifact(
         session.progress,
     )
     exported = writer.export(request)
-    return asdict(exported) | {"export_s": perf_counter() - start, "export_peak_rss_bytes": machine.peak_rss()}
+    cost = {"export_s": perf_counter() - start, "export_peak_rss_bytes": machine.peak_rss()}
+    weights = writer.weights(Path(folder), exported.weights) if writer.weights else []
+    return asdict(exported) | cost | {"held": held(writer.precisions[precision], weights)}
+
+
+def _missed(gate: Gate) -> str:
+    value = "no number" if gate.value is None else f"{gate.value:.6g}"
+    return f"{gate.name} {value} (limit {gate.limit:.9g})"
 
 
 _FIGURES = ("ppl_ratio", "kl", "top1", "cosine", "regression_error")

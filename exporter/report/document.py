@@ -59,6 +59,11 @@ class Artifact(_Group):
     size_ratio: float | None = Field(description="The same over the float32 weights' bytes.")
     tokenizer_bytes: int | None = Field(description="Bytes of tokenizer and configuration.")
     engine: str | None = Field(description="What ran it: engine, version and device.")
+    named_share: float | None = Field(
+        description="Share of the linear layers' numbers that take no more bits than the precision's name says."
+    )
+    bits_per_weight: float | None = Field(description="Mean bits of a linear layer's number.")
+    wider: str | None = Field(description="The largest weights that take more bits than the name says, and why.")
 
 
 class Quality(_Group):

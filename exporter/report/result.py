@@ -50,7 +50,9 @@ class Result:
         if name in self.quality:
             return self.quality[name]
         numbers = self.artifact | self.speed | self.memory | self.build
-        return Figure(numbers.get(name))
+        # What a name's gate is about is said beside its figures.
+        detail = self.artifact["wider"] if name in ("named_share", "bits_per_weight") else None
+        return Figure(numbers.get(name), detail=detail)
 
     def add(self, groups: Mapping[str, Mapping[str, Any]]) -> None:
         """Figures that a worker measured, by their groups; as JSON, for they come through a pipe."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +31,7 @@ from exporter.targets.gguf.types import (
     demands_matrix,
     describe_types,
     parse_overrides,
+    weights_of,
 )
 from exporter.types import (
     CLASSIFICATION,
@@ -183,11 +185,11 @@ def open_gguf(folder: Path, threads: int) -> GgufDecoder | GgufEncoder:
 # 1.104 iq4_xs · 1.090 q3_k_m · 1.188 iq3_xxs · 1.147 q2_k · 1.50 iq2_xs; KL with the cache at most 0.004.
 # KL of SmolLM2-135M: 0.0037 q8_0 · 0.0063 q5_k_m · 0.033 q4_k_m (0.053 without a matrix) · 0.163 q4_0 (0.282) ·
 # 0.096 iq4_xs (0.176). No KL was measured of the others: their limits are about 1.5 times the perplexity's logarithm.
-def _quantized(bits: str, ratio: float, kl: float, cosine: float, cache_kl: float) -> Precision:
-    return Precision(
-        bits,
-        Gates(max_tokenizer_errors=0, max_ppl_ratio=ratio, max_kl=kl, min_cosine=cosine, max_cache_kl=cache_kl),
-    )
+# A layer's mean bits are limited by what llama.cpp falls back to where 256 does not divide the rows: q5_0 (5.5) for
+# q4_k, q5_1 (6) for q5_k, q8_0 (8.5) for q6_k, iq4_nl (4.5) for all below; SmolLM2's are 5.7 at q4_k_m, 6.2 at q5_k_m.
+def _quantized(summary: str, bits: float, ratio: float, kl: float, cosine: float, cache_kl: float) -> Precision:
+    gates = Gates(max_tokenizer_errors=0, max_ppl_ratio=ratio, max_kl=kl, min_cosine=cosine, max_cache_kl=cache_kl)
+    return Precision(summary, replace(gates, max_bits_per_weight=bits), bits=bits)
 
 
 GGUF = Target(
@@ -207,25 +209,33 @@ GGUF = Target(
         ),
         "f16": Precision(
             "float16 weights",
-            Gates(max_tokenizer_errors=0, max_ppl_ratio=1.005, max_kl=1e-3, min_cosine=0.999, max_cache_kl=1e-3),
+            Gates(
+                max_tokenizer_errors=0,
+                max_ppl_ratio=1.005,
+                max_kl=1e-3,
+                min_cosine=0.999,
+                max_cache_kl=1e-3,
+                max_bits_per_weight=17,
+            ),
+            bits=17,
         ),
-        "bf16": _quantized("bfloat16 weights", 1.01, 0.01, 0.999, 0.01),
-        "q8_0": _quantized("8-bit, blocks of 32", 1.02, 0.03, 0.99, 0.01),
-        "q6_k": _quantized("6-bit, super-blocks of 256", 1.03, 0.04, 0.99, 0.01),
-        "q5_k_m": _quantized("5-bit, some 6-bit, super-blocks of 256", 1.06, 0.08, 0.98, 0.01),
-        "q5_k_s": _quantized("5-bit, super-blocks of 256", 1.06, 0.08, 0.98, 0.01),
-        "q5_1": _quantized("5-bit with offset, blocks of 32", 1.06, 0.08, 0.98, 0.01),
-        "q5_0": _quantized("5-bit, blocks of 32", 1.06, 0.08, 0.98, 0.01),
-        "q4_k_m": _quantized("4-bit, some 6-bit, super-blocks of 256", 1.1, 0.14, 0.95, 0.02),
-        "q4_k_s": _quantized("4-bit, super-blocks of 256", 1.1, 0.14, 0.95, 0.02),
-        "q4_1": _quantized("4-bit with offset, blocks of 32", 1.15, 0.2, 0.95, 0.02),
-        "q4_0": _quantized("4-bit, blocks of 32", 1.2, 0.3, 0.95, 0.02),
-        "iq4_nl": _quantized("4-bit, uneven steps, blocks of 32", 1.15, 0.2, 0.95, 0.02),
-        "iq4_xs": _quantized("4-bit, uneven steps, super-blocks of 256", 1.15, 0.2, 0.95, 0.02),
-        "q3_k_m": _quantized("3-bit, some 4- and 5-bit, super-blocks of 256", 1.2, 0.3, 0.9, 0.03),
-        "iq3_xxs": _quantized("3-bit from a codebook; demands an importance matrix", 1.35, 0.45, 0.85, 0.03),
-        "q2_k": _quantized("2-bit, some 4-bit, super-blocks of 256", 1.35, 0.45, 0.8, 0.03),
-        "iq2_xs": _quantized("2-bit from a codebook; demands an importance matrix", 1.8, 0.9, 0.75, 0.03),
+        "bf16": _quantized("bfloat16 weights", 17, 1.01, 0.01, 0.999, 0.01),
+        "q8_0": _quantized("8-bit, blocks of 32", 9, 1.02, 0.03, 0.99, 0.01),
+        "q6_k": _quantized("6-bit, super-blocks of 256", 9, 1.03, 0.04, 0.99, 0.01),
+        "q5_k_m": _quantized("5-bit, some 6-bit, super-blocks of 256", 7, 1.06, 0.08, 0.98, 0.01),
+        "q5_k_s": _quantized("5-bit, super-blocks of 256", 6.5, 1.06, 0.08, 0.98, 0.01),
+        "q5_1": _quantized("5-bit with offset, blocks of 32", 6.5, 1.06, 0.08, 0.98, 0.01),
+        "q5_0": _quantized("5-bit, blocks of 32", 6.5, 1.06, 0.08, 0.98, 0.01),
+        "q4_k_m": _quantized("4-bit, some 6-bit, super-blocks of 256", 6.5, 1.1, 0.14, 0.95, 0.02),
+        "q4_k_s": _quantized("4-bit, super-blocks of 256", 6.5, 1.1, 0.14, 0.95, 0.02),
+        "q4_1": _quantized("4-bit with offset, blocks of 32", 5.5, 1.15, 0.2, 0.95, 0.02),
+        "q4_0": _quantized("4-bit, blocks of 32", 5.5, 1.2, 0.3, 0.95, 0.02),
+        "iq4_nl": _quantized("4-bit, uneven steps, blocks of 32", 5.5, 1.15, 0.2, 0.95, 0.02),
+        "iq4_xs": _quantized("4-bit, uneven steps, super-blocks of 256", 5.5, 1.15, 0.2, 0.95, 0.02),
+        "q3_k_m": _quantized("3-bit, some 4- and 5-bit, super-blocks of 256", 5.5, 1.2, 0.3, 0.9, 0.03),
+        "iq3_xxs": _quantized("3-bit from a codebook; demands an importance matrix", 5.5, 1.35, 0.45, 0.85, 0.03),
+        "q2_k": _quantized("2-bit, some 4-bit, super-blocks of 256", 5.5, 1.35, 0.45, 0.8, 0.03),
+        "iq2_xs": _quantized("2-bit from a codebook; demands an importance matrix", 5.5, 1.8, 0.9, 0.75, 0.03),
     },
     default="q4_k_m",
     requires=("llama_cpp", "gguf", "sentencepiece"),
@@ -233,6 +243,7 @@ GGUF = Target(
     check=check,
     export=export,
     open=open_gguf,
+    weights=weights_of,
     options=GgufOptions,
     prepare=prepare,
     calibrates=calibrates,

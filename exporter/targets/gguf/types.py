@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from exporter.errors import unknown
 from exporter.targets.gguf.header import read_header
+from exporter.types import Weight
 
 # llama.h's enum llama_ftype and ggml.h's enum ggml_type: numbers that are written into files, and never change.
 FILE_TYPES: Mapping[str, int] = {
@@ -26,6 +28,7 @@ FLOATS = ("f32", "f16", "bf16")
 # What llama.cpp refuses to quantize without an importance matrix, and what its arithmetic makes no use of one for.
 DEMAND_MATRIX = frozenset({"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"})
 IGNORE_MATRIX = frozenset({*FLOATS, "q8_0"})
+_LAYERS = ("blk.", "enc.blk.", "dec.blk.")  # all else is embeddings and heads
 _BLOCK = 256  # columns of a block of the K-quants and most IQ types; where a row is no multiple, another type is used
 _SMALL_BLOCKS = frozenset({"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", *FLOATS})
 
@@ -68,6 +71,22 @@ def held_types(file: Path) -> tuple[Counter[str], Counter[str]]:
         if kind.lower() not in FLOATS and len(tensor.shape) > 1 and tensor.shape[0] % _BLOCK:
             fallen[kind] += 1
     return held, fallen
+
+
+def weights_of(folder: Path, files: Sequence[str]) -> list[Weight]:
+    """The matrices of an artifact's files with the bits of each, blocks' scales included, from the headers."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    found = []
+    for file in files:
+        for tensor in read_header(folder / file).tensors:
+            if len(tensor.shape) > 1:
+                block, size = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
+                columns, name = tensor.shape[0], tensor.name
+                why = f"rows of {columns} are no multiple of the block of {_BLOCK}" if columns % _BLOCK else ""
+                bits, table = 8 * size / block, not name.startswith(_LAYERS)
+                found.append(Weight(name, math.prod(tensor.shape), bits, table, why))
+    return found
 
 
 def describe_types(file: Path, precision: str) -> str:

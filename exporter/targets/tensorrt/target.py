@@ -20,6 +20,7 @@ from typing import Any
 
 from exporter.errors import BuildError, JobError, unknown
 from exporter.targets.folder.files import copy_configuration
+from exporter.targets.onnx_graph.held import weights_of
 from exporter.targets.tensorrt.build import How, build, failed, parse
 from exporter.targets.tensorrt.graph import OPERATORS, write_graph
 from exporter.targets.tensorrt.lint import refused
@@ -203,26 +204,34 @@ PRECISIONS = {
     ),
     "fp16": Precision(
         "float16, what would overflow in float32",
-        Gates(max_ppl_ratio=1.005, max_kl=1e-3, min_cosine=0.999, max_regression_error=0.02, max_cache_kl=1e-3),
+        Gates(max_ppl_ratio=1.005, max_kl=1e-3, min_cosine=0.999, max_regression_error=0.02, max_cache_kl=1e-3, min_named_share=0.5),
         by_task=_agreement(0.97),
+        bits=16,
+        table_bits=16,
     ),
     "bf16": Precision(
         "bfloat16, norms and softmax in float32",
-        Gates(max_ppl_ratio=1.02, max_kl=0.02, min_cosine=0.995, max_regression_error=0.06, max_cache_kl=0.01),
+        Gates(max_ppl_ratio=1.02, max_kl=0.02, min_cosine=0.995, max_regression_error=0.06, max_cache_kl=0.01, min_named_share=0.9),
         by_task=_agreement(0.94),
+        bits=16,
+        table_bits=16,
     ),
     "int8": Precision(
         "int8 weights and activations (Q/DQ) where the policy allows, float16 for the rest",
-        Gates(max_ppl_ratio=1.02, max_kl=0.03, min_cosine=0.98, max_regression_error=0.25, max_cache_kl=0.01),
+        Gates(max_ppl_ratio=1.02, max_kl=0.03, min_cosine=0.98, max_regression_error=0.25, max_cache_kl=0.01, min_named_share=0.5),
         by_task=_agreement(0.9),
         schemes=SCHEMES["int8"],
+        bits=8,
+        table_bits=16,
         ranges_per_octave=16,  # SmolLM2's engine / ONNX: 1.146, as found 1.176, four 1.140; one for all 1.136
     ),
     "int8-weight": Precision(
         "8-bit weights per channel, float16 for the rest",
-        Gates(max_ppl_ratio=1.02, max_kl=0.03, min_cosine=0.99, max_regression_error=0.15, max_cache_kl=0.01),
+        Gates(max_ppl_ratio=1.02, max_kl=0.03, min_cosine=0.99, max_regression_error=0.15, max_cache_kl=0.01, min_named_share=0.5),
         by_task=_agreement(0.93),
         schemes=SCHEMES["int8-weight"],
+        bits=8,
+        table_bits=16,
     ),
 }
 
@@ -241,6 +250,7 @@ TENSORRT_TARGET = Target(
     check=check,
     export=partial(export, TENSORRT),
     open=partial(open_folder, TENSORRT),
+    weights=weights_of,
     options=TensorrtOptions,
     prepare=partial(prepare, TENSORRT),
     # float16 is checked for overflow on the calibration's windows.

@@ -19,6 +19,7 @@ from exporter.checkpoint.tokenizer import rows_of
 from exporter.errors import BuildError, JobError
 from exporter.runner import Floats, Ids
 from exporter.scheme import Scheme
+from exporter.targets.torch.held import weights_of
 from exporter.targets.torch.static import cannot_express, export_static, load_static
 from exporter.types import CLASSIFICATION, GENERATION, Exported, ExportRequest, Gates, Precision, Target
 
@@ -164,20 +165,24 @@ TORCH = Target(
         "fp32": Precision("the reference itself", Gates()),
         "bf16": Precision(
             "bfloat16 weights and arithmetic",
-            Gates(max_ppl_ratio=1.01, max_kl=0.01, min_cosine=0.999, max_regression_error=0.06, max_cache_kl=0.01),
+            Gates(max_ppl_ratio=1.01, max_kl=0.01, min_cosine=0.999, max_regression_error=0.06, max_cache_kl=0.01, min_named_share=0.9),
             by_task=_agreement(0.94),
+            bits=16,
+            table_bits=16,
         ),
         "int8-dynamic": Precision(
             "torchao: int8 weights per channel, int8 activations per token",
-            Gates(max_ppl_ratio=1.05, max_kl=0.08, min_cosine=0.98, max_regression_error=0.25, max_cache_kl=0.05),
+            Gates(max_ppl_ratio=1.05, max_kl=0.08, min_cosine=0.98, max_regression_error=0.25, max_cache_kl=0.05, min_named_share=0.9),
             by_task=_agreement(0.9),
             requires=("torchao",),
+            bits=8,
         ),
         "int8-static": Precision(
             "torchao's PT2E for x86: int8 weights per channel, uint8 activations in the policy's ranges",
-            Gates(max_ppl_ratio=1.05, max_kl=0.05, min_cosine=0.98, max_regression_error=0.25, max_cache_kl=0.01),
+            Gates(max_ppl_ratio=1.05, max_kl=0.05, min_cosine=0.98, max_regression_error=0.25, max_cache_kl=0.01, min_named_share=0.5),
             by_task=_agreement(0.9),
             requires=("torchao",),
+            bits=8,
             schemes=(Scheme(weight="int8", group=None, input="static"),),
         ),
     },
@@ -187,5 +192,6 @@ TORCH = Target(
     check=check,
     export=export,
     open=open_torch,
+    weights=weights_of,
     schemes=cannot_express,
 )
