@@ -8,7 +8,7 @@ import gguf_checkpoints
 import pytest
 import torch
 from conftest import SMALL
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from exporter.measure.gates import judge
 from exporter.measure.held import held
@@ -110,6 +110,30 @@ def test_rows_that_no_block_divides_are_told(run_cli, odd_width, out):
     assert gate["name"] == "min_named_share"
     assert gate["value"] < 0.25  # only the attention's last product has rows of 64
     assert "rows of 72 are no multiple of the block of 32" in gate["detail"]
+
+
+@pytest.fixture(scope="module")
+def mixture(tiny, tmp_path_factory):
+    """A Mixtral whose experts are most of its weights."""
+    folder = tmp_path_factory.mktemp("mixture")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = MixtralConfig(
+        vocab_size=2048, num_hidden_layers=2, num_local_experts=4, max_position_embeddings=512, **sizes
+    )
+    MixtralForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
+def test_experts_that_stay_in_float_are_told(run_cli, mixture, out):
+    done = run_cli("run", "-m", mixture, "-t", "onnx:int8-weight", *SMALL, "-o", out)
+    assert done.returncode == 3, done.stderr
+    row = json.loads((out / "report.json").read_text())["results"][1]
+    [gate] = [gate for gate in row["gates"] if not gate["passed"]]
+    assert gate["name"] == "min_named_share"
+    assert gate["value"] < 0.5
+    assert "experts" in gate["detail"]
 
 
 @pytest.mark.parametrize(("precision", "bits"), [("q8_0", 8.5), ("q4_0", 4.5)])
