@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter import machine, store
+from exporter.checkpoint.folder import carried_sha256
 from exporter.checkpoint.quantization_config import scheme_of
 from exporter.checkpoint.weights import Weights
 from exporter.errors import JobError
@@ -67,7 +68,8 @@ def base_of(job: MergeJob, path: Path, config: Mapping[str, Any], weights: Weigh
     tools = {name: machine.version_of(name) for name in _TOOLS}
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     dtype = dtype if dtype in _FLOATS else "float32"  # what training computed in: it holds the values without loss
-    key = store.content_key(["dequantize", weights.sha256, job.base_quant, dtype, tools])
+    made_of = [weights.sha256, config, carried_sha256(path, [])]
+    key = store.content_key(["dequantize", made_of, job.base_quant, dtype, tools])
     folder = store.cache_folder() / "checkpoints" / f"dequantized-{key[:16]}"
     history = worker(dequantize_base, source=path, folder=folder, key=key, simulated=job.base_quant, dtype=dtype)
     if job.merge_base == "original":

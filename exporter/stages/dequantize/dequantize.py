@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from exporter.checkpoint.blocks import Planned, Step, Tensors, torch_dtype, write
+from exporter.checkpoint.configuration import set_dtype
 from exporter.checkpoint.floats import TORCH_DTYPES
+from exporter.checkpoint.folder import carry
 from exporter.checkpoint.quantization_config import quantization_of, scheme_of
 from exporter.checkpoint.skeleton import Skeleton
 from exporter.errors import JobError, MissingPackage, unknown
@@ -33,8 +34,6 @@ SIMULATED = get_args(BaseQuant)
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _FLOATS = tuple(TORCH_DTYPES)
 Files = dict[str, dict[str, Planned]]
-_CARRIED = (".json", ".jinja", ".txt", ".model", ".py", ".tiktoken")
-_LEFT = ("config.json", "quantize_config.json", "quant_config.json", "manifest.json", "model.safetensors.index.json")
 
 
 def nobody(done: int, total: int) -> None:
@@ -199,19 +198,17 @@ def _through(
 def _write(source: Path, folder: Path, files: Files, config: Mapping[str, Any], dtype: str, progress: Step) -> None:
     """The weights, config.json as a float model's, and what else a checkpoint needs."""
     write(folder, {name: tensors for name, tensors in files.items() if tensors}, progress)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in _CARRIED and path.name not in _LEFT:
-            shutil.copyfile(path, folder / path.name)
+    carry(source, [], folder)
     text = json.dumps(_as_float(config, dtype), indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def _as_float(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """A configuration, and those inside it, without quantization and with another dtype."""
-    drop = ("quantization_config", "quantization", "torch_dtype")
     result = {
         key: _as_float(value, dtype) if isinstance(value, dict) and "model_type" in value else value
         for key, value in config.items()
-        if key not in drop
+        if key not in ("quantization_config", "quantization")
     }
-    return result | {"dtype": dtype}
+    set_dtype(result, dtype)
+    return result if {"dtype", "torch_dtype"} & result.keys() else result | {"dtype": dtype}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.configuration import keep_configuration
 from exporter.checkpoint.floats import TORCH_DTYPES
 from exporter.checkpoint.folder import carry
 from exporter.checkpoint.model import Load
@@ -84,6 +85,8 @@ def merge(load: Load, base: Path, adapters: list[Adapter], folder: Path, how: Ho
         history += [f"merged {names_of(group)}{_combined(how)} (float32, PEFT, in memory)", *([line] if line else [])]
     assert truth is not None
     dtypes = _save(model, stored, how.dtype, folder)
+    line = keep_configuration(base, folder, model.config, max(dtypes, key=roundoff))
+    history += [line] if line else []
     carry(base, paths, folder)
     del model
     saved, kl = _reload(load, folder, ids, truth, max(dtypes, key=roundoff), task, how.probe)

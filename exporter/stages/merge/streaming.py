@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from exporter.checkpoint.configuration import keep_configuration
 from exporter.checkpoint.floats import TORCH_DTYPES, as_tensor, is_finite, tensor, torch_dtype
 from exporter.checkpoint.folder import carry
 from exporter.checkpoint.model import Load
@@ -101,7 +102,8 @@ def merge_streaming(
         history.append(f"untied {' and '.join(group)}: the adapter changes one of them")
     files = _outputs(work, set(loaded["missing_keys"]))
     source, hashes = _write(work, files, folder, progress)
-    _write_configuration(work, files, folder)
+    line = _write_configuration(work, base, files, folder)
+    history += [line] if line else []
     carry(base, paths, folder)
     _check_reload(load, base, folder)
     lines = [names_of(adapters)] if how.combine else [names_of([adapter]) for adapter in adapters]
@@ -274,13 +276,16 @@ def _stored_of(work: Work, name: str) -> Stored:
     return work.stored[kept]
 
 
-def _write_configuration(work: Work, files: dict[str, list[Output]], folder: Path) -> None:
+def _write_configuration(work: Work, base: Path, files: dict[str, list[Output]], folder: Path) -> str | None:
+    """Writes config.json, and the index where a loader needs one; may return a line of history."""
     config = work.model.config
     config.architectures = [type(work.model).__name__]
     kinds = {TORCH_DTYPES[o.dtype] for outputs in files.values() for o in outputs if o.dtype in TORCH_DTYPES}
-    config.dtype = torch_dtype(max(kinds, key=roundoff))
+    dtype = max(kinds, key=roundoff)
+    config.dtype = torch_dtype(dtype)
     config.save_pretrained(folder)
     write_index(folder, {name: {output.name: output.bytes for output in outputs} for name, outputs in files.items()})
+    return keep_configuration(base, folder, config, dtype)
 
 
 def _check_reload(load: Load, base: Path, folder: Path) -> None:
