@@ -40,6 +40,26 @@ def keep_configuration(base: Path, folder: Path, config: Any, dtype: str | None)
     return "config.json is transformers' own: in the base's form it would not say what was changed"
 
 
+def correct_ties(model: Any) -> str | None:
+    """Has a loaded model's configuration say of its input and output embeddings what its weights are; returns a line of
+    history where it said otherwise.
+
+    transformers 5 does not tie two that differ, whatever the file says, and 4 puts one in the other's place.
+    """
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    if last is None or not hasattr(first, "weight") or first.weight is last.weight:
+        return None
+    wrong = [one for one in {id(c): c for c in (model.config, model.config.get_text_config())}.values()
+             if one.tie_word_embeddings]  # fmt: skip
+    for one in wrong:
+        one.tie_word_embeddings = False
+    return (
+        "tie_word_embeddings is false now: the weights hold two embeddings, and config.json tied them"
+        if wrong
+        else None
+    )
+
+
 def _read(kind: Any, folder: Path) -> dict[str, Any]:
     """A folder's configuration with all defaults, as JSON has it."""
     read: dict[str, Any] = json.loads(kind.from_pretrained(folder).to_json_string(use_diff=False))
@@ -48,7 +68,8 @@ def _read(kind: Any, folder: Path) -> dict[str, Any]:
 
 def _own_part(file: dict[str, Any], kind: Any, after: Mapping[str, Any]) -> dict[str, Any] | None:
     """What of a file describes the model that was saved: all of it, or the text part's section where that was saved."""
-    if file.get("model_type", after.get("model_type")) == after.get("model_type"):
+    name = after.get("model_type")  # a class that comes with a model may name none
+    if not name or file.get("model_type", name) == name:
         return file
     part = file.get(getattr(kind, "base_config_key", ""))
     return dict(part) if isinstance(part, dict) else None

@@ -112,8 +112,8 @@ def merge_adapters(
             trust = checkpoint.trust_remote_code
             load: Load = partial(load_model, task=checkpoint.task, dtype="float32", trust_remote_code=trust)
             load = partial(load, **options)
-            told = [read_adapter(Path(path), weight) for path, weight in adapters]
-            asked = How(**how | {name: how[name] and Path(how[name]) for name in ("probe", "other")})
+            told = [read_adapter(Path(path), weight, checkpoint.source) for path, weight in adapters]
+            asked = How(**how | {name: how[name] and Path(how[name]) for name in ("probe", "other")}, trust=trust)
             with store.publish(destination) as building:
                 if way == "streaming":
                     progress = session.megabytes("merging")

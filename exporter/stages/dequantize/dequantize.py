@@ -23,6 +23,7 @@ from exporter.checkpoint.floats import TORCH_DTYPES
 from exporter.checkpoint.folder import carry
 from exporter.checkpoint.quantization_config import quantization_of, scheme_of
 from exporter.checkpoint.skeleton import Skeleton
+from exporter.checkpoint.weights import again
 from exporter.errors import JobError, MissingPackage, unknown
 from exporter.stages.dequantize import packed, unpack
 from exporter.types import BaseQuant
@@ -65,7 +66,9 @@ def refusal(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def dequantize(source: Path, folder: Path, dtype: str = "float32", progress: Step = nobody) -> list[str]:
+def dequantize(
+    source: Path, folder: Path, dtype: str = "float32", progress: Step = nobody, *, trust: bool = False
+) -> list[str]:
     """Writes a quantized checkpoint as a float one into an empty folder, in the source's shards; returns its history.
 
     A value is what the method's own code multiplies with: rounded to the dtype that the quantized model had, and then
@@ -78,10 +81,10 @@ def dequantize(source: Path, folder: Path, dtype: str = "float32", progress: Ste
         raise JobError(f"{source} is not quantized: give it as it is")
     if reason:
         raise JobError(f"{source}: {reason}")
-    stored, how, skeleton = Tensors(source), quantization_of(config) or {}, Skeleton(source)
+    stored, how, skeleton = Tensors(source), quantization_of(config) or {}, Skeleton(source, trust)
     weights = packed.find(stored, scheme, how)
     if not weights:
-        raise JobError(f"{source} holds no {scheme} weight, whatever its config.json says; download the model again")
+        raise JobError(f"{source} holds no {scheme} weight, whatever its config.json says; {again(source)}")
     plain = stored.entries.keys() - {part for weight in weights.values() for part in weight.parts.values()}
     dropped = _zero_biases(stored, skeleton, plain)
     files: Files = {path.name: {} for path in stored.files}
@@ -111,6 +114,7 @@ def simulate(
     loaded: str | None = None,
     double_quant: bool = True,
     dtype: str = "float32",
+    trust: bool = False,
 ) -> list[str]:
     """Writes the values that training saw of a float checkpoint with BitsAndBytesConfig(load_in_4bit or load_in_8bit).
 
@@ -126,7 +130,7 @@ def simulate(
     config, target = _config(source), _named_dtype(dtype)
     if scheme_of(config) is not None:
         raise JobError(f"{source} is quantized already ({scheme_of(config)}): its own values are what training saw")
-    stored, skeleton = Tensors(source), Skeleton(source)
+    stored, skeleton = Tensors(source), Skeleton(source, trust)
     first = torch_dtype(_named_dtype(loaded) if loaded else _own_dtype(config, stored))
     weights = skeleton.quantized(stored.entries, eight=scheme == "int8")
     files: Files = {path.name: {} for path in stored.files}

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from exporter.checkpoint.configuration import keep_configuration
+from exporter.checkpoint.configuration import correct_ties, keep_configuration
 from exporter.checkpoint.folder import carry
 from exporter.checkpoint.model import load_model
 from exporter.checkpoint.tokenizer import rows_of
@@ -143,10 +143,12 @@ def export(request: ExportRequest) -> Exported:
 
         scheme = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
         model, dtype = load_model(path, task, "float32", trust, quantization_config=scheme), "float32"
+    note = correct_ties(model)
     model.save_pretrained(folder)
     keep_configuration(path, folder, model.config, dtype)
     carry(path, [], folder)
-    return Exported(tuple(sorted(file.name for file in folder.glob("*.safetensors*"))))
+    weights = tuple(sorted(file.name for file in folder.glob("*.safetensors*")))
+    return Exported(weights, notes=(note,) if note else ())
 
 
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
