@@ -202,6 +202,10 @@ def serve(operations: Mapping[str, Operation]) -> None:
     # Libraries print to file descriptor 1: give them the log, and keep the pipe for replies.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    # They ask on 0, whether a model's code may run for one: nobody answers there, and no request is read as an answer.
+    asked = os.fdopen(os.dup(0), encoding="utf-8")
+    with open(os.devnull) as nobody:  # noqa: PTH123  # a path has no file descriptor
+        os.dup2(nobody.fileno(), 0)
     requests: queue.Queue[str | None] = queue.Queue()
     busy = threading.Event()
 
@@ -210,7 +214,7 @@ def serve(operations: Mapping[str, Operation]) -> None:
         replies.flush()
 
     def listen() -> None:
-        for line in sys.stdin:
+        for line in asked:
             busy.set()  # here, not where it is taken: the parent can be gone before that
             requests.put(line)
         if busy.is_set():  # the parent died or gave up in the middle of a request

@@ -31,6 +31,16 @@ FEATURES = "feature-extraction"
 CLASSIFICATION = "text-classification"
 TASKS = (GENERATION, FEATURES, CLASSIFICATION)
 
+# By PEFT's names of what an adapter was trained for.
+TASK_OF_ADAPTER = {
+    "CAUSAL_LM": GENERATION,
+    "FEATURE_EXTRACTION": FEATURES,
+    "SEQ_CLS": CLASSIFICATION,
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+    "SEQ_2_SEQ_LM": "text2text-generation",
+}
+
 SINGLE_LABEL = "single_label_classification"  # a classifier's problem types, in the words of transformers
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
@@ -153,12 +163,15 @@ class Probe:
     """A few short padded sequences with the reference's whole answers: what every artifact is checked against.
 
     `ids` and `mask` are [batch, length], padded on the right, of sequences of different lengths; `answers` is float32
-    [batch, length, V] (logits; for feature extraction the hidden states) or [batch, classes].
+    [batch, length, V] (logits; for feature extraction the hidden states) or [batch, classes]. `alone` are the answers
+    to each sequence without its padding, where a model answers otherwise then: ConvBERT's and MobileBERT's last tokens
+    see what follows them. None: the same.
     """
 
     ids: Ids
     mask: Ids
     answers: Floats
+    alone: Floats | None = None
 
 
 @dataclass(frozen=True)

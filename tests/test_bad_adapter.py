@@ -67,7 +67,7 @@ def diverged(tensors):
 @pytest.mark.parametrize(
     ("change", "config", "says"),
     [
-        (cut, {}, "does not fit this model|size mismatch"),
+        (cut, {}, "does not fit this model: its |and this model needs"),
         (fewer, {}, "is for another model: it has no tensor for|layers.2."),
         (more, {}, "is for another model: it holds tensors that this model lacks|layers.3."),
         (renamed, {}, "is for another model"),

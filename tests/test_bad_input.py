@@ -55,12 +55,11 @@ def test_a_broken_config(refused, model, content, says):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"auto_map": {"AutoModelForCausalLM": "code.Model"}}, "run again with --trust-remote-code"),
         (
             {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-            "quantized already (gptq); give the float checkpoint",
+            "its config.json says gptq, which was left there",
         ),
-        ({"quantization": {"group_size": 64, "bits": 4}}, "quantized already (MLX)"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "its config.json says MLX, which was left there"),
         ({"architectures": None}, "give --task with one of text-generation"),
         ({"architectures": ["T5ForConditionalGeneration"]}, "T5ForConditionalGeneration is for text2text-generation"),
         ({"model_type": "no-such"}, "transformers cannot read the configuration"),
@@ -94,7 +93,7 @@ def test_pickled_weights(refused, model, name):
     (folder / "training_args.bin").write_bytes(b"\x80\x02")
     line = refused("-m", folder)
     assert f"pickled weights ({name})" in line
-    assert "save_pretrained('NEW')" in line
+    assert "import LlamaForCausalLM as M" in line
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "tf_model.h5", "training_args.bin"])
@@ -117,7 +116,7 @@ def test_a_missing_shard(refused, model):
     names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     save_file({"a": np.zeros(2, np.float32)}, folder / names["a"])
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    assert f"lacks {names['b']}; download the model again" in refused("-m", folder)
+    assert f"lacks {names['b']}; copy it again" in refused("-m", folder)
 
 
 @pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": 1}'])

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import config, error, in_memory, load, make_base, streaming, tensors, train
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from exporter.checkpoint.load import read_config
+from exporter.checkpoint.load import locate, read_config
 from exporter.checkpoint.model import load_model
 from exporter.checkpoint.weights import check_weights, spare_files, stored_tensors, weight_files
 from exporter.errors import JobError
@@ -118,7 +119,7 @@ def test_shards_without_their_index(base):
     assert stored_tensors(base).keys() == whole.keys()
     (base / INDEX).unlink()
     (base / SHARDS[0]).unlink()
-    with pytest.raises(JobError, match=f"lacks {SHARDS[0]} and the index; download the model again"):
+    with pytest.raises(JobError, match=f"lacks {SHARDS[0]} and the index; copy it again"):
         weight_files(base)
 
 
@@ -160,3 +161,40 @@ def test_an_adapter_with_a_configuration_and_no_model(base, tmp_path):
     (trained.path / "config.json").write_text((base / "config.json").read_text())
     with pytest.raises(JobError, match="is an adapter, not a model; give its base with -m and this with --adapter"):
         read_config(trained.path)
+
+
+def test_a_hub_id_that_is_in_the_cache_needs_no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(JobError, match=r"nor in the hub's cache.*\(hf download some/model\)"):
+        locate("some/model", offline=True)
+    kept = tmp_path / "models--some--model" / "snapshots" / "abc"
+    kept.mkdir(parents=True)
+    (kept.parents[1] / "refs").mkdir()
+    (kept.parents[1] / "refs" / "main").write_text("abc")
+    (kept / "config.json").write_text("{}")
+    assert locate("some/model", offline=True) == kept
+
+
+ASKING = """
+from exporter.process import serve
+
+def ask(session):
+    try:
+        return input("Do you wish to run the custom code? [y/N] ")
+    except EOFError:
+        return "nobody"
+
+serve({"ask": ask})
+"""
+
+
+def test_nothing_in_a_worker_can_ask():
+    request = json.dumps({"operation": "ask", "args": {}}) + "\n"
+    command = [sys.executable, "-c", ASKING]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as worker:
+        for _ in range(2):  # the second request is no answer to what the first one asks
+            worker.stdin.write(request)
+            worker.stdin.flush()
+        assert [json.loads(worker.stdout.readline()) for _ in range(2)] == [{"result": "nobody"}] * 2
+        worker.stdin.close()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from exporter.measure.gates import judge
 from exporter.measure.quality import Passages, Reference, answer, compare, compare_probe, windows
+from exporter.pipeline.reference import _alone
 from exporter.report.result import Figure, Result
 from exporter.runner import Floats, Ids
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, SINGLE_LABEL, Gates, Probe
@@ -145,6 +146,30 @@ def test_the_probe_finds_a_cache_that_answers_differently_than_the_whole_forward
     assert compare_probe(Broken(), probe, GENERATION)["cache_kl"].value > 1
     disturbed = np.abs(Bigram(0.1).table[ids] - Bigram().table[ids])[mask == 1].max()
     assert compare_probe(Bigram(0.1), probe, GENERATION) == {"logit_error": Figure(pytest.approx(disturbed))}
+
+
+class Looking(Bigram):
+    """Its last token sees what follows it, as in ConvBERT: padding too."""
+
+    def batch(self, ids: Ids, mask: Ids) -> Floats:
+        return self.table[ids] + np.roll(self.table[ids], -1, axis=1)
+
+    def logits(self, ids: Ids) -> Floats:
+        following: Floats = np.concatenate([self.table[ids[1:]], np.zeros((1, VOCABULARY), np.float32)])
+        return self.table[ids] + following
+
+
+def test_a_model_that_answers_otherwise_beside_padding_is_compared_as_it_was_asked():
+    ids = text_of(64).ids[:34].reshape(2, 17)
+    mask = np.ones_like(ids)
+    mask[1, 9:] = 0
+    together = Looking().batch(ids, mask)
+    alone = _alone(Looking(), ids, mask, together)
+    assert compare_probe(Looking(), Probe(ids, mask, together), FEATURES)["logit_error"].value > 1  # it was an alarm
+    assert compare_probe(Looking(), Probe(ids, mask, together, alone), FEATURES) == {"logit_error": Figure(0.0)}
+    noisy = compare_probe(Looking(0.1), Probe(ids, mask, together, alone), FEATURES)["logit_error"]
+    assert noisy.value > 0.1
+    assert _alone(Bigram(), ids, mask, Bigram().table[ids]) is None
 
 
 def test_encoders_are_compared_by_the_cosine_of_their_passages():

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from exporter.checkpoint.folder import has_tokenizer
 from exporter.checkpoint.linear import linear_layers
-from exporter.checkpoint.load import check_config, read_config
-from exporter.checkpoint.tokenizer import check_fit, embedding_of, read_tokenizer, rows_of
+from exporter.checkpoint.load import check_config, code_beside, read_config
+from exporter.checkpoint.model import is_native, load_model, trust_code
+from exporter.checkpoint.renamed import renaming, wrapper_of
+from exporter.checkpoint.tokenizer import check_fit, embedding_of, lacks_padding, read_tokenizer, rows_of
+from exporter.checkpoint.weights import again, stored_tensors
 from exporter.errors import JobError, unknown
 from exporter.types import FEATURES, TASKS
 
-_NO_LIMIT = 1 << 20  # tokenizers without a limit of their own say 10^30
+_BLOCK = 1 << 24  # bytes of a tensor that are compared at a time
+_NO_LIMIT = 1 << 20  # tokenizers without a limit of their own say 10^30; XLNet's configuration says -1
 
 
 def inspect(
@@ -35,25 +42,67 @@ def inspect(
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    check_config(model, read_config(path), trust)
+    file = read_config(path)
+    check_config(model, path, file, trust)
+    leftover = _leftover_code(model, path, file, trust)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_code(path, trust))
     except (StrictDataclassError, ValueError, KeyError, OSError, ImportError) as error:
         raise JobError(f"transformers cannot read the configuration of {model}: {_one_line(error)}") from error
     words = read_tokenizer(tokenizer, trust)
     task = _task(config, task, model, measured)
     unused, empty = _fit(model, path, task, trust, set(provided), labels)
+    if lacks_padding(empty) and not provided:
+        raise JobError(
+            f"{model} finds a text's last token by pad_token_id, and its config.json names none, so it answers no "
+            f"batch; add the training's there (the tokenizer's: pad {words.pad_token_id}, eos {words.eos_token_id})"
+        )
     notes = _check_tokenizer(words, tokenizer, path, empty, provided, trust)
     limits = [getattr(config.get_text_config(), "max_position_embeddings", None), words.model_max_length]
-    known = [int(limit) for limit in limits if limit is not None and limit < _NO_LIMIT]
+    known = [int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
     return {
         "task": task,
         "max_length": min(known) if known else None,
         "unused": unused,
-        "notes": notes,
+        "notes": [*leftover, *_untied(path, empty), *notes],
         "linear_layers": list(linear_layers(empty)),
-        "config": config.to_dict(),
+        "config": {key: value for key, value in config.to_dict().items() if not (leftover and key == "auto_map")},
     }
+
+
+def _untied(path: Path, empty: Any) -> list[str]:
+    """A note on a config.json that ties embeddings of which the weights hold two, unlike each other."""
+    first, last = empty.get_input_embeddings(), empty.get_output_embeddings()
+    if last is None or not empty.config.tie_word_embeddings or getattr(first, "weight", None) is last.weight:
+        return []
+    names = {id(module): name for name, module in empty.named_modules()}
+    stored = stored_tensors(path)
+    pair = [stored.get(f"{names[id(module)]}.weight") for module in (first, last)]
+    if None in pair or all(np.array_equal(*blocks) for blocks in zip(*map(_blocks, pair), strict=True)):
+        return []
+    told = "config.json ties output and input embedding (tie_word_embeddings), and the weights hold two that "
+    return [
+        f"{told}differ: both were used, as transformers 5 does; set it to false for programs that read one of them."
+    ]
+
+
+def _blocks(stored: Any) -> Iterator[Any]:
+    for begin in range(stored.begin, stored.end, _BLOCK):
+        yield replace(stored, begin=begin, end=min(stored.end, begin + _BLOCK)).read()
+
+
+def _leftover_code(model: str, path: Path, file: dict[str, Any], trust: bool) -> list[str]:
+    """A note on code that config.json names and that is not here, where transformers needs none. Raises JobError."""
+    names = [str(name) for name in (file.get("auto_map") or {}).values()]
+    if not names or code_beside(path, file):
+        return []
+    if is_native(file):
+        return [f"config.json names code that is not beside it ({names[0]}): transformers' own was used."]
+    if not trust:
+        raise JobError(f"{model} needs Python code ({names[0]}); read it, then run again with --trust-remote-code")
+    if not any("--" in name for name in names):
+        raise JobError(f"{model} lacks the Python code that its config.json names ({names[0]}); copy it there")
+    return []
 
 
 def _check_tokenizer(
@@ -74,8 +123,12 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
 
     if asked is not None:
         task = TasksManager.map_from_synonym(asked)
-        if task not in TASKS:
+        if task in TASKS:
+            return str(task)
+        if task not in TasksManager.get_all_tasks():
             raise JobError(unknown("task", asked, TASKS))
+        if measured:
+            raise JobError(f"exporter does not measure {task}, only {', '.join(TASKS)}; 'exporter merge' merges it")
         return str(task)
     names = [name for name in config.architectures or [] if hasattr(transformers, name)]
     # A model with code of its own says by its auto_map which of transformers' auto classes loads it.
@@ -98,8 +151,6 @@ def _fit(model: str, path: Path, task: str, trust: bool, provided: set[str], lab
     transformers fills what a checkpoint lacks with random numbers: nothing of that may be exported. Raises JobError for
     it. On the meta device no weight is read; names and shapes come from the files' headers.
     """
-    from exporter.checkpoint.model import load_model
-
     reading: dict[str, Any] = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     if labels is not None:
         reading["num_labels"] = labels
@@ -113,13 +164,35 @@ def _fit(model: str, path: Path, task: str, trust: bool, provided: set[str], lab
     lacks = sorted({*found["missing_keys"]} - provided)
     lacks = [name for name in lacks if not (task == FEATURES and name.startswith("pooler."))]
     if misfits:
-        raise JobError(f"the weights of {model} do not fit its config.json: {_few(misfits)}; download the model again")
+        raise JobError(f"the weights of {model} do not fit its config.json: {_few(misfits)}; {again(path)}")
     if lacks:
+        _refuse_renamed(model, path, lacks)
+        if lacks == ["lm_head.weight"] and not empty.config.tie_word_embeddings:
+            raise JobError(
+                f"{model} has no weights for lm_head.weight, and its config.json says that it does not share the input "
+                "embedding's: set tie_word_embeddings to true there, if it was tied in training"
+            )
         raise JobError(
             f"{model} has no weights for {_few(lacks)}, and random ones would take their place: its config.json does "
             f"not fit its weights, or it was not trained for {task} (--task)"
         )
     return _few(sorted(found["unexpected_keys"])), empty
+
+
+def _refuse_renamed(model: str, path: Path, lacks: list[str]) -> None:
+    """Refuses a checkpoint whose tensors have all the names that a wrapper gave them. Raises JobError."""
+    stored = stored_tensors(path)
+    if factor := next((name for name in stored if ".lora_A." in name), None):
+        raise JobError(
+            f"{model} is a base with an adapter in it that is not merged ({factor}); "
+            "save the adapter alone where it was trained (PEFT's save_pretrained) and give it with --adapter"
+        )
+    if found := wrapper_of(stored.keys(), lacks):
+        mark, owner = found
+        raise JobError(
+            f"the tensors of {model} are named with {mark!r}, which {owner} puts there, and transformers finds none of "
+            f"them; write them with their own names: {renaming(path, mark)}"
+        )
 
 
 def _few(names: list[str]) -> str:

@@ -12,11 +12,17 @@ from typing import Any
 
 from exporter.checkpoint.quantization_config import scheme_of
 from exporter.checkpoint.recipes import RECIPES, Recipe
+from exporter.checkpoint.weights import again
 from exporter.errors import JobError, unknown
 from exporter.store import cache_folder, content_key, one_maker, publish, reusable, write_manifest
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
-_WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.py")
+# Weights of other frameworks, and pickles; all else may be part of the model, as sentence-transformers' modules are.
+_UNWANTED = (
+    "pytorch_model*", "tf_model*", "flax_model*", "rust_model*", "consolidated*", "*.pt", "*.pth", "*.ckpt", "*.pkl",
+    "*.h5", "*.msgpack", "*.ot", "*.gguf", "*.onnx", "*.onnx_data", "*.tflite", "*.nemo", "onnx/*", "openvino/*",
+    "coreml/*", "original/*", "checkpoint-*", "global_step*", "training_args.bin",
+)  # fmt: skip
 
 _ONLY_ADAPTER = "{} is an adapter, not a model; give its base with -m and this with --adapter"
 
@@ -72,19 +78,21 @@ def _recipe_key(recipe: Recipe) -> str:
 
 
 def _download(model: str, offline: bool) -> Path:
-    if offline or os.environ.get("HF_HUB_OFFLINE") == "1":
-        raise JobError(
-            f"{model} is not a folder here, and --offline forbids the hub; download it first, or drop --offline"
-        )
+    offline = offline or os.environ.get("HF_HUB_OFFLINE") == "1"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=list(_WANTED)))
+        return Path(snapshot_download(model, ignore_patterns=list(_UNWANTED), local_files_only=offline))
     except RepositoryNotFoundError as error:
         raise JobError(f"no model {model} on the hub, or it is private: log in with 'hf auth login'") from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if offline:
+            raise JobError(
+                f"{model} is not a folder here nor in the hub's cache, and --offline forbids the hub; download it "
+                f"first (hf download {model}), or drop --offline"
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise JobError(
             f"no folder {model} here, and no download from the hub ({reason}); check the path or the network"
@@ -125,12 +133,18 @@ def refuse_adapter_beside(folder: Path) -> None:
     )
 
 
-def check_config(model: str, config: dict[str, Any], trust: bool, quantized: bool = False) -> None:
+def code_beside(folder: Path, config: dict[str, Any]) -> list[str]:
+    """The Python files of a folder that its config.json's auto_map names."""
+    named = (str(value).partition(".")[0] + ".py" for value in (config.get("auto_map") or {}).values())
+    return sorted({name for name in named if (folder / name).is_file()})
+
+
+def check_config(model: str, folder: Path, config: dict[str, Any], trust: bool, quantized: bool = False) -> None:
     """Refuses what a configuration says that cannot be worked with, before transformers acts on it. Raises JobError.
 
     `quantized`: it will be dequantized.
     """
-    if config.get("auto_map") and not trust:
+    if code_beside(folder, config) and not trust:
         raise JobError(f"{model} brings Python code of its own; read it, then run again with --trust-remote-code")
     method = scheme_of(config)
     if method is not None and not quantized:
@@ -144,7 +158,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise JobError(f"{path} is not valid JSON ({error}); download the model again") from error
+        raise JobError(f"{path} is not valid JSON ({error}); {again(path.parent)}") from error
     if not isinstance(value, dict):
-        raise JobError(f"{path} does not hold a JSON object; download the model again")
+        raise JobError(f"{path} does not hold a JSON object; {again(path.parent)}")
     return value

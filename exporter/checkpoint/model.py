@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.load import refuse_adapter_beside
+from exporter.checkpoint.load import code_beside, read_config, refuse_adapter_beside
 
 Load = Callable[..., Any]  # (folder, **options of from_pretrained) -> a float32 model of the task's class
 
@@ -18,6 +18,7 @@ def load_model(path: Path, task: str, dtype: str, trust_remote_code: bool = Fals
     from transformers import AutoConfig
 
     refuse_adapter_beside(path)
+    trust_remote_code = trust_code(path, trust_remote_code)
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     model_class = TasksManager.get_model_class_for_task(task, model_type=config.model_type)
     return model_class.from_pretrained(
@@ -26,3 +27,17 @@ def load_model(path: Path, task: str, dtype: str, trust_remote_code: bool = Fals
         trust_remote_code=trust_remote_code,
         **options,
     )
+
+
+def is_native(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has classes of its own for a config.json's model."""
+    from transformers import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING
+
+
+def trust_code(folder: Path, trust: bool) -> bool:
+    """Whether code of a model is to be run: not where its config.json still names some that is not beside it, of a
+    model that transformers has of its own since."""
+    config = read_config(folder)
+    return trust and (bool(code_beside(folder, config)) or not is_native(config))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.model import trust_code
 from exporter.errors import JobError
 
 if TYPE_CHECKING:
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 class Skeleton:
     """`Skeleton(folder)` of a checkpoint; `dtype` is what the model is loaded in. Names are the checkpoint's."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust_remote_code: bool = False) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
         from transformers.pytorch_utils import Conv1D
 
-        self._folder, self._model = folder, _build(folder)
+        self._folder, self._model = folder, _build(folder, trust_remote_code)
         self._state = self._model.state_dict()
         self._conv1d = {name for name, module in self._model.named_modules() if isinstance(module, Conv1D)}
         self._ignored = [re.compile(key) for key in self._model._keys_to_ignore_on_load_unexpected or ()]
@@ -103,17 +104,17 @@ class Skeleton:
         return (place if place in self._state else None), pattern is not None
 
 
-def _build(folder: Path) -> Any:
+def _build(folder: Path, trust: bool) -> Any:
     import torch
     import transformers
     from transformers.initialization import no_tie_weights
 
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_code(folder, trust))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     name = next(iter(config.architectures or ()), "")
     model = getattr(transformers, name, None)
-    if model is None or getattr(config, "auto_map", None):
+    if model is None or not isinstance(config, model.config_class):
         raise JobError(
             f"{folder}: its class {name or '(config.json names none)'} is not one of transformers', so where its "
             "weights go is not known; give a float checkpoint with -m"

@@ -26,6 +26,11 @@ def read_tokenizer(folder: Path, trust: bool) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
+        if not trust and _brings_code(folder):
+            raise JobError(
+                f"the tokenizer of {folder} brings Python code of its own; read it, then run again with "
+                "--trust-remote-code"
+            ) from error
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise JobError(f"the tokenizer of {folder} cannot be loaded: {said}") from error
     words = [word for word in tokenizer.get_vocab() if word not in tokenizer.get_added_vocab()]
@@ -40,6 +45,11 @@ def read_tokenizer(folder: Path, trust: bool) -> Any:
             "copy merges.txt or tokenizer.json there from the model it is of"
         )
     return tokenizer
+
+
+def _brings_code(folder: Path) -> bool:
+    file = folder / "tokenizer_config.json"
+    return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8")).get("auto_map"))
 
 
 def _lacks_merges(tokenizer: Any, words: list[str]) -> bool:
@@ -87,15 +97,38 @@ def check_fit(tokenizer: Any, folder: Path, rows: int, base: Any = None) -> list
     ]
 
 
-def fitting(base: Path, adapters: list[Path], rows: int) -> Any:
+def fitting(base: Path, adapters: list[Path], rows: int, trust: bool) -> Any:
     """The tokenizer that a merged model with `rows` embeddings gets; None where nobody has one. Raises JobError."""
     folder = tokenizer_folder(base, adapters)
     if not has_tokenizer(folder):
         return None
-    tokenizer = read_tokenizer(folder, trust=False)
-    own = read_tokenizer(base, trust=False) if folder != base and has_tokenizer(base) else None
+    tokenizer = read_tokenizer(folder, trust)
+    own = read_tokenizer(base, trust) if folder != base and has_tokenizer(base) else None
     check_fit(tokenizer, folder, rows, own)
     return tokenizer
+
+
+def lacks_padding(model: Any) -> bool:
+    """Whether a classifier answers at a text's last token and cannot tell which that is in a batch: it finds it by a
+    padding token, of which its configuration has none."""
+    return hasattr(model, "score") and model.config.get_text_config().pad_token_id is None
+
+
+def name_padding(model: Any, tokenizer: Any) -> str | None:
+    """Names the padding token of a classifier that lacks one as its training did: the tokenizer's own, or, as TRL's
+    RewardTrainer, the end of a text. Returns a line of history. Raises JobError where neither is known."""
+    if not lacks_padding(model):
+        return None
+    word, number = "pad", getattr(tokenizer, "pad_token_id", None)
+    if number is None:
+        word, number = "eos", getattr(tokenizer, "eos_token_id", None)
+    if number is None:
+        raise JobError(
+            f"a {type(model).__name__} needs pad_token_id in its config.json, by which it finds a text's last token, "
+            "and its tokenizer has neither a pad_token nor an eos_token: add the one of the training"
+        )
+    model.config.get_text_config().pad_token_id = number
+    return f"pad_token_id {number}, the tokenizer's {word}_token: config.json named none, and a batch needs one"
 
 
 def rows_of(model: Any) -> int:

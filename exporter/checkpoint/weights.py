@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.checkpoint.instead import refuse_others
 from exporter.errors import JobError
 
-PICKLES = ("*model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # training_args.bin is none
 # The bits of the exponent, all ones in a NaN or an infinity, read as an unsigned integer of the same width.
 _EXPONENTS: dict[str, tuple[Any, int]] = {
     "F64": (np.uint64, 0x7FF0000000000000),
@@ -31,18 +30,6 @@ _EXPONENTS: dict[str, tuple[Any, int]] = {
 }
 FLOAT_BYTES = {name: kind().itemsize for name, (kind, _) in _EXPONENTS.items()}
 _CHUNK = 1 << 24
-_CONVERT = {
-    "model": "from transformers import AutoModelForCausalLM as M; M.from_pretrained('DIR').save_pretrained('NEW')",
-    "adapter_model": (
-        "import torch, safetensors.torch as s; "
-        "s.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')"
-    ),
-}
-_INDEX = (
-    "import glob, json; from safetensors import safe_open as o; json.dump({{'metadata': {{}}, 'weight_map': {{k: f "
-    "for f in sorted(glob.glob('{stem}-*-of-*.safetensors')) for k in o(f, 'np').keys()}}}}, "
-    "open('{stem}.safetensors.index.json', 'w'))"
-)
 _ONCE = (
     "import json, sys; from safetensors.torch import load_file as l, save_file as s; "
     "m = json.load(open('{stem}.safetensors.index.json'))['weight_map']; [s({{k: v for k, v in l(f).items() "
@@ -83,7 +70,7 @@ class Stored:
             while done < len(data):
                 got = file.readinto(view[done:])
                 if not got:
-                    raise JobError(f"{self.path} ended early: it was changed while it was read; download it again")
+                    raise JobError(f"{self.path} ended early: it was changed while it was read; run again")
                 done += got
         return data
 
@@ -96,6 +83,12 @@ class Weights:
     parameters: int
     dtypes: tuple[str, ...]
     bytes: int
+
+
+def again(folder: Path) -> str:
+    """How a file of a folder is got whole: a download is made again, what a training saved is copied or saved again."""
+    downloaded = any(part.startswith("models--") for part in folder.absolute().parts)
+    return "download the model again" if downloaded else "copy it again from where it was saved, or save it again"
 
 
 def weight_files(folder: Path, stem: str = "model") -> list[Path]:
@@ -111,8 +104,8 @@ def weight_files(folder: Path, stem: str = "model") -> list[Path]:
     if not missing:
         return files
     if not any(path.is_file() for path in files):
-        _refuse_others(folder, stem)
-    raise JobError(f"{folder} lacks {', '.join(missing)}; download the model again, or give another folder")
+        refuse_others(folder, stem, again(folder))
+    raise JobError(f"{folder} lacks {', '.join(missing)}; {again(folder)}, or give another folder")
 
 
 def spare_files(folder: Path) -> list[Path]:
@@ -129,32 +122,10 @@ def _weight_map(index: Path) -> dict[str, str]:
             str(name): str(file) for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
         }
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise JobError(f"{index} is not a safetensors index; download the model again") from error
+        raise JobError(f"{index} is not a safetensors index; {again(index.parent)}") from error
     if outside := next((file for file in found.values() if Path(file).name != file), None):
         raise JobError(f"{index} names a file of another folder, {outside}; put the files beside it")
     return found
-
-
-def _refuse_others(folder: Path, stem: str) -> None:
-    """Says what a folder without a model's files holds instead, and how it becomes one. Raises JobError."""
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if pickles:
-        raise JobError(
-            f"{folder} holds pickled weights ({pickles[0]}), which can run code when they are read; convert them where "
-            f'you trust them: python -c "{_CONVERT[stem]}"'
-        )
-    shards = sorted(path.name for path in folder.glob(f"{stem}-*-of-*.safetensors"))
-    numbered = re.fullmatch(r"(.*-)(\d+)(-of-(\d+)\.safetensors)", shards[-1]) if shards else None
-    if numbered is None:
-        return
-    before, digits, after, count = numbered.groups()
-    names = (f"{before}{number:0{len(digits)}d}{after}" for number in range(1, int(count) + 1))
-    if absent := [name for name in names if name not in shards]:
-        raise JobError(f"{folder} lacks {', '.join(absent[:3])} and the index; download the model again")
-    raise JobError(
-        f"{folder} holds {shards[0]} and the like, but not {stem}.safetensors.index.json, which says that they are the "
-        f'model; write it: cd {shlex.quote(str(folder))} && python -c "{_INDEX.format(stem=stem)}"'
-    )
 
 
 def stored_tensors(folder: Path, stem: str = "model") -> dict[str, Stored]:
@@ -171,6 +142,12 @@ def stored_tensors(folder: Path, stem: str = "model") -> dict[str, Stored]:
                     f'cp -rL {here} {there} && cd {here} && python -c "{_ONCE.format(stem=stem)}" {there}'
                 )
             begin, end = entry["data_offsets"]
+            if entry["dtype"] in _EXPONENTS and not math.prod(entry["shape"]):
+                raise JobError(
+                    f"{path}: the tensor {name} is empty ({entry['shape']}), as DeepSpeed's ZeRO-3 leaves it where the "
+                    "parameters are not gathered: save again with stage3_gather_16bit_weights_on_model_save, or join "
+                    "the shards of a checkpoint with its zero_to_fp32.py"
+                )
             tensors[name] = Stored(path, entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
     return tensors
 
@@ -199,7 +176,7 @@ def check_weights(folder: Path, stem: str = "model") -> Weights:
 def _header(path: Path) -> tuple[dict[str, Any], int]:
     """The tensors' entries and the offset where the data starts, after a check that the file is whole."""
     size = path.stat().st_size
-    broken = f"{path} is not a whole safetensors file; download it again"
+    broken = f"{path} is not a whole safetensors file; {again(path.parent)}"
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         if size < 8 or start > size:

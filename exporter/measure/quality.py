@@ -85,6 +85,7 @@ class Reference:
             probe_ids=q.ids,
             probe_mask=q.mask,
             probe_answers=q.answers,
+            probe_alone=np.zeros(0, np.float32) if q.alone is None else q.alone,
             **{name: getattr(a, name) for name in Answers.__dataclass_fields__},
         )
 
@@ -96,9 +97,10 @@ class Reference:
                 raise JobError(f"{path} does not say what the classifier's answers mean: run the job again")
             problem = str(data["problem_type"]) if "problem_type" in data else ""
             window, stride = (int(value) for value in data["sliding"])
+            alone = data["probe_alone"] if "probe_alone" in data and data["probe_alone"].size else None
             return cls(
                 Passages(str(data["task"]), data["ids"], data["offsets"], window, stride, problem),
-                Probe(data["probe_ids"], data["probe_mask"], data["probe_answers"]),
+                Probe(data["probe_ids"], data["probe_mask"], data["probe_answers"], alone),
                 Answers(**{name: data[name] for name in Answers.__dataclass_fields__}),
             )
 
@@ -252,7 +254,9 @@ def compare_probe(runner: Runner, probe: Probe, task: str) -> dict[str, Figure]:
     errors = []
     for index, ids in enumerate(sequences):
         expected, padded = probe.answers[index][: len(ids)], _finite(ids, together[index][: len(ids)])
-        errors += [_largest_error(got, expected) for got in (alone[index], padded)]
+        unpadded = expected if probe.alone is None else probe.alone[index][: len(ids)]
+        errors += [_largest_error(alone[index], unpadded)]
+        errors += [_largest_error(padded, expected)] if isinstance(runner, BatchRunner) else []
     figures = {"logit_error": Figure(max(errors))}
     if isinstance(runner, CachedRunner):
         own = [_cache_kl(runner, ids, alone[i]) for i, ids in enumerate(sequences)]

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from exporter import machine, store
+from exporter.checkpoint.folder import carried_sha256
 from exporter.checkpoint.load import is_recipe
 from exporter.errors import BuildError, JobError
 from exporter.job import MergeJob
@@ -30,7 +31,8 @@ def merge_stage(job: MergeJob, source: Source, text: str, worker: Worker, progre
         return base, None
     tools = {name: version for name, version in machine.versions().items() if name in TOOLS}
     told = {**how(job, source), "text": text[:_PROBE_TEXT]}
-    key = store.content_key(["merge", base.sha256, source.adapter_hashes, told, _probe_hash(job), tools])
+    travels = carried_sha256(base.path, [adapter.path for adapter in source.adapters])
+    key = store.content_key(["merge", base.sha256, source.adapter_hashes, travels, told, _probe_hash(job), tools])
     folder = store.cache_folder() / "checkpoints" / f"merged-{key[:16]}"
     record = _merge(source, told, folder, key, worker, progress)
     return replace(
@@ -110,8 +112,8 @@ def merge_adapters(
             trust = checkpoint.trust_remote_code
             load: Load = partial(load_model, task=checkpoint.task, dtype="float32", trust_remote_code=trust)
             load = partial(load, **options)
-            told = [read_adapter(Path(path), weight) for path, weight in adapters]
-            asked = How(**how | {name: how[name] and Path(how[name]) for name in ("probe", "other")})
+            told = [read_adapter(Path(path), weight, checkpoint.source) for path, weight in adapters]
+            asked = How(**how | {name: how[name] and Path(how[name]) for name in ("probe", "other")}, trust=trust)
             with store.publish(destination) as building:
                 if way == "streaming":
                     progress = session.megabytes("merging")

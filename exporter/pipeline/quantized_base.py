@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from exporter import machine, store
+from exporter.checkpoint.folder import carried_sha256
 from exporter.checkpoint.quantization_config import scheme_of
-from exporter.checkpoint.weights import Weights
+from exporter.checkpoint.weights import FLOAT_BYTES, Weights, stored_tensors
 from exporter.errors import JobError
 from exporter.job import MergeJob
 from exporter.process import Session, Worker
@@ -62,21 +64,42 @@ def check_base(job: MergeJob, config: Mapping[str, Any], adapters: list[Adapter]
     return scheme
 
 
+def refuse_leftover(model: str, path: Path, config: Mapping[str, Any]) -> None:
+    """Refuses a float checkpoint whose config.json still says how its base was quantized: transformers would read its
+    weights as packed ones. Raises JobError with the command that takes that out."""
+    scheme = scheme_of(config)
+    if scheme is None or any(tensor.dtype not in FLOAT_BYTES for tensor in stored_tensors(path).values()):
+        return
+    file = shlex.quote(str((path / "config.json").absolute()))
+    code = (
+        "import json, pathlib, sys; f = pathlib.Path(sys.argv[1]); c = json.loads(f.read_text()); "
+        "[d.pop(k, None) for d in (c, *c.values()) if isinstance(d, dict) for k in ('quantization_config', "
+        "'quantization')]; f.write_text(json.dumps(c, indent=2))"
+    )
+    kinds = ", ".join(sorted({tensor.dtype for tensor in stored_tensors(path).values()}))
+    raise JobError(
+        f"{model} is float ({kinds}), and its config.json says {scheme}, left there when it was made "
+        f'float; take that out: python -c "{code}" {file}'
+    )
+
+
 def base_of(job: MergeJob, path: Path, config: Mapping[str, Any], weights: Weights, worker: Worker) -> Base:
     """Dequantizes a quantized checkpoint, or simulates the quantization of a float one, into the cache."""
     tools = {name: machine.version_of(name) for name in _TOOLS}
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     dtype = dtype if dtype in _FLOATS else "float32"  # what training computed in: it holds the values without loss
-    key = store.content_key(["dequantize", weights.sha256, job.base_quant, dtype, tools])
+    made_of = [weights.sha256, config, carried_sha256(path, [])]
+    key = store.content_key(["dequantize", made_of, job.base_quant, dtype, tools])
     folder = store.cache_folder() / "checkpoints" / f"dequantized-{key[:16]}"
-    history = worker(dequantize_base, source=path, folder=folder, key=key, simulated=job.base_quant, dtype=dtype)
+    told = {"simulated": job.base_quant, "dtype": dtype, "trust": job.trust_remote_code}
+    history = worker(dequantize_base, source=path, folder=folder, key=key, **told)
     if job.merge_base == "original":
         return Base(path, (), "original", folder)
     return Base(folder, tuple(history), "dequantized", path if job.base_quant else None)
 
 
 def dequantize_base(
-    session: Session, source: str, folder: str, key: str, simulated: str | None, dtype: str
+    session: Session, source: str, folder: str, key: str, simulated: str | None, dtype: str, trust: bool
 ) -> list[str]:
     """A worker's operation: publishes the float checkpoint, unless it is there under its key; returns its history."""
     destination, progress = Path(folder), session.megabytes("dequantizing")
@@ -84,9 +107,9 @@ def dequantize_base(
         if (manifest := store.reusable(destination, key)) is None:
             with store.publish(destination) as building:
                 if simulated is None:
-                    history = dequantize(Path(source), building, dtype, progress)
+                    history = dequantize(Path(source), building, dtype, progress, trust=trust)
                 else:
-                    history = simulate(Path(source), building, simulated, progress, dtype=dtype)
+                    history = simulate(Path(source), building, simulated, progress, dtype=dtype, trust=trust)
                 weights = [path.name for path in building.glob("*.safetensors")]
                 manifest = store.write_manifest(building, key, weights, {"history": history})
     lines: list[str] = manifest["history"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
 from exporter.pipeline.plan import Plan
 from exporter.process import Progress, Session, Worker
 from exporter.report.result import Figure, Result
-from exporter.runner import Ids
+from exporter.runner import Floats, Ids
 from exporter.store import content_key, publish, reusable, write_manifest
 from exporter.targets import known
 from exporter.types import (
@@ -33,7 +33,11 @@ from exporter.types import (
     Probe,
 )
 
+if TYPE_CHECKING:
+    from exporter.targets.torch.target import TorchRunner
+
 FILE = "reference.npz"
+_ROUNDING = 1e-5  # of the largest answer: float32's, of sums in another order
 _PROBE_LENGTHS = (17, 5, 11)  # none that a graph was traced at, and different: a batch of them is padded
 
 
@@ -42,7 +46,14 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     progress("reference", 0, 0)
     how = {"eval_tokens": plan.job.eval_tokens, "window": plan.window, "stride": plan.stride}
     key = content_key(
-        ["reference on whole texts", checkpoint.sha256, checkpoint.task, plan.text, how, machine.versions()]
+        [
+            "reference on whole texts, answered alone",
+            checkpoint.sha256,
+            checkpoint.task,
+            plan.text,
+            how,
+            machine.versions(),
+        ]
     )
     told = {"key": key, "threads": plan.job.threads, "text": plan.text, **how}
     manifest: dict[str, Any] = worker(measure_reference, checkpoint=checkpoint, folder=output / "reference", **told)
@@ -101,7 +112,9 @@ def measure_reference(
             check_ids(runner.rows(), passages.ids, "the evaluation's text")
             ids, mask = _probe_ids(passages, tokenizer.pad_token_id or 0)
             answers = answer(runner, passages, session.counted("reference"))
-            reference = Reference(passages, Probe(ids, mask, runner.batch(ids, mask)), answers)
+            together = runner.batch(ids, mask)
+            probe = Probe(ids, mask, together, _alone(runner, ids, mask, together))
+            reference = Reference(passages, probe, answers)
             facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
             facts["model_sha256"] = checkpoint.sha256
         perplexity = reference_perplexity(reference.answers)
@@ -115,6 +128,17 @@ def measure_reference(
             tokenized.save(building / TOKENIZED)
             manifest = write_manifest(building, key, [], facts)
     return manifest
+
+
+def _alone(runner: TorchRunner, ids: Ids, mask: Ids, together: Floats) -> Floats | None:
+    """The reference's answers to each of the probe's sequences without its padding; None where they are the same."""
+    if together.ndim == 2:  # a classifier's, of which only batches are compared
+        return None
+    found = np.zeros_like(together)
+    for row, length in enumerate(mask.sum(axis=1)):
+        found[row, :length] = runner.logits(ids[row, :length])
+    real, largest = mask.astype(bool), float(np.abs(together[np.isfinite(together)]).max(initial=1.0))
+    return None if np.allclose(found[real], together[real], rtol=0, atol=_ROUNDING * largest) else found
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:

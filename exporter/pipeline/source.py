@@ -13,15 +13,15 @@ from exporter.checkpoint.weights import Weights, check_weights, spare_files, sto
 from exporter.errors import JobError
 from exporter.job import MergeJob
 from exporter.machine import available_memory
-from exporter.pipeline.quantized_base import Base, base_of, check_base, hints
+from exporter.pipeline.quantized_base import Base, base_of, check_base, hints, refuse_leftover
 from exporter.process import Session, Worker
 from exporter.stages.merge.adapter import STEM, Adapter, base_identity, check_combination, parse_adapter, read_adapter
 from exporter.stages.merge.proof import read_probe
 from exporter.store import content_key, sha256_folder
-from exporter.types import CLASSIFICATION, Checkpoint
+from exporter.types import TASK_OF_ADAPTER, Checkpoint
 
-_CLASSIFIES = "SEQ_CLS"  # PEFT's name of the task whose adapters bring the model's head
-_HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
+_WITH_HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # PEFT's names of the tasks whose adapters bring a head
+_HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # with a row for each label
 _IN_MEMORY = 1.5  # of the float32 weights: the model, and the tensors that PEFT computes beside it
 _PROGRAM = 1 << 30  # bytes of Python, torch and a probe's activations
 
@@ -71,7 +71,7 @@ def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: boo
     recipe = is_recipe(job.model)
     if job.probe is not None:
         read_probe(job.probe)
-    adapters = [read_adapter(*parse_adapter(text)) for text in job.adapter]
+    adapters = [read_adapter(*parse_adapter(text), job.model) for text in job.adapter]
     combine = check_combination(adapters, job.combine, job.density)
     for adapter in adapters:
         check_weights(adapter.path, STEM)
@@ -79,8 +79,9 @@ def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: boo
     if recipe is not None and recipe.gguf is not None and path == recipe.folder():  # not in the cache yet
         path = Path(worker(prepare_recipe, recipe=recipe.name))
     config = read_config(path)
+    refuse_leftover(job.model, path, config)
     scheme = check_base(job, config, adapters)
-    check_config(job.model, config, job.trust_remote_code, quantized=scheme is not None)
+    check_config(job.model, path, config, job.trust_remote_code, quantized=scheme is not None)
     way = _way(job, path, adapters)
     if read_weights or scheme is not None or way == "memory":
         weights = check_weights(path)  # before transformers reads any of it
@@ -94,7 +95,7 @@ def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: boo
         model=job.model,
         path=base.path,
         adapters=[adapter.path.resolve() for adapter in adapters],
-        task=job.task or (CLASSIFICATION if any(map(_classifies, adapters)) else None),
+        task=job.task or next((task for task in map(_head_task, adapters) if task), None),
         trust=job.trust_remote_code,
         provided={
             base: adapter.tensors[name].shape[0] if adapter.tensors[name].shape else 1
@@ -141,8 +142,10 @@ def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: boo
     )
 
 
-def _classifies(adapter: Adapter) -> bool:
-    return bool(adapter.config.get("task_type") == _CLASSIFIES)
+def _head_task(adapter: Adapter) -> str | None:
+    """The task of an adapter whose model has a head that its base lacks."""
+    kind = str(adapter.config.get("task_type"))
+    return TASK_OF_ADAPTER[kind] if kind in _WITH_HEADS else None
 
 
 def _labels(adapters: list[Adapter]) -> int | None:
@@ -150,7 +153,7 @@ def _labels(adapters: list[Adapter]) -> int | None:
     for adapter in adapters:
         names = adapter.names()
         for base, name in names.items():
-            if _classifies(adapter) and base.endswith(_HEADS):
+            if _head_task(adapter) and base.endswith(_HEADS):
                 return int(adapter.tensors[name].shape[0])
     return None
 

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from exporter.checkpoint.blocks import Planned, Step, Tensors, torch_dtype, write
+from exporter.checkpoint.configuration import set_dtype
 from exporter.checkpoint.floats import TORCH_DTYPES
+from exporter.checkpoint.folder import carry
 from exporter.checkpoint.quantization_config import quantization_of, scheme_of
 from exporter.checkpoint.skeleton import Skeleton
+from exporter.checkpoint.weights import again
 from exporter.errors import JobError, MissingPackage, unknown
 from exporter.stages.dequantize import packed, unpack
 from exporter.types import BaseQuant
@@ -33,8 +35,6 @@ SIMULATED = get_args(BaseQuant)
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _FLOATS = tuple(TORCH_DTYPES)
 Files = dict[str, dict[str, Planned]]
-_CARRIED = (".json", ".jinja", ".txt", ".model", ".py", ".tiktoken")
-_LEFT = ("config.json", "quantize_config.json", "quant_config.json", "manifest.json", "model.safetensors.index.json")
 
 
 def nobody(done: int, total: int) -> None:
@@ -66,7 +66,9 @@ def refusal(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def dequantize(source: Path, folder: Path, dtype: str = "float32", progress: Step = nobody) -> list[str]:
+def dequantize(
+    source: Path, folder: Path, dtype: str = "float32", progress: Step = nobody, *, trust: bool = False
+) -> list[str]:
     """Writes a quantized checkpoint as a float one into an empty folder, in the source's shards; returns its history.
 
     A value is what the method's own code multiplies with: rounded to the dtype that the quantized model had, and then
@@ -79,10 +81,10 @@ def dequantize(source: Path, folder: Path, dtype: str = "float32", progress: Ste
         raise JobError(f"{source} is not quantized: give it as it is")
     if reason:
         raise JobError(f"{source}: {reason}")
-    stored, how, skeleton = Tensors(source), quantization_of(config) or {}, Skeleton(source)
+    stored, how, skeleton = Tensors(source), quantization_of(config) or {}, Skeleton(source, trust)
     weights = packed.find(stored, scheme, how)
     if not weights:
-        raise JobError(f"{source} holds no {scheme} weight, whatever its config.json says; download the model again")
+        raise JobError(f"{source} holds no {scheme} weight, whatever its config.json says; {again(source)}")
     plain = stored.entries.keys() - {part for weight in weights.values() for part in weight.parts.values()}
     dropped = _zero_biases(stored, skeleton, plain)
     files: Files = {path.name: {} for path in stored.files}
@@ -112,6 +114,7 @@ def simulate(
     loaded: str | None = None,
     double_quant: bool = True,
     dtype: str = "float32",
+    trust: bool = False,
 ) -> list[str]:
     """Writes the values that training saw of a float checkpoint with BitsAndBytesConfig(load_in_4bit or load_in_8bit).
 
@@ -127,7 +130,7 @@ def simulate(
     config, target = _config(source), _named_dtype(dtype)
     if scheme_of(config) is not None:
         raise JobError(f"{source} is quantized already ({scheme_of(config)}): its own values are what training saw")
-    stored, skeleton = Tensors(source), Skeleton(source)
+    stored, skeleton = Tensors(source), Skeleton(source, trust)
     first = torch_dtype(_named_dtype(loaded) if loaded else _own_dtype(config, stored))
     weights = skeleton.quantized(stored.entries, eight=scheme == "int8")
     files: Files = {path.name: {} for path in stored.files}
@@ -199,19 +202,17 @@ def _through(
 def _write(source: Path, folder: Path, files: Files, config: Mapping[str, Any], dtype: str, progress: Step) -> None:
     """The weights, config.json as a float model's, and what else a checkpoint needs."""
     write(folder, {name: tensors for name, tensors in files.items() if tensors}, progress)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in _CARRIED and path.name not in _LEFT:
-            shutil.copyfile(path, folder / path.name)
+    carry(source, [], folder)
     text = json.dumps(_as_float(config, dtype), indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def _as_float(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """A configuration, and those inside it, without quantization and with another dtype."""
-    drop = ("quantization_config", "quantization", "torch_dtype")
     result = {
         key: _as_float(value, dtype) if isinstance(value, dict) and "model_type" in value else value
         for key, value in config.items()
-        if key not in drop
+        if key not in ("quantization_config", "quantization")
     }
-    return result | {"dtype": dtype}
+    set_dtype(result, dtype)
+    return result if {"dtype", "torch_dtype"} & result.keys() else result | {"dtype": dtype}

@@ -84,6 +84,6 @@ def find(stored: Tensors, scheme: str, how: Mapping[str, Any]) -> dict[str, Pack
             parts = {kind: part for kind, part in parts.items() if part in stored.entries}
             lacking = [kind for kind in _NEEDED.get(scheme, _PARTS["awq"]) if kind not in parts]
             if lacking:
-                raise JobError(f"{mark} stands without its {' and '.join(lacking)}; download the model again")
+                raise JobError(f"{mark} stands without its {' and '.join(lacking)}; get the file again")
             found[name] = Packed(name, scheme, parts, how)
     return found

@@ -75,9 +75,9 @@ def gptq_rows(parts: Parts, config: Mapping[str, Any], name: str) -> Iterator[to
             raise JobError(f"{name} has no g_idx, and its model was quantized with desc_act: the groups are not known")
     bits = 32 * qweight.shape[0] // len(index)  # GPTQModel's "dynamic" gives some modules other bits than the rest
     if bits not in BITS or (bits != config.get("bits") and not config.get("dynamic")):
-        raise JobError(f"{name} has {bits} bits, and config.json says {config.get('bits')}; download the model again")
+        raise JobError(f"{name} has {bits} bits, and config.json says {config.get('bits')}; get the file again")
     if int(index.min()) < 0 or int(index.max()) >= groups:
-        raise JobError(f"{name} has {groups} groups of scales, and g_idx names others; download the model again")
+        raise JobError(f"{name} has {groups} groups of scales, and g_idx names others; get the file again")
     zeros = _gptq_zeros(parts["qzeros"], bits, scales.shape[1], config, name)
     for columns in _blocks(scales.shape[1], len(index)):
         values = unpack(qweight[:, columns], bits, len(index)).float()
@@ -93,7 +93,7 @@ def awq_rows(parts: Parts, group_size: int, name: str) -> Iterator[torch.Tensor]
     size = group_size if group_size > 0 else inputs
     if size * parts["scales"].shape[0] != inputs:
         raise JobError(
-            f"{name} has {parts['scales'].shape[0]} groups of scales, not {inputs}/{size}; download it again"
+            f"{name} has {parts['scales'].shape[0]} groups of scales, not {inputs}/{size}; get the file again"
         )
     for columns in _blocks(outputs, inputs, multiple=8):
         words = slice(columns.start // 8, columns.stop // 8)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from exporter.checkpoint.renamed import adapter_mark, renaming
 from exporter.checkpoint.weights import Stored, stored_tensors
 from exporter.errors import JobError, unknown
 from exporter.types import Combination
@@ -48,13 +49,23 @@ _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_down.weight", "lora_up.we
 class Adapter:
     """A PEFT adapter's folder: its configuration and its tensors' headers, by the names they have in its file.
 
-    `weight` is its share in a combination; None: it is merged whole.
+    `weight` is its share in a combination; None: it is merged whole. `given`: the model it is merged into, as its user
+    named that.
     """
 
     path: Path
     config: dict[str, Any]
     tensors: dict[str, Stored]
     weight: float | None = None
+    given: str = ""
+
+    @property
+    def base(self) -> str:
+        """What to say of the base that it records, where that is not the one that was given: else ""."""
+        recorded = str(self.config.get("base_model_name_or_path") or "")
+        if not recorded or is_same_model(recorded, self.given):
+            return ""
+        return f"; it records {recorded} as its base: give that with -m"
 
     @property
     def kind(self) -> str:
@@ -94,6 +105,16 @@ def repeated(key: str, tensors: Container[str]) -> bool:
     return key.replace(".modules_to_save.", ".") in tensors if ".modules_to_save." in key else False
 
 
+def is_same_model(recorded: str, given: str) -> bool:
+    """Whether two names are of one model: the same folder, or the same hub id, or that in the hub's cache."""
+    if not given:
+        return False
+    one, other = (Path(name).expanduser() for name in (recorded, given))
+    if one.is_dir() and other.is_dir():
+        return one.resolve() == other.resolve()
+    return recorded.rstrip("/") == given.rstrip("/") or f"models--{recorded.replace('/', '--')}" in other.parts
+
+
 def parse_adapter(text: str) -> tuple[Path, float | None]:
     """DIR or DIR=WEIGHT, as --adapter takes it. Raises JobError."""
     path, equals, weight = text.rpartition("=")
@@ -108,7 +129,7 @@ def parse_adapter(text: str) -> tuple[Path, float | None]:
     return Path(path).expanduser(), share
 
 
-def read_adapter(folder: Path, weight: float | None = None) -> Adapter:
+def read_adapter(folder: Path, weight: float | None = None, given: str = "") -> Adapter:
     """The adapter of a folder, from its configuration and its file's header. Raises JobError."""
     if not folder.is_dir():
         raise JobError(f"no such adapter folder: {folder}")
@@ -140,8 +161,14 @@ def read_adapter(folder: Path, weight: float | None = None) -> Adapter:
         raise JobError(
             f"{folder} holds tensors named as kohya's scripts do ({next(iter(tensors))}), not PEFT's; save it as PEFT"
         )
+    if found := adapter_mark(tensors.keys()):
+        mark, owner = found
+        raise JobError(
+            f"the tensors of {folder} are named with {mark!r}, which {owner} puts there and no adapter has that "
+            f"PEFT saved; save it with save_pretrained, or write them with their own names: {renaming(folder, mark)}"
+        )
     _refuse_ambiguous(folder, config, tensors)
-    return Adapter(folder, config, tensors, weight)
+    return Adapter(folder, config, tensors, weight, given)
 
 
 def _refuse_ambiguous(folder: Path, config: dict[str, Any], tensors: dict[str, Stored]) -> None:
@@ -240,9 +267,12 @@ def base_identity(adapter: Adapter, model: str, sha256: str | None) -> str:
         if sha256 is None:
             return f"{BASE_HASH} not compared"
         if wanted != [sha256]:
+            mend = f"; give its base ({recorded}{revision}) with -m"
+            if is_same_model(recorded, model):
+                mend = f"; {model} was changed since, or is another revision: give it as it was in training"
             raise JobError(
                 f"the adapter {adapter.path} was trained on other weights: its {BASE_HASH} is {''.join(wanted)[:12]}…, "
-                f"and {model} has {sha256[:12]}…; give its base ({recorded}{revision}) with -m"
+                f"and {model} has {sha256[:12]}…{mend}"
             )
         return f"verified: {BASE_HASH} is the base's"
     same = recorded.rstrip("/").rsplit("/", 1)[-1] == model.rstrip("/").rsplit("/", 1)[-1]

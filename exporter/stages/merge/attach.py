@@ -6,19 +6,20 @@ given to each module that is adapted before anything is merged: else a change to
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from exporter.errors import JobError
-from exporter.stages.merge.adapter import PREFIX, Adapter, base_name, repeated, resized_vocabulary
+from exporter.stages.merge.adapter import Adapter, base_name, repeated, resized_vocabulary
+from exporter.stages.merge.misfit import misfit, refuse, refuse_lost_bias
 
 # What PEFT raises when an adapter does not fit: a size mismatch, a target module that is not there, a bad config.
 MISFIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError)
+_BY_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # in a configuration, with an entry for each layer
 NAME = "adapter"  # what PEFT calls the one that is attached
 
 
@@ -73,7 +74,9 @@ def attach(model: Any, adapter: Adapter, name: str = NAME) -> Any:
             fit = attached.load_adapter(str(adapter.path), name, is_trainable=False, key_mapping=renamed)
     except MISFIT as error:
         raise JobError(misfit(adapter, model, error)) from error
-    missing = {*fit.missing_keys, *_missing_biases(adapter, attached, name)}
+    refuse_lost_bias(adapter, attached)
+    lacking = {base_name(key.replace(f".{name}.", ".")) for key in fit.missing_keys}
+    missing = {*lacking, *_missing_biases(adapter, attached, name)}
     spare = (key for key in fit.unexpected_keys if repeated(key, adapter.tensors) or _tied_tokens(attached, key))
     refuse(adapter, model, missing, set(fit.unexpected_keys).difference(spare))
     return attached.eval()
@@ -97,51 +100,6 @@ def _missing_biases(adapter: Adapter, attached: Any, name: str) -> set[str]:
     return {base_name(key) for key in expected if ".modules_to_save." not in key and key.endswith(".bias")} - {
         base_name(key) for key in adapter.tensors
     }
-
-
-def refuse(adapter: Adapter, model: Any, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Raises JobError naming the first few keys and the likely cause, when any is missing or unexpected."""
-    missing, unexpected = sorted(missing), sorted(unexpected)
-    if missing:
-        raise JobError(
-            f"the adapter {adapter.path} is for another model: it has no tensor for {few(missing)}"
-            f"{_cause(adapter, model)}"
-        )
-    if unexpected:
-        raise JobError(
-            f"the adapter {adapter.path} is for another model: it holds tensors that this model lacks: "
-            f"{few(unexpected)}{_cause(adapter, model)}"
-        )
-
-
-def few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def misfit(adapter: Adapter, model: Any, error: Exception) -> str:
-    """What PEFT or PyTorch say of an adapter that does not fit, in a line with the likely cause."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # PyTorch's first line of a size mismatch only names the class; the second one names the tensor.
-    said = " ".join(lines[:2])[:300] if lines else type(error).__name__
-    if isinstance(error, KeyError):
-        return f"the adapter {adapter.path} is for another model: it has no tensor for {said}{_cause(adapter, model)}"
-    return f"the adapter {adapter.path} does not fit this model: {said}{_cause(adapter, model)}"
-
-
-def _cause(adapter: Adapter, model: Any) -> str:
-    """The likeliest reason of a misfit, from the layers' numbers and the modules' names."""
-    theirs = [int(found[1]) + 1 for key in adapter.tensors if (found := re.search(r"\.(\d+)\.", key))]
-    modules = {name.removeprefix(PREFIX) for name, _ in model.named_modules()}
-    ours = [int(found[1]) + 1 for name in modules if (found := re.search(r"\.(\d+)(?:\.|$)", name))]
-    recorded = adapter.config.get("base_model_name_or_path")
-    base = f"; it records {recorded} as its base: give that with -m" if recorded else ""
-    if theirs and ours and max(theirs) != max(ours):
-        return f" (it was trained on {max(theirs)} layers, and this model has {max(ours)}){base}"
-    parents = {key.removeprefix(PREFIX).split(".lora_")[0] for key in adapter.tensors if ".lora_" in key}
-    lacking = sorted(parents - modules)
-    if lacking:
-        return f" (this model has no module {lacking[0]}: another architecture, or modules renamed since){base}"
-    return base
 
 
 @dataclass(frozen=True)
@@ -193,6 +151,28 @@ def untie_configuration(model: Any, group: tuple[str, ...]) -> str:
                 f"of a {type(model).__name__} says: no checkpoint can hold it merged; keep base and adapter apart"
             )
     return f"untied {' and '.join(group)}: the adapter changes one of them"
+
+
+def own_layers(model: Any, adapter: Adapter, ties: Ties) -> str | None:
+    """Gives the layers that an adapter repeated (layer_replication) weights of their own, which a checkpoint holds once
+    for each name, and what is listed by layer in the configuration as many entries; returns a line of history."""
+    import torch
+
+    layers = adapter.config.get("layer_replication")
+    if not layers:
+        return None
+    tied = {name for group in ties.groups for name in group}
+    for group in ties_of(model).groups:
+        for name in group[1:] if tied.isdisjoint(group) else ():
+            owner, attribute = _place(model, name)
+            setattr(owner, attribute, torch.nn.Parameter(owner.get_parameter(attribute).detach().clone(), False))
+    places = [place for begin, end in layers for place in range(begin, end)]
+    before = 1 + max(places)
+    for config in _configs(model):
+        for key, value in vars(config).items():
+            if isinstance(value, list) and len(value) != len(places) and len(value) >= before and key in _BY_LAYER:
+                setattr(config, key, [value[place] for place in places])
+    return f"repeated layers, {len(places)} of the base's (layer_replication {layers})"
 
 
 def _place(model: Any, name: str) -> tuple[Any, str]:

@@ -10,7 +10,7 @@ from exporter.checkpoint.floats import TORCH_DTYPES, as_tensor, torch_dtype
 from exporter.checkpoint.weights import Stored
 from exporter.errors import JobError
 from exporter.stages.merge.adapter import Adapter, base_name
-from exporter.stages.merge.attach import few
+from exporter.stages.merge.misfit import few
 
 _CHUNK = 1 << 24
 _ROUNDING, _TINY = 2.0**-7, 1e-7  # training may have loaded the base in bfloat16, or in float16 with its subnormals
@@ -54,7 +54,7 @@ def check_copies(adapter: Adapter, base: Path, stored: dict[str, Stored], prefix
             if not bool(((own - found).abs() <= own.abs() * _ROUNDING + _TINY).all()):
                 raise JobError(
                     f"{base} is not the base of the adapter {adapter.path}: that carries a copy of its base's {name}, "
-                    f"which differs; give its base ({adapter.config.get('base_model_name_or_path')}) with -m"
+                    f"which differs{adapter.base}"
                 )
         lines.append(f"{name} is the one that {adapter.path.name} was trained on: it carries a copy")
     return lines

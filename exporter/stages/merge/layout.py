@@ -14,7 +14,8 @@ from typing import Any
 from exporter.checkpoint.weights import Stored
 from exporter.errors import JobError
 from exporter.stages.merge.adapter import PREFIX, Adapter, base_name, repeated
-from exporter.stages.merge.attach import MISFIT, NAME, Ties, misfit, quiet, refuse, untie_configuration
+from exporter.stages.merge.attach import MISFIT, NAME, Ties, quiet, untie_configuration
+from exporter.stages.merge.misfit import misfit, refuse, refuse_lost_bias
 
 _WHY_MEMORY = "merge it with --merge memory"
 
@@ -167,9 +168,11 @@ def _attach_meta(model: Any, adapter: Adapter) -> Any:
             if hasattr(config, "init_lora_weights"):
                 config.init_lora_weights = False  # nothing may be computed from weights that are not there
             kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
-            return kind(model, config, adapter_name=NAME)
+            attached = kind(model, config, adapter_name=NAME)
     except MISFIT as error:
         raise JobError(misfit(adapter, model, error)) from error
+    refuse_lost_bias(adapter, attached)
+    return attached
 
 
 def _ranks_left(attached: Any) -> dict[str, int]:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.configuration import correct_ties, keep_configuration
 from exporter.checkpoint.floats import TORCH_DTYPES
 from exporter.checkpoint.folder import carry
 from exporter.checkpoint.model import Load
-from exporter.checkpoint.tokenizer import fitting, rows_of
+from exporter.checkpoint.tokenizer import fitting, name_padding, rows_of
 from exporter.checkpoint.weights import Stored, stored_tensors
 from exporter.errors import BuildError, JobError
 from exporter.runner import Ids
@@ -22,8 +23,7 @@ from exporter.stages.merge.attach import (
     MISFIT,
     NAME,
     attach,
-    few,
-    misfit,
+    own_layers,
     quiet,
     resize,
     tie_again,
@@ -31,6 +31,7 @@ from exporter.stages.merge.attach import (
     untie_adapted,
 )
 from exporter.stages.merge.base_check import check_copies, refuse_absent, stored_name
+from exporter.stages.merge.misfit import few, misfit
 from exporter.stages.merge.proof import Agreement, answers, check_probe, compare, probe_ids, refuse_unproven
 from exporter.types import FEATURES
 
@@ -50,6 +51,7 @@ class How:
     probe: Path | None = None
     svd_rank: int | None = None  # of the combination "svd": the largest rank of the adapters
     other: Path | None = None  # for an adapter trained on a quantized base: the float checkpoint not merged into
+    trust: bool = False  # whether code that comes with the model, its tokenizer's too, may run
     other_is_trained: bool = False  # whether `other` is the one with the values that training saw
 
 
@@ -63,8 +65,11 @@ def merge(load: Load, base: Path, adapters: list[Adapter], folder: Path, how: Ho
     model, found = load(base, output_loading_info=True)
     refuse_absent(base, found["missing_keys"], adapters)
     history = [line for adapter in adapters for line in check_copies(adapter, base, stored, model.base_model_prefix)]
+    history += [line] if (line := correct_ties(model)) else []
     history += [line] if (line := resize(model, adapters)) else []
-    ids = probe_ids(fitting(base, paths, rows_of(model)), how.text, rows_of(model))
+    tokenizer = fitting(base, paths, rows_of(model), how.trust)
+    history += [line] if (line := name_padding(model, tokenizer)) else []
+    ids = probe_ids(tokenizer, how.text, rows_of(model))
     steps: list[dict[str, Any]] = []
     truth = None
     for group in [adapters] if how.combine else [[adapter] for adapter in adapters]:
@@ -77,13 +82,20 @@ def merge(load: Load, base: Path, adapters: list[Adapter], folder: Path, how: Ho
                 model = attached.merge_and_unload(safe_merge=True)
         except MISFIT as error:
             raise JobError(f"merging {names_of(group)} gives NaN or Inf, or fails: {error}") from error
+        repeated = [line for adapter in group if (line := own_layers(model, adapter, ties))]
         line = tie_again(model, ties)
         agreement = compare(truth, answers(model, ids), "float32", distribution=task != FEATURES)
         refuse_unproven(agreement, f"the model merged with {names_of(group)}")
         steps.append(agreement.record() | {"adapter": names_of(group)})
-        history += [f"merged {names_of(group)}{_combined(how)} (float32, PEFT, in memory)", *([line] if line else [])]
+        history += [
+            f"merged {names_of(group)}{_combined(how)} (float32, PEFT, in memory)",
+            *repeated,
+            *([line] if line else []),
+        ]
     assert truth is not None
     dtypes = _save(model, stored, how.dtype, folder)
+    line = keep_configuration(base, folder, model.config, max(dtypes, key=roundoff))
+    history += [line] if line else []
     carry(base, paths, folder)
     del model
     saved, kl = _reload(load, folder, ids, truth, max(dtypes, key=roundoff), task, how.probe)

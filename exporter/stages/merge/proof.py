@@ -66,13 +66,16 @@ def answers(model: Any, ids: Ids) -> Floats:
     if getattr(model.config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = inputs["input_ids"]
     limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and limit < ids.shape[1]:
+    if limit is not None and 0 < limit < ids.shape[1]:
         inputs = {name: value[:, :limit] for name, value in inputs.items()}
     found = []
     with torch.inference_mode():
         for row in range(len(ids)):  # one by one: a classifier without a padding token takes no more
             out = model.eval()(**{name: value[row : row + 1] for name, value in inputs.items()})
-            found.append(out.logits if "logits" in out else out.last_hidden_state)
+            if "start_logits" in out:  # of question answering: each is over the positions
+                found.append(torch.stack((out.start_logits, out.end_logits), 1))
+            else:
+                found.append(out.logits if "logits" in out else out.last_hidden_state)
     result: Floats = torch.cat(found).float().numpy()
     return result
 

@@ -14,18 +14,20 @@ from typing import Any
 
 import numpy as np
 
+from exporter.checkpoint.configuration import correct_ties, keep_configuration
 from exporter.checkpoint.floats import TORCH_DTYPES, as_tensor, is_finite, tensor, torch_dtype
 from exporter.checkpoint.folder import carry
 from exporter.checkpoint.model import Load
 from exporter.checkpoint.shards import Digest, header, put, write_index
-from exporter.checkpoint.tokenizer import fitting, rows_of
+from exporter.checkpoint.tokenizer import fitting, name_padding, rows_of
 from exporter.checkpoint.weights import FLOAT_BYTES, Stored, stored_tensors
 from exporter.errors import BuildError, JobError
 from exporter.stages.merge.adapter import Adapter
-from exporter.stages.merge.attach import few, resize, ties_of
+from exporter.stages.merge.attach import resize, ties_of
 from exporter.stages.merge.base_check import check_copies, refuse_absent, stored_name
 from exporter.stages.merge.layout import Change, Layout, layout
 from exporter.stages.merge.merge import How, kept_dtype, names_of, roundoff
+from exporter.stages.merge.misfit import few
 from exporter.stages.merge.one_module import merge_module
 from exporter.stages.merge.proof import Agreement, refuse_unproven
 
@@ -84,9 +86,10 @@ def merge_streaming(
     model, loaded = load(base, device_map="meta", output_loading_info=True)
     refuse_absent(base, loaded["missing_keys"], adapters)
     ties, paths = ties_of(model), [adapter.path for adapter in adapters]
-    history = [line for adapter in adapters for line in check_copies(adapter, base, stored, model.base_model_prefix)]
+    history = [line] if (line := correct_ties(model)) else []
+    history += [line for adapter in adapters for line in check_copies(adapter, base, stored, model.base_model_prefix)]
     history += [line] if (line := resize(model, adapters)) else []
-    fitting(base, paths, rows_of(model))
+    history += [line] if (line := name_padding(model, fitting(base, paths, rows_of(model), how.trust))) else []
     found, untied = layout(model, adapters, ties)
     if untied and getattr(model.config, "is_encoder_decoder", False):
         raise JobError("the adapters untie embeddings of an encoder-decoder, whose scale depends on it: --merge memory")
@@ -101,16 +104,16 @@ def merge_streaming(
         history.append(f"untied {' and '.join(group)}: the adapter changes one of them")
     files = _outputs(work, set(loaded["missing_keys"]))
     source, hashes = _write(work, files, folder, progress)
-    _write_configuration(work, files, folder)
+    history += _write_configuration(work, base, files, folder)
     carry(base, paths, folder)
     _check_reload(load, base, folder)
-    lines = [names_of(adapters)] if how.combine else [names_of([adapter]) for adapter in adapters]
-    history += [f"merged {line} (float32, PEFT's layers, streaming)" for line in lines]
+    groups = [adapters] if how.combine else [[adapter] for adapter in adapters]
+    history += [f"merged {names_of(group)} (float32, PEFT's layers, streaming)" for group in groups]
     return {"history": history, "proof": _proof(work), "source_sha256": source, "hashes": hashes}
 
 
 def _proof(work: Work) -> dict[str, Any]:
-    """Every merged module was compared, on random inputs; the whole model was not run: it does not fit."""
+    """Every merged module was compared; the whole model was not run: it does not fit."""
     steps = [] if work.worst is None else [work.worst.record() | {"modules": len(work.proven)}]
     on = f"each of the {len(work.proven)} merged modules, on random inputs; the whole model was not run"
     return {"way": "streaming", "on": on, "steps": steps, "saved": None, "probe_kl": None, "other_base": None}
@@ -274,13 +277,15 @@ def _stored_of(work: Work, name: str) -> Stored:
     return work.stored[kept]
 
 
-def _write_configuration(work: Work, files: dict[str, list[Output]], folder: Path) -> None:
+def _write_configuration(work: Work, base: Path, files: dict[str, list[Output]], folder: Path) -> list[str]:
+    """Writes config.json, and the index where a loader needs one; returns the lines of history."""
     config = work.model.config
     config.architectures = [type(work.model).__name__]
     kinds = {TORCH_DTYPES[o.dtype] for outputs in files.values() for o in outputs if o.dtype in TORCH_DTYPES}
-    config.dtype = torch_dtype(max(kinds, key=roundoff))
+    config.dtype = torch_dtype(dtype := max(kinds, key=roundoff))
     config.save_pretrained(folder)
     write_index(folder, {name: {output.name: output.bytes for output in outputs} for name, outputs in files.items()})
+    return [line] if (line := keep_configuration(base, folder, config, dtype)) else []
 
 
 def _check_reload(load: Load, base: Path, folder: Path) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.configuration import keep_configuration
 from exporter.checkpoint.folder import carry
 from exporter.checkpoint.linear import linear_layers, shared_weights, weight_of
 from exporter.checkpoint.model import Load
@@ -263,4 +264,5 @@ def _save(model: Any, schemes: Mapping[str, Scheme], base: Path, folder: Path) -
                 del module.rounded_input
     model.config.dtype = torch.float32
     model.save_pretrained(folder)
+    keep_configuration(base, folder, model.config, "float32")
     carry(base, [], folder)

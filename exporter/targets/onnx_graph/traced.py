@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.model import trust_code
 from exporter.errors import BuildError, unknown
 from exporter.targets.onnx_graph.attention_operator import standard, use_operator
 from exporter.targets.onnx_graph.cache_wrapper import answer_shapes, cached_decoder, encoder
@@ -111,7 +112,8 @@ def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     from optimum.exporters.tasks import TasksManager
 
     model_class = TasksManager.get_model_class_for_task(task)
-    model = model_class.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    trust = trust_code(checkpoint, trust_remote_code)
+    model = model_class.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=trust)
     model.set_experts_implementation("batched_mm")
     return model.eval()
 

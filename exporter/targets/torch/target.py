@@ -14,6 +14,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from exporter.checkpoint.configuration import correct_ties, keep_configuration
+from exporter.checkpoint.folder import carry
 from exporter.checkpoint.model import load_model
 from exporter.checkpoint.tokenizer import rows_of
 from exporter.errors import BuildError, JobError
@@ -124,25 +126,30 @@ def open_static(folder: Path, task: str, threads: int) -> TorchRunner:
 
 
 def export(request: ExportRequest) -> Exported:
-    from transformers import AutoTokenizer
-
-    checkpoint = request.checkpoint
+    checkpoint, folder = request.checkpoint, request.folder
+    path, task, trust = checkpoint.path, checkpoint.task, checkpoint.trust_remote_code
     if request.precision == "fp32":  # the reference: measured from the checkpoint itself
         return Exported(())
     if request.precision == "int8-static":
-        AutoTokenizer.from_pretrained(checkpoint.path).save_pretrained(request.folder)
-        return export_static(load_model(checkpoint.path, checkpoint.task, "float32"), request.policy, request.folder)
+        model = load_model(path, task, "float32", trust)
+        exported = export_static(model, request.policy, folder)
+        keep_configuration(path, folder, model.config, None)
+        carry(path, [], folder)
+        return exported
     if request.precision == "bf16":
-        model = load_model(checkpoint.path, checkpoint.task, "bfloat16")
+        model, dtype = load_model(path, task, "bfloat16", trust), "bfloat16"
     else:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
         from transformers import TorchAoConfig
 
         scheme = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
-        model = load_model(checkpoint.path, checkpoint.task, "float32", quantization_config=scheme)
-    model.save_pretrained(request.folder)
-    AutoTokenizer.from_pretrained(checkpoint.path).save_pretrained(request.folder)
-    return Exported(tuple(sorted(path.name for path in request.folder.glob("*.safetensors*"))))
+        model, dtype = load_model(path, task, "float32", trust, quantization_config=scheme), "float32"
+    note = correct_ties(model)
+    model.save_pretrained(folder)
+    keep_configuration(path, folder, model.config, dtype)
+    carry(path, [], folder)
+    weights = tuple(sorted(file.name for file in folder.glob("*.safetensors*")))
+    return Exported(weights, notes=(note,) if note else ())
 
 
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
