@@ -222,6 +222,7 @@ _DETAILS = (
     Column("Cache KL", "nats", lambda row: _small(value(row, "cache_kl"))),
     Column("Prefill", "ms p50 / p90 / p99", lambda row: _percentiles(row, "prefill")),
     Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode")),
+    Column("Proven", "tokens", lambda row: _rate(row["artifact"].get("proven_tokens"))),
     Column("Tokenizer", "MB", lambda row: megabytes(row["artifact"]["tokenizer_bytes"])),
     Column("Engine", "× graph", lambda row: _times((row["build"]["engine"] or {}).get("engine_over_onnx"))),
     Column("Export", "s", lambda row: _rate(row["build"]["export_s"])),
