@@ -128,6 +128,12 @@ class Job(MergeJob):
     min_spearman: float | None = Field(None, ge=-1, le=1, description="Gate: correlation of the order of its answers.")
     max_size_ratio: float | None = Field(None, gt=0, description="Gate: size over the float32 weights' size.")
     max_logit_error: float | None = Field(None, ge=0, description="Gate: largest error of a logit on the probe.")
+    proven_length: int | None = Field(
+        None,
+        ge=8,
+        description="Gate: tokens of the longest text that each artifact must be proven on. Default: past every "
+        "boundary of the model's up to 4096 tokens, and no gate.",
+    )
     speed: bool = Field(True, description="Measure latency and memory; --no-speed leaves them out.")
     repeats: int = Field(5, ge=1, description="Rounds of the speed measurement, interleaved between the variants.")
 
@@ -141,6 +147,7 @@ class Job(MergeJob):
     def gates(self, default: Gates) -> Gates:
         """The precision's own gates, with this job's limits in their place where it names any."""
         limits = {name: getattr(self, name, None) for name in Gates.__dataclass_fields__}
+        limits["min_proven_tokens"] = self.proven_length
         return Gates(**{name: getattr(default, name) if own is None else own for name, own in limits.items()})
 
     def identity(self) -> dict[str, Any]:

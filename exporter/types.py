@@ -97,6 +97,7 @@ class Gates:
     `max_logit_error` is absolute, over the probe's full logits; `max_cache_kl` compares the artifact's cached path with
     its own uncached one; `min_cosine` is the mean cosine of pooled embeddings. Of classifiers that answer a number,
     `max_regression_error` is over the standard deviation of the reference's answers.
+    `min_proven_tokens` is the length of the longest text that the artifact was compared on (--proven-length).
     `max_tokenizer_errors` counts texts that an artifact's own tokenizer reads otherwise than the checkpoint's.
     `min_named_share` and `max_bits_per_weight` hold a precision to its name, by exporter.measure.held.
     """
@@ -114,6 +115,7 @@ class Gates:
     max_cache_kl: float | None = None
     min_named_share: float | None = None
     max_bits_per_weight: float | None = None
+    min_proven_tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class ExportRequest:
     `options`: the job's instance of the target's own model, None where it has none; `calibration` is the folder that
     exporter.quantization.calibrate wrote, where the target asked for it: statistics of the layers' inputs, and the
     windows of token ids. `policy`: each linear layer's scheme by its module's name, None where it stays in float;
-    without a policy the precision has a rule of its own.
+    without a policy the precision has a rule of its own. `reference`: the folder of the reference's answers.
     """
 
     checkpoint: Checkpoint
@@ -194,6 +196,7 @@ class ExportRequest:
     calibration: Path | None = None
     policy: Mapping[str, Scheme | None] | None = None
     progress: Callable[[str, int, int], None] = lambda what, done, total: None  # for an engine that builds for minutes
+    reference: Path | None = None
 
 
 @dataclass(frozen=True)

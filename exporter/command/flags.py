@@ -33,7 +33,7 @@ HEADINGS: Mapping[str, Sequence[str]] = {
     "Evaluation": ("task", "eval_tokens", "window", "stride"),
     "Gates": (
         "max_kl", "min_top1", "max_tokenizer_errors", "min_cosine", "max_regression_error", "min_pearson",
-        "min_spearman", "max_size_ratio", "max_logit_error",
+        "min_spearman", "max_size_ratio", "max_logit_error", "proven_length",
     ),
     "Calibration and policies": (
         "calib_text", "calib_tokens", "policy", "force_policy", "ranges", "smooth", "rounding",

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from exporter.report.result import Figure
 from exporter.runner import Floats
 
+TOP_K = 256
 Doubles = NDArray[np.float64]
+Top = tuple[NDArray[np.int32], Floats, Floats]  # ids and their log-probabilities [T, k], and the rest's [T]
 
 
 def log_softmax(logits: Floats) -> Floats:
@@ -31,3 +33,29 @@ def mean(values: Doubles) -> tuple[float, float]:
 def divergence(kl: Doubles) -> Figure:
     value, se = mean(kl)
     return Figure(max(value, 0.0), se)  # float32 rounding can push the divergence of equal models just below zero
+
+
+def top_of(logp: Floats) -> Top:
+    """The TOP_K most likely tokens of log-probabilities [T, V], the likeliest first, and what they leave over."""
+    k = min(TOP_K, logp.shape[-1])
+    best = np.argpartition(logp, -k, axis=-1)[:, -k:]
+    best_logp = np.take_along_axis(logp, best, -1)
+    order = np.argsort(-best_logp, axis=-1, kind="stable")
+    best, best_logp = np.take_along_axis(best, order, -1), np.take_along_axis(best_logp, order, -1)
+    return best.astype(np.int32), best_logp, _rest(logp, best_logp)
+
+
+def divergence_of(top: Top, logp: Floats) -> Doubles:
+    """KL(top || logp) [T] in nats, of log-probabilities [T, V]."""
+    ids, p, p_rest = top
+    q = np.take_along_axis(logp, ids.astype(np.int64), -1)
+    kl: Doubles = (np.exp(p) * (p - q)).sum(-1) + np.exp(p_rest) * (p_rest - _rest(logp, q))
+    return kl
+
+
+def _rest(logp: Floats, chosen: Floats) -> Floats:
+    """log of the probability that the chosen columns leave over; the same float32 terms go into both float64 sums."""
+    whole = np.exp(logp).sum(axis=-1, dtype=np.float64)
+    left = np.maximum(whole - np.exp(chosen).sum(axis=-1, dtype=np.float64), 1e-30)
+    result: Floats = np.log(left).astype(np.float32)
+    return result

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
+from exporter.measure.lengths import FIGURE
 from exporter.report.result import Gate, Result
 from exporter.types import Gates
 
@@ -34,7 +35,16 @@ def judge(limits: Gates, result: Result, asked: frozenset[str], scored: int) -> 
             gates.append(gate)
         elif field.name in asked:
             gates.append(Gate(field.name, limit, None, False, "not measured for this artifact"))
-    return gates
+    return gates + _far(result)
+
+
+def _far(result: Result) -> list[Gate]:
+    """The gate of every artifact that was compared beyond a boundary: there it must be what it is below."""
+    drift = result.figure(FIGURE)
+    if drift.value is None:
+        return []
+    wrong = drift.value > 1
+    return [Gate(f"max_{FIGURE}", 1.0, drift.value, not wrong, (drift.detail or "") if wrong else "")]
 
 
 # Figures of an artifact's own working: none says whether its answers are the reference's.

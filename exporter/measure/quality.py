@@ -14,19 +14,20 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import BuildError, JobError
-from exporter.measure.arithmetic import Doubles, divergence, log_softmax, mean
+from exporter.measure.arithmetic import Doubles, divergence, divergence_of, log_softmax, mean, top_of
 from exporter.measure.classification import compare_answers
 from exporter.report.result import Figure
 from exporter.runner import BatchRunner, CachedRunner, Floats, Ids, Runner
 from exporter.types import CLASSIFICATION, GENERATION, Probe
 
-TOP_K = 256
 Progress = Callable[[int, int], None]  # (done, total) windows
+_STEPPED = 8  # tokens of a whole window that are decoded one by one
 _LARGEST = 700  # nats: beyond them a perplexity is no float64
 
 
@@ -116,10 +117,11 @@ class NotFinite(BuildError):
 
 def _checked(runner: Runner, ids: Ids) -> Floats:
     """The answer to [T] ids. Raises NotFinite; -inf may stand in the place of a token that is ruled out."""
-    return _finite(ids, runner.logits(ids))
+    return finite(ids, runner.logits(ids))
 
 
-def _finite(ids: Ids, out: Floats) -> Floats:
+def finite(ids: Ids, out: Floats) -> Floats:
+    """The answer to [T] ids, as it is; raises as above."""
     if np.isnan(out).any() or np.isposinf(out).any() or not np.isfinite(out).any(axis=-1).all():
         raise NotFinite(ids, out)
     return out
@@ -169,30 +171,19 @@ def answer(runner: Runner, passages: Passages, progress: Progress) -> Answers:
     none = np.zeros((0, 0), np.float32)
     if passages.task != GENERATION:
         return Answers(np.zeros(0), none.astype(np.int32), none, none, _vectors(runner, passages, progress))
-    nll, top_ids, top_logp, rest = [], [], [], []
+    nll: list[Doubles] = []
+    top_ids: list[Any] = []
+    top_logp: list[Any] = []
+    rest: list[Any] = []
     for _, logp, tokens in _scored(runner, passages, progress):
-        k = min(TOP_K, logp.shape[-1])
-        best = np.argpartition(logp, -k, axis=-1)[:, -k:]
-        best_logp = np.take_along_axis(logp, best, -1)
-        order = np.argsort(-best_logp, axis=-1, kind="stable")
-        best, best_logp = np.take_along_axis(best, order, -1), np.take_along_axis(best_logp, order, -1)
         nll.append(-_at(logp, tokens))
-        top_ids.append(best.astype(np.int32))
-        top_logp.append(best_logp)
-        rest.append(_rest(logp, best_logp))
+        for column, part in zip((top_ids, top_logp, rest), top_of(logp), strict=True):
+            column.append(part)
     return Answers(np.concatenate(nll), np.concatenate(top_ids), np.concatenate(top_logp), np.concatenate(rest), none)
 
 
 def _at(logp: Floats, tokens: Ids) -> Doubles:
     return np.take_along_axis(logp, tokens[:, None], -1)[:, 0].astype(np.float64)
-
-
-def _rest(logp: Floats, chosen: Floats) -> Floats:
-    """log of the probability that the chosen columns leave over; the same float32 terms go into both float64 sums."""
-    whole = np.exp(logp).sum(axis=-1, dtype=np.float64)
-    left = np.maximum(whole - np.exp(chosen).sum(axis=-1, dtype=np.float64), 1e-30)
-    result: Floats = np.log(left).astype(np.float32)
-    return result
 
 
 def compare(runner: Runner, reference: Reference, progress: Progress = lambda done, total: None) -> dict[str, Figure]:
@@ -204,9 +195,8 @@ def compare(runner: Runner, reference: Reference, progress: Progress = lambda do
     nll, kl, agree = np.empty(count), np.empty(count), np.empty(count)
     for span, logp, tokens in _scored(runner, passages, progress):
         nll[span] = -_at(logp, tokens)
-        top, p, p_rest = answers.top_ids[span], answers.top_logp[span], answers.rest_logp[span]
-        q = np.take_along_axis(logp, top.astype(np.int64), -1)
-        kl[span] = (np.exp(p) * (p - q)).sum(-1) + np.exp(p_rest) * (p_rest - _rest(logp, q))
+        top = answers.top_ids[span]
+        kl[span] = divergence_of((top, answers.top_logp[span], answers.rest_logp[span]), logp)
         agree[span] = logp.argmax(-1) == top[:, 0]
     return {
         "ppl": _exponential(nll),
@@ -238,28 +228,31 @@ def reference_perplexity(answers: Answers) -> Figure:
     return _exponential(answers.nll) if len(answers.nll) else Figure()
 
 
-def compare_probe(runner: Runner, probe: Probe, task: str) -> dict[str, Figure]:
+def compare_probe(runner: Runner, probe: Probe, task: str, window: Ids | None = None) -> dict[str, Figure]:
     """logit_error (absolute, the largest) on padded sequences, alone and in a batch where there is one; and cache_kl.
 
     `cache_kl` is the mean KL(uncached || cached) of the artifact with itself, where it has a cache: a prefill of about
-    half of a sequence, then the rest token by token. It needs no reference, so quantization does not hide in it.
+    half of a sequence, then the rest token by token. It needs no reference, so quantization does not hide in it. Of
+    `window` [T], the longest text that is evaluated, only the last tokens come one by one.
     """
     lengths = probe.mask.sum(axis=1)
     sequences = [row[:length] for row, length in zip(probe.ids, lengths, strict=True)]
     alone = [_checked(runner, ids) for ids in sequences]
     if task == CLASSIFICATION:
         got = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else np.concatenate(alone)
-        return {"logit_error": Figure(float(np.abs(_finite(probe.ids[0], got) - probe.answers).max()))}
+        return {"logit_error": Figure(float(np.abs(finite(probe.ids[0], got) - probe.answers).max()))}
     together = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else alone
     errors = []
     for index, ids in enumerate(sequences):
-        expected, padded = probe.answers[index][: len(ids)], _finite(ids, together[index][: len(ids)])
+        expected, padded = probe.answers[index][: len(ids)], finite(ids, together[index][: len(ids)])
         unpadded = expected if probe.alone is None else probe.alone[index][: len(ids)]
         errors += [_largest_error(alone[index], unpadded)]
         errors += [_largest_error(padded, expected)] if isinstance(runner, BatchRunner) else []
     figures = {"logit_error": Figure(max(errors))}
     if isinstance(runner, CachedRunner):
-        own = [_cache_kl(runner, ids, alone[i]) for i, ids in enumerate(sequences)]
+        own = [_cache_kl(runner, ids, alone[i], len(ids) // 2) for i, ids in enumerate(sequences)]
+        if window is not None and len(window) > _STEPPED:
+            own.append(_cache_kl(runner, window, _checked(runner, window), len(window) - _STEPPED))
         figures["cache_kl"] = Figure(float(np.mean(own)))
     return figures
 
@@ -269,8 +262,8 @@ def _largest_error(got: Floats, expected: Floats) -> float:
     return float(np.abs(got[unlike] - expected[unlike]).max(initial=0.0))
 
 
-def _cache_kl(runner: CachedRunner, ids: Ids, uncached: Floats) -> float:
-    half = len(ids) // 2
-    cached = np.stack([runner.prefill(ids[:half]), *(runner.step(int(token)) for token in ids[half:])])
-    expected, got = log_softmax(uncached[half - 1 :]), log_softmax(_finite(ids, cached))
+def _cache_kl(runner: CachedRunner, ids: Ids, uncached: Floats, read: int) -> float:
+    """Of [T] ids, the first `read` at once."""
+    cached = np.stack([runner.prefill(ids[:read]), *(runner.step(int(token)) for token in ids[read:])])
+    expected, got = log_softmax(uncached[read - 1 :]), log_softmax(finite(ids, cached))
     return max(float((np.exp(expected) * (expected - got)).sum(-1).mean()), 0.0)

@@ -150,6 +150,7 @@ class Exports:
                 options=None if wanted.options is None else wanted.options.model_dump(mode="json"),
                 calibration=self.calibration if wanted.calibrates else None,
                 policy=None if quantization is None else quantization["policy"],
+                reference=self.output / "reference",
             )
         facts = {
             "variant": str(variant),
@@ -176,6 +177,7 @@ def export_artifact(
     options: dict[str, Any] | None,
     calibration: str | None,
     policy: dict[str, Any] | None,
+    reference: str,
 ) -> dict[str, Any]:
     """A worker's operation: what the target says of the artifact that it wrote, its seconds and its peak memory."""
     start, writer = perf_counter(), known.get(target)
@@ -190,6 +192,7 @@ def export_artifact(
         Path(calibration) if calibration else None,
         policy and {name: one and Scheme.model_validate(one) for name, one in policy.items()},
         session.progress,
+        Path(reference),
     )
     exported = writer.export(request)
     cost = {"export_s": perf_counter() - start, "export_peak_rss_bytes": machine.peak_rss()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from exporter import machine
 from exporter.errors import BuildError, ExporterError
 from exporter.measure import latency, quality
 from exporter.measure.latency import Round, summarize
+from exporter.measure.lengths import FIGURE, LENGTHS, PROVEN, Lengths, compare_lengths
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
 from exporter.process import Progress, Session, Worker, WorkerFailed
 from exporter.report.result import Result
@@ -26,7 +28,7 @@ from exporter.runner import (
     TokenizingRunner,
     TracingRunner,
 )
-from exporter.store import disk_full
+from exporter.store import MANIFEST, disk_full, read_manifest, write_text
 from exporter.targets import known
 from exporter.types import Checkpoint, Variant
 
@@ -84,6 +86,17 @@ class Bench:
             measured = row.artifact["engine"] is not None  # to choose its policy
             if row.variant != known.REFERENCE and not measured:
                 self.attempt(row, partial(self.measure, row, self._output / row.variant.folder))
+            if row.variant != known.REFERENCE:
+                self.attempt(row, partial(self._claim, row))
+
+    def _claim(self, row: Result) -> None:
+        """Says in the row and in the artifact's own manifest how far it is proven: it claims no more than that."""
+        proven, told = row.artifact[PROVEN], row.quality[FIGURE].detail
+        row.reason = "; ".join(filter(None, (row.reason, told))) or None
+        folder = self._output / row.variant.folder
+        if proven is not None and (manifest := read_manifest(folder)) is not None:
+            claim = {PROVEN: proven, "proven": told or f"proven up to {proven:,} tokens"}
+            write_text(folder / MANIFEST, json.dumps(manifest | claim, indent=2, default=str) + "\n")
 
     def measure(self, row: Result, folder: Path) -> None:
         """The quality of a row's artifact, wherever its folder is."""
@@ -154,7 +167,8 @@ def measure_quality(
     told = quality.Reference.load(Path(reference))
     with _open(named, checkpoint, folder, threads) as runner:
         try:
-            figures = quality.compare_probe(runner, told.probe, told.passages.task)  # seconds, and tells of much
+            task, longest = told.passages.task, max(told.passages, key=len)[: told.passages.window]
+            figures = quality.compare_probe(runner, told.probe, task, longest)  # seconds, and tells of much
             figures |= quality.compare(runner, told, session.counted(f"quality {named}"))
         except quality.NotFinite as error:
             first = runner.first_not_finite(error.ids) if isinstance(runner, TracingRunner) else None
@@ -166,7 +180,13 @@ def measure_quality(
             groups["speed"] = {"untimed": runner.untimed}
         if isinstance(runner, DeviceRunner):
             groups["memory"] = {"device_bytes": runner.device_memory_bytes}
-        return groups
+    if (beside := Path(reference).with_name(LENGTHS)).is_file():  # an older exporter's reference has none
+        opened = partial(_open, named, checkpoint, folder, threads)
+        proven, figures[FIGURE] = compare_lengths(
+            opened, Lengths.load(beside), task, session.counted(f"lengths {named}")
+        )
+        groups["artifact"][PROVEN] = proven
+    return groups
 
 
 @dataclass(frozen=True)

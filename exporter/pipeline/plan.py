@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from exporter.checkpoint.load import is_recipe
 from exporter.errors import BuildError, JobError
 from exporter.job import Job
+from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look, merged_sha256
 from exporter.pipeline.texts import calibration_text, evaluation_text, window_of
@@ -111,6 +112,7 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     source = look(job, worker)
     task = source.checkpoint.task
     window, stride = window_of(job, task, source.max_length)
+    lengths_of(job, source)  # raises for a length that the model does not have
     variants, skipped = _variants(job, sections, source, window)
     policy, notes = _policy(job, variants, source)
     source = replace(source, notes=(*source.notes, *notes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ from exporter.checkpoint.problem import problem_of
 from exporter.checkpoint.tokenizer import check_ids
 from exporter.errors import JobError
 from exporter.job import MIN_TEXTS, MIN_TOKENS
+from exporter.measure.lengths import LENGTHS, Length, Lengths, Told, cuts_of, positions, shape_of, told_of
 from exporter.measure.quality import Passages, Reference, answer, reference_perplexity
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
+from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.plan import Plan
 from exporter.process import Progress, Session, Worker
 from exporter.report.result import Figure, Result
@@ -34,20 +37,22 @@ from exporter.types import (
 )
 
 if TYPE_CHECKING:
-    from exporter.targets.torch.target import TorchRunner
+    from exporter.checkpoint.opened import TorchRunner
 
 FILE = "reference.npz"
 _ROUNDING = 1e-5  # of the largest answer: float32's, of sums in another order
+_CLASSIFIED = 4  # texts beyond each boundary, of what answers once a text
 _PROBE_LENGTHS = (17, 5, 11)  # none that a graph was traced at, and different: a batch of them is padded
 
 
 def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, progress: Progress) -> dict[str, Any]:
     """The manifest of the reference's answers, stored beside the artifacts."""
     progress("reference", 0, 0)
-    how = {"eval_tokens": plan.job.eval_tokens, "window": plan.window, "stride": plan.stride}
+    how: dict[str, Any] = {"eval_tokens": plan.job.eval_tokens, "window": plan.window, "stride": plan.stride}
+    how |= lengths_of(plan.job, plan.source)
     key = content_key(
         [
-            "reference on whole texts, answered alone",
+            "reference with lengths, on whole texts, answered alone",
             checkpoint.sha256,
             checkpoint.task,
             plan.text,
@@ -97,6 +102,8 @@ def measure_reference(
     eval_tokens: int,
     window: int,
     stride: int,
+    lengths: list[dict[str, Any]],
+    unproven: list[tuple[int, str]],
 ) -> dict[str, Any]:
     """A worker's operation: publishes the reference's folder, unless it is there under its key; its manifest."""
     if (manifest := reusable(Path(folder), key)) is None:
@@ -121,11 +128,17 @@ def measure_reference(
         scored = len(reference.answers.nll) or len(reference.answers.vectors)
         if not all(np.isfinite(array).all() for array in (reference.answers.nll, reference.answers.vectors)):
             raise JobError("the float model answers NaN or Inf on the text: no artifact can be compared with it")
+        told = []
+        for done, one in enumerate(lengths):
+            session.progress("reference beyond its boundaries", done, len(lengths))
+            told.append(_told(checkpoint, tokenizer, text, threads, one))
+        reach = int(min(window, np.diff(passages.offsets).max()))
         facts |= {"scored": scored, "tokens": len(passages.ids)}
         facts |= {"ppl": perplexity.value, "ppl_se": perplexity.se, "problem_type": problem}
         with publish(Path(folder)) as building:
             reference.save(building / FILE)
             tokenized.save(building / TOKENIZED)
+            Lengths(reach, tuple(told), tuple((int(far), name) for far, name in unproven)).save(building / LENGTHS)
             manifest = write_manifest(building, key, [], facts)
     return manifest
 
@@ -139,6 +152,35 @@ def _alone(runner: TorchRunner, ids: Ids, mask: Ids, together: Floats) -> Floats
         found[row, :length] = runner.logits(ids[row, :length])
     real, largest = mask.astype(bool), float(np.abs(together[np.isfinite(together)]).max(initial=1.0))
     return None if np.allclose(found[real], together[real], rtol=0, atol=_ROUNDING * largest) else found
+
+
+def _told(checkpoint: Checkpoint, tokenizer: Any, text: str, threads: int, one: dict[str, Any]) -> Told:
+    """The reference's answers around one boundary, of a model that has read nothing before."""
+    from exporter.targets.torch.target import open_checkpoint
+
+    task, boundary, tokens = checkpoint.task, int(one["boundary"]), int(one["tokens"])
+    count, short = shape_of(boundary, tokens)
+    far = _texts(tokenizer, text, task, 1 if task != CLASSIFICATION else _CLASSIFIED, tokens)
+    near = _texts(tokenizer, text, task, count, short)
+    at, cuts = positions(boundary, tokens, task), cuts_of(boundary, tokens, one["switch"], task)
+    length = Length(one["name"], boundary, near, far, at, cuts)
+    opened = partial(open_checkpoint, checkpoint.path, task, threads, trust=checkpoint.trust_remote_code)
+    return told_of(opened, length, task)
+
+
+def _texts(tokenizer: Any, text: str, task: str, count: int, tokens: int) -> Ids:
+    """[count, tokens] ids from all over a text, which is repeated where it is too short."""
+    if task == GENERATION:
+        ids = np.array(tokenizer(text)["input_ids"], np.int64)
+        starts = np.linspace(0, max(len(ids) - tokens, 0), count).astype(np.int64)
+        return np.stack([np.resize(ids[start:], tokens) for start in starts])
+    pieces: list[list[int]] = []
+    while len(pieces) < count:
+        cut = tokenizer(text, truncation=True, max_length=tokens, return_overflowing_tokens=True)["input_ids"]
+        cut = cut if isinstance(cut[0], list) else [cut]
+        pieces = [piece for piece in cut if len(piece) == tokens]
+        text = f"{text}\n{text}"
+    return np.array([pieces[i] for i in np.linspace(0, len(pieces) - 1, count).astype(int)], np.int64)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:

@@ -64,6 +64,9 @@ class Artifact(_Group):
     )
     bits_per_weight: float | None = Field(description="Mean bits of a linear layer's number.")
     wider: str | None = Field(description="The largest weights that take more bits than the name says, and why.")
+    proven_tokens: int | None = Field(
+        description="Tokens of the longest text up to which its answers are proven to be the reference's."
+    )
 
 
 class Quality(_Group):
@@ -84,6 +87,10 @@ class Quality(_Group):
     pearson: Figure = Field(description="Correlation of the numbers with the reference's, -1 to 1.")
     spearman: Figure = Field(description="Correlation of their order with the reference's, -1 to 1.")
     logit_error: Figure = Field(description="Largest absolute error of an output on the padded probe.")
+    length_drift: Figure = Field(
+        description="Distance from the reference beyond a boundary of the model's (a window, a rope's switch), over "
+        "the largest that the one below it explains: above 1 it is wrong; detail: what was proven, and what not."
+    )
     cache_kl: Figure = Field(description="Mean KL(uncached || cached) of the artifact with itself, nats.")
     tokenizer_errors: Figure = Field(
         description="Texts that its own tokenizer reads otherwise than the checkpoint's; detail: the first of them."

@@ -224,6 +224,7 @@ _DETAILS = (
     Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode")),
     Column("Named", "share", lambda row: _percent(row["artifact"].get("named_share"))),
     Column("Weights", "bits", lambda row: _times(row["artifact"].get("bits_per_weight"))),
+    Column("Proven", "tokens", lambda row: _rate(row["artifact"].get("proven_tokens"))),
     Column("Tokenizer", "MB", lambda row: megabytes(row["artifact"]["tokenizer_bytes"])),
     Column("Engine", "× graph", lambda row: _times((row["build"]["engine"] or {}).get("engine_over_onnx"))),
     Column("Export", "s", lambda row: _rate(row["build"]["export_s"])),

@@ -14,8 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from exporter.targets.folder.files import copy_configuration
-from exporter.targets.onnx.half import half
+from exporter.targets.onnx.half import half, overflowing
 from exporter.targets.onnx.kernels import Labels, describe, weight_products
 from exporter.targets.onnx.quantize import (
     SCHEMES,
@@ -26,6 +28,7 @@ from exporter.targets.onnx.quantize import (
 )
 from exporter.targets.onnx_graph import shell
 from exporter.targets.onnx_graph.file import made_once, save_graph
+from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.genai import build_float, builder_takes
 from exporter.targets.onnx_graph.held import weights_of
 from exporter.targets.onnx_graph.modules import module_rows
@@ -54,12 +57,13 @@ def export(request: ExportRequest) -> Exported:
 
     check_policy(request.precision, request.policy)
     float_graph = made_once(request.scratch, partial(_write_float, request))
+    if request.precision in SCHEMES:
+        prove(float_graph, request)
     model = ir.load(float_graph)
     _load_small_tensors(model)
     notes = [f"traced by {line}" for line in (model.metadata_props.get("exporter"),) if line and "not " in line]
     genai = float_graph.parent / "genai_config.json"
     if genai.is_file():
-        _number_head_size(model, json.loads(genai.read_text(encoding="utf-8")))
         shutil.copyfile(genai, request.folder / genai.name)
         notes.append("batches of unequal lengths are padded on the right: the fused attention counts the mask")
     model, said, labels = _at_precision(model, request)
@@ -84,6 +88,7 @@ def _write_float(request: ExportRequest, model: Path) -> None:
         trace_encoder(checkpoint.path, checkpoint.task, model, trust_remote_code=checkpoint.trust_remote_code)
     elif not config.get("auto_map") and builder_takes((config.get("architectures") or [""])[0]):
         build_float(checkpoint.path, model.parent)
+        _number_head_size(model)
     else:
         trace_causal_lm(checkpoint.path, model, trust_remote_code=checkpoint.trust_remote_code)
 
@@ -98,13 +103,16 @@ def _load_small_tensors(model: ir.Model) -> None:
             value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
 
 
-def _number_head_size(model: ir.Model, genai: Mapping[str, Any]) -> None:
+def _number_head_size(float_graph: Path) -> None:
     """Writes the cache's head size as a number where the builder left a symbol: transformers.js reads it there."""
     import onnx_ir as ir
 
+    genai = json.loads(float_graph.with_name("genai_config.json").read_text(encoding="utf-8"))
+    model = ir.load(float_graph)
     for value in (*model.graph.inputs, *model.graph.outputs):
         if str(value.name).startswith(("past_key_values.", "present.")) and value.shape is not None:
             value.shape = ir.Shape([*value.shape[:3], int(genai["model"]["decoder"]["head_size"])])
+    ir.save(model, float_graph)  # the weights stay where they are, in their file
 
 
 def _at_precision(model: ir.Model, request: ExportRequest) -> tuple[ir.Model, list[str], Labels]:
@@ -115,8 +123,27 @@ def _at_precision(model: ir.Model, request: ExportRequest) -> tuple[ir.Model, li
         modules = module_rows(load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code))
         return model, *quantize_by_policy(model, request.policy, modules, decoder)
     if precision == "fp16":
-        return half(model), [], Labels()
+        beyond = _overflowing(request)
+        return half(model, beyond), _told(beyond), Labels()
     return model, quantize_by_rule(model, precision, decoder) if precision in SCHEMES else [], Labels()
+
+
+def _overflowing(request: ExportRequest) -> dict[str, float]:
+    """What float16 cannot hold on the calibration's windows. They are of other text than what is measured on."""
+    import onnx_ir as ir
+
+    windows = np.load(request.calibration / "windows.npy") if request.calibration else None
+    graph = ir.load(made_once(request.scratch, partial(_write_float, request)))
+    _load_small_tensors(graph)
+    return overflowing(graph, windows, request.scratch, request.threads)
+
+
+def _told(beyond: Mapping[str, float]) -> list[str]:
+    if not beyond:
+        return []
+    worst = sorted(beyond, key=lambda name: -beyond[name])[:3]
+    told = ", ".join(f"{name} reaches {beyond[name]:.3g}" for name in worst)
+    return [f"what reads or writes {len(beyond)} tensors stays in float32, for float16 cannot hold them: {told}"]
 
 
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
@@ -236,5 +263,7 @@ ONNX = Target(
     export=export,
     open=open_onnx,
     weights=weights_of,
+    # float16 is checked for overflow on the calibration's windows.
+    calibrates=lambda precision, options: precision == "fp16",
     schemes=cannot_express,
 )

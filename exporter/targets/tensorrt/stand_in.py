@@ -26,6 +26,7 @@ class EncoderProof(OnnxRunner):
     def __init__(self, model: Path, threads: int, profile: Profile, untimed: str) -> None:
         super().__init__(model, threads)
         self.engine, self.untimed, self._profile = ENGINE, untimed, profile
+        self.max_length = profile.length.max
 
     def batch(self, ids: Ids, mask: Ids) -> Floats:
         return self._profile.batched(ids, mask, super().batch)
@@ -37,6 +38,7 @@ class DecoderProof(OnnxDecoder):
     def __init__(self, model: Path, threads: int, profile: Profile, untimed: str) -> None:
         super().__init__(model, threads)
         self.engine, self.untimed, self._profile = ENGINE, untimed, profile
+        self.max_length = profile.length.max
 
     def batch(self, ids: Ids, mask: Ids) -> Floats:
         return self._profile.batched(ids, mask, super().batch)

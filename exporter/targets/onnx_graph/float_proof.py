@@ -1,0 +1,73 @@
+"""The float graph held against its checkpoint, before anything is quantized: what a quantized graph has wrong of its
+own and what it has from the float one cannot be told apart afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from exporter.checkpoint.opened import open_checkpoint
+from exporter.errors import BuildError
+from exporter.measure.lengths import LENGTHS, Lengths, compare_lengths, told_of
+from exporter.measure.quality import Reference, compare_probe
+from exporter.store import read_manifest
+from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
+from exporter.types import GENERATION, ExportRequest, Probe
+
+_LOGIT_ERROR = 1e-3  # of answers about 1, as the gate of the float32 artifact; of the largest answer where that is more
+_CACHE_KL = 1e-6
+ANSWERS = "reference.npz"
+
+
+def prove(float_graph: Path, request: ExportRequest) -> None:
+    """Raises BuildError where the graph does not answer as the request's checkpoint does, also beyond its boundaries.
+
+    Compared once for a graph: what came out stands beside it, in the run's scratch folder. Where the checkpoint is not
+    the reference (its weights are rounded already), it is run itself, by torch. Without a reference there is no probe.
+    """
+    if request.reference is None:
+        return
+    said = float_graph.with_name("proof.json")
+    if not said.is_file():
+        request.progress("proving the float graph", 0, 0)
+        said.write_text(json.dumps(_wrong(float_graph, request, request.reference)), encoding="utf-8")
+    if (wrong := json.loads(said.read_text(encoding="utf-8"))) is not None:
+        raise _disagrees(wrong)
+
+
+def _disagrees(wrong: str) -> BuildError:
+    return BuildError(f"its float graph does not agree with the reference ({wrong}); nothing was quantized")
+
+
+def _wrong(float_graph: Path, request: ExportRequest, folder: Path) -> str | None:
+    checkpoint, task = request.checkpoint, request.checkpoint.task
+    reference, lengths = Reference.load(folder / ANSWERS), Lengths.load(folder / LENGTHS)
+    probe, own = reference.probe, (read_manifest(folder) or {}).get("model_sha256") == checkpoint.sha256
+    if not own:
+        trust = checkpoint.trust_remote_code
+        opened = partial(open_checkpoint, checkpoint.path, task, request.threads, trust=trust)
+        with opened() as model:
+            probe = Probe(probe.ids, probe.mask, model.batch(probe.ids, probe.mask))
+        told = tuple(told_of(opened, one.length, task) for one in lengths.told)
+        lengths = Lengths(lengths.window, told, lengths.unproven)
+    kind = OnnxDecoder if task == GENERATION else OnnxRunner
+    graph: Callable[[], OnnxRunner] = partial(kind, float_graph, request.threads)
+    longest = max(reference.passages, key=len)[: reference.passages.window]
+    try:
+        with graph() as runner:
+            figures = compare_probe(runner, probe, task, longest)
+        drift = compare_lengths(graph, lengths, task, lambda done, total: None)[1]
+    except Exception as error:  # whatever the engine raises of a graph that it does not take
+        raise _disagrees(" ".join(str(error).split())[:300] or type(error).__name__) from error
+    answers = probe.answers[np.isfinite(probe.answers)]
+    worst = figures["logit_error"].value or 0.0
+    if worst > _LOGIT_ERROR * max(1.0, float(np.abs(answers).max(initial=0.0))):
+        return f"logit error {worst:.2g} on the probe"
+    if "cache_kl" in figures and (figures["cache_kl"].value or 0.0) > _CACHE_KL:
+        return f"with its cache KL {figures['cache_kl'].value:.2g} from itself without"
+    return drift.detail if (drift.value or 0.0) > 1 else None

@@ -1,0 +1,96 @@
+"""The largest magnitude of each tensor of a float graph on real text: what a narrower type must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.targets.onnx_graph.file import save_graph
+from exporter.targets.onnx_graph.session import usual_inputs
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from exporter.runner import Ids
+
+MARGIN = 2  # text that nobody calibrated on has larger activations
+_WINDOWS, _WINDOW = 4, 256  # the largest are at the first tokens, and in the same channels in every text
+
+
+def largest_of(model: ir.Model, names: Sequence[str], windows: Ids, scratch: Path, threads: int) -> dict[str, float]:
+    """Of the values `names` on token ids [windows, window]. `model` is float32; it is spent.
+
+    Each tensor is reduced to one number as it is made, and kept no longer.
+    """
+    import onnx_ir as ir
+
+    path = scratch / "probe.onnx"
+    _watch(model, names)
+    save_graph(model, path, limit=0)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value.release()  # its mapped pages, which the session reads again
+    found = _run(path, names, windows[:_WINDOWS, :_WINDOW], threads)
+    for file in (path, path.with_name(path.name + "_data")):
+        file.unlink(missing_ok=True)
+    return found
+
+
+def weights_beyond(model: ir.Model, limit: float) -> Iterable[tuple[str, float]]:
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype.name == "FLOAT" and tensor.size:
+            array = tensor.numpy()
+            largest = float(max(array.max(), -array.min()))
+            if not largest <= limit:
+                yield str(name), largest
+
+
+def _watch(model: ir.Model, names: Sequence[str]) -> None:
+    """An output for each value: its largest magnitude."""
+    import onnx_ir as ir
+
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
+    for name in names:
+        node = values[name].producer()
+        assert node is not None
+        size = ir.node("Abs", [values[name]], name=f"{name}/abs")
+        most = ir.node("ReduceMax", [size.outputs[0]], {"keepdims": 0}, name=f"{name}/most")
+        most.outputs[0].name = f"{name}/largest"
+        most.outputs[0].type, most.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+        model.graph.insert_after(node, [size, most])
+        model.graph.outputs.append(most.outputs[0])
+
+
+def _run(path: Path, names: Sequence[str], windows: Ids, threads: int) -> dict[str, float]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Memory: no arena that keeps what nobody needs any more, and no second copy of the weights in the kernels' order.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    # Nothing may be fused: what is asked for is each tensor of the graph.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    largest = dict.fromkeys(names, 0.0)
+    for ids in windows:
+        feeds = _feeds(session, ids[None].astype(np.int64))
+        for name, value in zip(names, session.run([f"{name}/largest" for name in names], feeds), strict=True):
+            largest[name] = float(np.maximum(largest[name], value))  # NaN stays NaN
+    return largest
+
+
+def _feeds(session: Any, ids: Ids) -> dict[str, Any]:
+    """What a graph takes for token ids [1, T] without padding and with an empty cache."""
+    usual = usual_inputs(ids, np.ones_like(ids))
+    past = {
+        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        for value in session.get_inputs()
+        if value.name.startswith("past_key_values.")
+    }
+    return past | {value.name: usual[value.name] for value in session.get_inputs() if value.name in usual}
