@@ -31,13 +31,13 @@ def ours() -> metadata.Distribution | None:
 def name() -> str:
     """What pip calls it: `pip uninstall NAME`."""
     found = ours()
-    return found.name if found else _checkout_name() or MODULE
+    return found.name if found else str(_project().get("name", MODULE))
 
 
 def requires() -> list[str]:
-    """Its requirements as the metadata has them, with their markers; none where it was never installed."""
+    """Its requirements, with their markers: the metadata's, or of a checkout that was never installed the project's."""
     found = ours()
-    return [] if found is None else found.requires or []
+    return _project().get("dependencies", []) if found is None else found.requires or []
 
 
 def install_command(extra: str, packages: Iterable[str] = (), options: str = "") -> str:
@@ -49,7 +49,7 @@ def install_command(extra: str, packages: Iterable[str] = (), options: str = "")
     start = " ".join(["pip install", *([options] if options else [])])
     bracket = f"[{extra}]" if extra else ""
     found = ours()
-    if found is None and (_PACKAGE.parent / "pyproject.toml").is_file():
+    if found is None and _project():
         return f"{start} -e {shlex.quote(f'{_PACKAGE.parent}{bracket}')}"
     if found is None:
         return f"{start} {_quoted(packages)}"
@@ -121,13 +121,13 @@ def _of_extra(one: metadata.Distribution, extra: str) -> list[str]:
     return [f"{need.name}{need.specifier}" for need in held if need.marker and need.marker.evaluate({"extra": extra})]
 
 
-def _checkout_name() -> str | None:
-    """The name in a checkout's pyproject.toml."""
+def _project() -> dict[str, Any]:
+    """The table `project` of a checkout's pyproject.toml; empty where this is no checkout of the program."""
     import tomllib
 
     file = _PACKAGE.parent / "pyproject.toml"
     project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file.is_file() else {}
-    return project.get("name") if MODULE in project.get("scripts", {}) else None
+    return project if MODULE in project.get("scripts", {}) else {}
 
 
 def _quoted(packages: Iterable[str]) -> str:

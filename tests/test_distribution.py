@@ -124,3 +124,12 @@ def test_no_text_spells_the_name_out():
     files = [*(ROOT / "exporter").rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     spelled = re.compile(rf"pip install [^`]*({NAME}|exporter)\b|\b({NAME}|exporter)\[")
     assert not [(file.name, line) for file in files for line in file.read_text().splitlines() if spelled.search(line)]
+
+
+def test_a_checkout_that_was_never_installed_knows_its_needs(tmp_path):
+    shutil.copytree(ROOT / "exporter", tmp_path / "copy" / "exporter", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path / "copy")
+    said = ask(tmp_path / "copy")
+    assert said["name"] == NAME
+    assert said["needs"] == len(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
+    assert said["said"].endswith(f"pip install -e '{tmp_path / 'copy'}[qlora]'")

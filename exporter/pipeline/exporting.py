@@ -54,7 +54,7 @@ class Exports:
         row.artifact |= {"bytes": size, "size_ratio": size / (4 * self.checkpoint.parameters)}
         row.artifact["tokenizer_bytes"] = others
         row.build |= {name: manifest[name] for name in ("export_s", "export_peak_rss_bytes", "quantization")}
-        row.build["engine"] = manifest.get("build")
+        row.build |= {"engine": manifest.get("build"), "graph": manifest.get("graph")}
         row.reason = "; ".join(manifest["notes"]) or None
 
     def _key(self, wanted: Wanted, how: dict[str, Any] | None) -> str:
@@ -153,7 +153,7 @@ class Exports:
             "versions": machine.versions(),
             "job": self.plan.job.identity(),
             "quantization": quantization,
-            **{name: done[name] for name in ("notes", "extras", "build", "export_s", "export_peak_rss_bytes")},
+            **{name: done[name] for name in ("notes", "extras", "build", "graph", "export_s", "export_peak_rss_bytes")},
         }
         return store.write_manifest(folder, key, done["weights"], facts)
 
