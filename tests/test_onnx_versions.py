@@ -43,16 +43,22 @@ def one_node(op, inputs=1, domain="com.microsoft", opset=17, ir_version=8, **att
 @pytest.mark.parametrize(
     ("model", "first", "because"),
     [
-        (one_node("Add", 2, ""), "1.15", "IR version 8"),
+        (one_node("Add", 2, ""), "1.17", "IR version 8"),
         (one_node("Add", 2, "", ir_version=10), "1.18", "IR version 10"),
         (one_node("Add", 2, "", opset=22, ir_version=10), "1.21", "opset 22"),
         (one_node("MatMulNBits", 3, bits=4, accuracy_level=4), "1.17", "MatMulNBits"),
         (one_node("MatMulNBits", 6, bits=4), "1.19", "MatMulNBits with 6 inputs"),
         (one_node("MatMulNBits", 3, bits=8), "1.22", "MatMulNBits with bits=8"),
         (one_node("GatherBlockQuantized", 3, bits=8), "1.23", "GatherBlockQuantized"),
+        (
+            one_node("DequantizeLinear", 3, "", opset=21, ir_version=10, block_size=32),
+            "1.19",
+            "DequantizeLinear with block_size",
+        ),
         (one_node("GroupQueryAttention", 12), "1.23", "GroupQueryAttention with 12 inputs"),
-        (one_node("SimplifiedLayerNormalization", 2, ""), "1.15", "IR version 8"),
+        (one_node("SimplifiedLayerNormalization", 2, ""), "1.17", "IR version 8"),
         (one_node("MatMulNBits", 3, bits=4, a_new_one=1), None, "MatMulNBits with a_new_one"),
+        (one_node("GroupQueryAttention", 40), None, "GroupQueryAttention with 40 inputs"),
         (one_node("AnOperatorToCome"), None, "AnOperatorToCome"),
         (one_node("Mine", domain="my.domain"), None, "my.domain's Mine"),
         (one_node("Add", 2, "", opset=99), None, "opset 99"),
@@ -128,7 +134,7 @@ def test_an_encoders_table_needs_no_new_operator():
     [
         (1.2, 'write it in quotes, as "1.20"'),
         ("new", "is written as 1.20 or 1.20.1"),
-        ("1.9", "versions before 1.15"),
+        ("1.9", "versions before 1.17"),
     ],
 )
 def test_a_version_that_is_none(value, said):
@@ -142,7 +148,7 @@ def test_a_version_that_is_none(value, said):
 def held(run_cli, tmp_path_factory):
     """The shipped decoder in every precision, for an old runtime and for a very old one."""
     outputs = {}
-    for oldest, precisions in (("1.20", PRECISIONS), ("1.17", ("fp32",))):
+    for oldest, precisions in (("1.20", PRECISIONS), ("1.18", ("fp32",))):
         output = tmp_path_factory.mktemp("held") / "out"
         wanted = [word for one in precisions for word in ("-t", f"onnx:{one}")]
         more = ("--policy", "off", "--onnx-min-onnxruntime", oldest)
@@ -169,8 +175,8 @@ def test_the_option_is_held_and_the_version_is_told(held):
 
 
 def test_what_cannot_be_written_for_it_fails_its_row(held):
-    done, report, _ = held["1.17"]
+    done, report, _ = held["1.18"]
     assert done.returncode == 4
     [row] = [row for row in report["results"] if row["target"] == "onnx"]
     assert row["status"] == "failed"
-    assert "GroupQueryAttention needs 1.18" in row["reason"]
+    assert "GroupQueryAttention with softcap needs 1.20" in row["reason"]

@@ -2,8 +2,8 @@
 
 Sources: https://onnxruntime.ai/docs/reference/compatibility.html, and of the operators microsoft/onnxruntime's pull
 requests 24384 (MatMulNBits of 8 bits), 24239 and 25214 (GatherBlockQuantized). Each line was then tried on graphs of
-one node with the CPU wheels of each minor version from 1.15 to 1.25, and 1.31: that version and later ones load it,
-those before it refuse it.
+one node with the CPU wheel of each minor version from 1.17 to 1.31: that version and later ones run it, those before it
+refuse it. So were the artifacts of a decoder and of an encoder in every precision.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from exporter.targets.onnx_graph import plain
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-OLDEST = "1.15"  # that was tried: what opens there may open in older ones too
+OLDEST = "1.17"  # that is vouched for: 1.16 has no LayerNormalization in float16 on the CPU
 
 # The first version that takes an IR version, and an opset of ONNX's own operators.
 IR_VERSIONS: Mapping[int, str] = {9: OLDEST, 10: "1.18", 11: "1.23", 12: "1.24", 13: "1.24"}
-OPSETS: Mapping[int, str] = {
-    19: OLDEST, 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23", 24: "1.24", 25: "1.24", 26: "1.25",
-}  # fmt: skip
+OPSETS: Mapping[int, str] = {20: OLDEST, 21: "1.18", 22: "1.21", 23: "1.23", 24: "1.24", 25: "1.24", 26: "1.25"}
 _OLD_TYPES = 16  # of TensorProto's: those up to here, bfloat16, are in every IR version
 
 
@@ -32,39 +30,52 @@ _OLD_TYPES = 16  # of TensorProto's: those up to here, bfloat16, are in every IR
 class Since:
     """An operator of ONNX Runtime's own: the version that brought it, and what came to it later.
 
-    `inputs`: the first version that takes so many, empty ones counted. `attributes`: "name" or "name=value", of which
-    what stands alone holds for any value; what is in neither list is not known.
+    `most`: inputs that were tried, empty ones counted; `inputs`: the first version that takes so many. `first`: the
+    attributes that it came with; `attributes`: later ones, "name" or "name=value", of which what stands alone holds for
+    any value. Of anything else it is not known which version has it.
     """
 
     version: str
-    first: tuple[str, ...] = ()  # the attributes that it came with
+    most: int
+    first: tuple[str, ...] = ()
     inputs: Mapping[int, str] = field(default_factory=dict)
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 OPERATORS: Mapping[str, Since] = {
-    "FastGelu": Since(OLDEST),
-    "GatherBlockQuantized": Since("1.23", ("bits", "block_size", "gather_axis", "quantize_axis")),
-    "Gelu": Since(OLDEST),
+    "FastGelu": Since(OLDEST, 1),
+    "GatherBlockQuantized": Since("1.23", 4, ("bits", "block_size", "gather_axis", "quantize_axis")),
+    "Gelu": Since(OLDEST, 1),
     "GroupQueryAttention": Since(
         "1.18",
+        14,
         ("num_heads", "kv_num_heads", "scale", "do_rotary", "rotary_interleaved", "local_window_size"),
         inputs={10: "1.22", 12: "1.23", 13: "1.25"},
-        attributes={"smooth_softmax": "1.19", "softcap": "1.20", "qk_output": "1.23", "k_quant_type": "1.25"},
+        attributes={
+            "smooth_softmax": "1.19",
+            "softcap": "1.20",
+            "qk_output": "1.23",
+            "k_quant_type": "1.25",
+            "qk_norm_epsilon": "1.28",
+            "sliding_window_cache": "1.29",
+        },
     ),
     "MatMulNBits": Since(
-        "1.17",
+        OLDEST,
+        6,
         ("K", "N", "bits", "block_size", "accuracy_level"),
         inputs={6: "1.19"},
         attributes={"bits=8": "1.22", "bits=2": "1.24"},
     ),
-    "MultiHeadAttention": Since("1.17", ("num_heads", "scale", "unidirectional")),
-    "QuickGelu": Since(OLDEST),
-    "RotaryEmbedding": Since("1.17", ("interleaved", "num_heads", "rotary_embedding_dim")),
-    "SimplifiedLayerNormalization": Since(OLDEST, ("axis", "epsilon", "stash_type")),
-    "SkipLayerNormalization": Since(OLDEST, ("epsilon",)),
-    "SkipSimplifiedLayerNormalization": Since("1.16", ("epsilon",)),
+    "MultiHeadAttention": Since(OLDEST, 8, ("num_heads", "scale", "unidirectional")),
+    "QuickGelu": Since(OLDEST, 1),
+    "RotaryEmbedding": Since(OLDEST, 4, ("interleaved", "num_heads", "rotary_embedding_dim")),
+    "SimplifiedLayerNormalization": Since(OLDEST, 2, ("axis", "epsilon", "stash_type")),
+    "SkipLayerNormalization": Since(OLDEST, 4, ("epsilon",)),
+    "SkipSimplifiedLayerNormalization": Since(OLDEST, 3, ("epsilon",)),
 }
+# ONNX's own, where ONNX Runtime ran an operator later than its opset: 1.18 loads it.
+BLOCKED_SCALES = "1.19"
 _RUNTIME, _ONNX = "com.microsoft", ("", "ai.onnx")
 _OPSET = "opset {}"
 
@@ -85,7 +96,7 @@ def fit(model: ir.Model, oldest: str | None) -> dict[str, Any]:
     below = number(oldest) if oldest else None
     lookups, products = OPERATORS[plain.LOOKUP].version, OPERATORS[plain.PRODUCT].attributes["bits=8"]
     plain.plain_lookups(model, wherever=below is not None and below < number(lookups))
-    if below is not None and number(OPSETS[plain.BLOCKED]) <= below < number(products):
+    if below is not None and number(BLOCKED_SCALES) <= below < number(products):
         plain.plain_products(model)
     if below is not None:
         _lower(model, below)
@@ -125,6 +136,8 @@ def _wants(model: ir.Model) -> Iterator[tuple[str, str | None]]:
             yield from _operator_wants(node)
         elif node.domain not in _ONNX:
             yield f"{node.domain}'s {node.op_type}", None
+        elif node.op_type in ("QuantizeLinear", "DequantizeLinear") and "block_size" in node.attributes:
+            yield f"{node.op_type} with block_size", BLOCKED_SCALES
 
 
 def _operator_wants(node: ir.Node) -> Iterator[tuple[str, str | None]]:
@@ -134,6 +147,8 @@ def _operator_wants(node: ir.Node) -> Iterator[tuple[str, str | None]]:
         return
     yield name, known.version
     count = len(node.inputs)
+    if count > known.most:
+        yield f"{name} with {count} inputs", None
     for least, since in known.inputs.items():
         if count >= least:
             yield f"{name} with {least} inputs", since
