@@ -58,6 +58,12 @@ def one_node(op, inputs=1, domain="com.microsoft", opset=17, ir_version=8, **att
         (one_node("GroupQueryAttention", 12), "1.23", "GroupQueryAttention with 12 inputs"),
         (one_node("SimplifiedLayerNormalization", 2, ""), "1.17", "IR version 8"),
         (one_node("MatMulNBits", 3, bits=4, a_new_one=1), None, "MatMulNBits with a_new_one"),
+        (one_node("GroupQueryAttention", 9, local_window_size=-1), "1.18", "GroupQueryAttention"),
+        (
+            one_node("GroupQueryAttention", 9, local_window_size=64),
+            "1.25",
+            "GroupQueryAttention with local_window_size",
+        ),
         (one_node("GroupQueryAttention", 40), None, "GroupQueryAttention with 40 inputs"),
         (one_node("AnOperatorToCome"), None, "AnOperatorToCome"),
         (one_node("Mine", domain="my.domain"), None, "my.domain's Mine"),
