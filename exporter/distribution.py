@@ -10,7 +10,7 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -32,6 +32,11 @@ def name() -> str:
     """What pip calls it: `pip uninstall NAME`."""
     found = ours()
     return found.name if found else str(_project().get("name", MODULE))
+
+
+def version() -> str:
+    """The version of the code that runs: metadata of an editable install may be older."""
+    return str(import_module(MODULE).__version__)
 
 
 def requires() -> list[str]:

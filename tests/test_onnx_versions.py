@@ -61,7 +61,7 @@ def one_node(op, inputs=1, domain="com.microsoft", opset=17, ir_version=8, **att
         (one_node("GroupQueryAttention", 9, local_window_size=-1), "1.18", "GroupQueryAttention"),
         (
             one_node("GroupQueryAttention", 9, local_window_size=64),
-            "1.25",
+            "1.24",
             "GroupQueryAttention with local_window_size",
         ),
         (one_node("GroupQueryAttention", 40), None, "GroupQueryAttention with 40 inputs"),

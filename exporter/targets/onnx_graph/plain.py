@@ -7,7 +7,7 @@ written so only for a runtime that lacks the operator for 8 bits.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -91,9 +91,10 @@ def _halves(model: ir.Model, node: ir.Node, rows: ir.Value) -> ir.Value:
     return insert(node, "Concat", both, {"axis": -1}, label="halves")[0]
 
 
-def _numbers(value: ir.Value) -> NDArray[np.generic]:
+def _numbers(value: ir.Value) -> NDArray[Any]:
     assert value.const_value is not None
-    return value.const_value.numpy()
+    numbers: NDArray[Any] = value.const_value.numpy()
+    return numbers
 
 
 def _columns(scale: ir.Value) -> int:

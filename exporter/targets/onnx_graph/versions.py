@@ -178,7 +178,8 @@ def _nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Every node, those of subgraphs and functions included."""
     import onnx_ir as ir
 
-    for graph in (model.graph, *model.functions.values()):
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
         yield from ir.traversal.RecursiveGraphIterator(graph)
 
 
