@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+from exporter.distribution import install_command
+
 EXIT_OK, EXIT_BUG, EXIT_JOB, EXIT_GATE, EXIT_BUILD, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
@@ -43,8 +45,8 @@ class MissingPackage(BuildError):
 
     def __init__(self, what: str, packages: Iterable[str], extra: str, instead: str = "") -> None:
         names = list(packages)
-        remedy = f"'exporter[{extra}]'" if extra else " ".join(names)
-        super().__init__(f"{what} needs {', '.join(names)}; install with: pip install {remedy}{instead}")
+        remedy = install_command(extra, names) if extra else f"pip install {' '.join(names)}"
+        super().__init__(f"{what} needs {', '.join(names)}; install with: {remedy}{instead}")
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> str:

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from exporter import distribution
+
 # The packages whose versions decide what an artifact is.
 PACKAGES = (
     "exporter",
@@ -127,6 +129,7 @@ def versions() -> dict[str, str]:
     """The installed ones of PACKAGES, and the packages that bring third parties' targets."""
     brought = {point.dist.name for point in metadata.entry_points(group="exporter.targets") if point.dist}
     found = {package: version_of(package) for package in (*PACKAGES, *sorted(brought - set(PACKAGES)))}
+    found[distribution.MODULE] = distribution.version()  # this program's, whatever is installed under that name
     return {package: version for package, version in found.items() if version is not None}
 
 

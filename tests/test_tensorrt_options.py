@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from exporter import Job, run
 from exporter.errors import JobError
@@ -45,7 +46,7 @@ def test_without_an_engine(tmp_path):
 def test_without_the_package(refused):
     said = refused("-m", "tiny", "-t", "tensorrt", status=4)
     assert "tensorrt:fp16 needs tensorrt" in said
-    assert "pip install 'exporter[tensorrt]'" in said
+    assert f"pip install -e '{ROOT}[tensorrt]'" in said
     assert "NVIDIA's own package index" in said
     assert "--target tensorrt-rtx" in said
 

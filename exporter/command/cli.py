@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from exporter import __version__
 from exporter.command.flags import JobCommand, given
 from exporter.command.shell import SHELLS
 from exporter.command.shell import shell_init as shell_text
@@ -29,7 +30,7 @@ WAIT = click.option("--wait", is_flag=True, help="Wait while another process of 
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="exporter", prog_name="exporter")
+@click.version_option(__version__, prog_name="exporter")
 def cli() -> None:
     """Take a trained model to every machine that must run it, and prove what that costs.
 

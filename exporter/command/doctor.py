@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from exporter import machine
+from exporter import distribution, machine
 from exporter.machine import usable_cores
 from exporter.store import cache_folder
 
@@ -98,7 +97,7 @@ def troubles() -> list[str]:
             f"this container may use {allowed:g} of its {usable_cores()} processors, and more threads than that are "
             f"slowed down: --threads {max(1, int(allowed))}"
         )
-    return lines + unmet()
+    return lines + distribution.strangers() + unmet()
 
 
 def unmet() -> list[str]:
@@ -106,9 +105,7 @@ def unmet() -> list[str]:
     from packaging.requirements import Requirement
 
     lines: list[str] = []
-    if machine.version_of("exporter") is None:  # run from a folder that was never installed
-        return lines
-    for line in metadata.requires("exporter") or ():
+    for line in distribution.requires():
         need = Requirement(line)
         if need.marker is not None and not need.marker.evaluate({"extra": ""}):
             continue

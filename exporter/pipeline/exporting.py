@@ -23,7 +23,7 @@ from exporter.scheme import Scheme
 from exporter.targets import known
 from exporter.types import Checkpoint, ExportRequest
 
-_FACTS = ("notes", "extras", "build", "held", "export_s", "export_peak_rss_bytes")
+_FACTS = ("notes", "extras", "build", "graph", "held", "export_s", "export_peak_rss_bytes")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Exports:
         row.artifact |= {"bytes": size, "size_ratio": size / (4 * self.checkpoint.parameters)}
         row.artifact |= {"tokenizer_bytes": others} | manifest["held"]
         row.build |= {name: manifest[name] for name in ("export_s", "export_peak_rss_bytes", "quantization")}
-        row.build["engine"] = manifest.get("build")
+        row.build |= {"engine": manifest.get("build"), "graph": manifest.get("graph")}
         row.reason = "; ".join(manifest["notes"]) or None
 
     def _key(self, wanted: Wanted, how: dict[str, Any] | None) -> str:

@@ -124,6 +124,9 @@ class Build(_Group):
     engine: dict[str, Any] | None = Field(
         description="Of an engine that is built ahead of time: parsed, by what, its bytes, its layers."
     )
+    graph: dict[str, Any] | None = Field(
+        description="Of an ONNX graph: the first ONNX Runtime that opens it and why, its IR version and opsets."
+    )
 
 
 GROUPS: dict[str, type[BaseModel]] = {

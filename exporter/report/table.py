@@ -173,6 +173,14 @@ def _percentiles(row: Row, phase: str) -> str | None:
     return None if not any(values) else " / ".join(value or "–" for value in values)
 
 
+def _opens(graph: Row | None) -> str | None:
+    """The first ONNX Runtime that opens a graph, and what it is stamped with."""
+    if graph is None:
+        return None
+    opset = graph["opsets"].get("ai.onnx", "–")
+    return f"{graph['min_onnxruntime'] or 'unknown'} (opset {opset}, IR {graph['ir_version']})"
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of the table: its title, its unit, and a row's cell (None: not measured)."""
@@ -227,6 +235,7 @@ _DETAILS = (
     Column("Proven", "tokens", lambda row: _rate(row["artifact"].get("proven_tokens"))),
     Column("Tokenizer", "MB", lambda row: megabytes(row["artifact"]["tokenizer_bytes"])),
     Column("Engine", "× graph", lambda row: _times((row["build"]["engine"] or {}).get("engine_over_onnx"))),
+    Column("ONNX Runtime", "from", lambda row: _opens(row["build"].get("graph"))),
     Column("Export", "s", lambda row: _rate(row["build"]["export_s"])),
     Column("Export RSS", "MB", lambda row: megabytes(row["build"]["export_peak_rss_bytes"])),
     Column("Engine", "", lambda row: row["artifact"]["engine"]),

@@ -19,6 +19,7 @@ import numpy as np
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.onnx.half import half, overflowing
 from exporter.targets.onnx.kernels import Labels, describe, weight_products
+from exporter.targets.onnx.options import OnnxOptions
 from exporter.targets.onnx.quantize import (
     SCHEMES,
     cannot_express,
@@ -26,7 +27,7 @@ from exporter.targets.onnx.quantize import (
     quantize_by_policy,
     quantize_by_rule,
 )
-from exporter.targets.onnx_graph import shell
+from exporter.targets.onnx_graph import shell, versions
 from exporter.targets.onnx_graph.file import made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.genai import build_float, builder_takes
@@ -72,13 +73,14 @@ def export(request: ExportRequest) -> Exported:
     if tables:
         size = sum(table.nbytes for table in tables) / 1e6
         notes.append(f"{size:.1f} MB of the size are rotary tables, which the fused attention's operator takes")
+    needs = versions.fit(model, request.options.min_onnxruntime if request.options else None)
     shell.check(model)
     save_graph(model, request.folder / "model.onnx")
     if request.precision == "int8-static":
         notes.append(describe(weight_products(request.folder / "model.onnx", request.scratch), labels))
     copy_configuration(request.checkpoint.path, request.folder)
     weights = [name for name in ("model.onnx", "model.onnx_data") if (request.folder / name).is_file()]
-    return Exported(tuple(weights), tuple(notes))
+    return Exported(tuple(weights), tuple(notes), graph=needs)
 
 
 def _write_float(request: ExportRequest, model: Path) -> None:
@@ -265,5 +267,6 @@ ONNX = Target(
     weights=weights_of,
     # float16 is checked for overflow on the calibration's windows.
     calibrates=lambda precision, options: precision == "fp16",
+    options=OnnxOptions,
     schemes=cannot_express,
 )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from exporter.distribution import install_command
+
 
 @dataclass(frozen=True)
 class Platform:
@@ -89,7 +91,8 @@ def cannot_run(platform: Platform) -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA device"
     if platform.version() is None:
-        return f"{platform.package} is not installed: pip install 'exporter[{platform.package}]'"
+        mend = install_command(platform.package, [platform.package])
+        return f"{platform.package} is not installed: {mend}"
     capability = torch.cuda.get_device_capability()
     if platform.ahead_of_time and not _rtx(capability, platform.load()):
         here = f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}"

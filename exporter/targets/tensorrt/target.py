@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from exporter.distribution import install_command
 from exporter.errors import BuildError, JobError, unknown
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.onnx_graph.held import weights_of
@@ -159,7 +160,8 @@ def _cannot_build(platform: Platform) -> str | None:
         return None
     version = platform.version() or "0"
     if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < OLDEST:
-        return f"tensorrt {version} is older than {'.'.join(map(str, OLDEST))}; pip install -U 'exporter[tensorrt]'"
+        newer = install_command(platform.package, [platform.package], "-U")
+        return f"tensorrt {version} is older than {'.'.join(map(str, OLDEST))}; {newer}"
     if not has_device():
         return (
             "TensorRT builds on the GPU that the engine is for, and there is no CUDA device; --target tensorrt-rtx "
