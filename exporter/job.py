@@ -93,6 +93,14 @@ class Job(MergeJob):
         min_length=1,
         description="TARGET, TARGET:PRECISION or all; again for more.",
     )
+    eval_data: Path | None = Field(
+        None,
+        description="Labelled examples to measure on instead, all of them: .jsonl, .csv or .parquet. A classifier's "
+        "texts, or pairs of texts with how alike they are.",
+    )
+    text_column: str | None = Field(None, description="Its column of texts. Default: guessed, and told.")
+    pair_column: str | None = Field(None, description="Its column of second texts. Default: guessed with the text's.")
+    label_column: str | None = Field(None, description="Its column of labels, names or numbers. Default: guessed.")
     calib_text: Path | None = Field(
         None,
         description="UTF-8 text to calibrate on. Default: the standard library's topics, after what is measured on.",
@@ -125,6 +133,13 @@ class Job(MergeJob):
     min_spearman: float | None = Field(None, ge=-1, le=1, description="Gate: correlation of the order of its answers.")
     max_size_ratio: float | None = Field(None, gt=0, description="Gate: size over the float32 weights' size.")
     max_logit_error: float | None = Field(None, ge=0, description="Gate: largest error of a logit on the probe.")
+    max_accuracy_drop: float | None = Field(
+        None, ge=0, le=1, description="Gate: accuracy on labelled data below the reference's; 0.01 is a point."
+    )
+    max_f1_drop: float | None = Field(None, ge=0, le=1, description="Gate: macro F1 on it below the reference's.")
+    max_spearman_drop: float | None = Field(
+        None, ge=0, le=2, description="Gate: rank correlation with its numbers below the reference's."
+    )
     speed: bool = Field(True, description="Measure latency and memory; --no-speed leaves them out.")
     repeats: int = Field(5, ge=1, description="Rounds of the speed measurement, interleaved between the variants.")
 

@@ -88,6 +88,7 @@ class Gates:
     its own uncached one; `min_cosine` is the mean cosine of pooled embeddings. Of classifiers that answer a number,
     `max_regression_error` is over the standard deviation of the reference's answers.
     `max_tokenizer_errors` counts texts that an artifact's own tokenizer reads otherwise than the checkpoint's.
+    Of labelled data `max_accuracy_drop` and its like are below the reference's figure, as fractions.
     """
 
     max_tokenizer_errors: float | None = None  # first: with other tokens no other figure means anything
@@ -101,6 +102,9 @@ class Gates:
     max_size_ratio: float | None = None
     max_logit_error: float | None = None
     max_cache_kl: float | None = None
+    max_accuracy_drop: float | None = None
+    max_f1_drop: float | None = None
+    max_spearman_drop: float | None = None
 
 
 @dataclass(frozen=True)

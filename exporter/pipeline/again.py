@@ -70,6 +70,7 @@ def _bench(output: Path, threads: int | None, progress: Progress, failed: Failed
     bench.quality(rows)
     bench.speed(rows, job.repeats)
     described = {key: report[key] for key in ("name", "model", "evaluation")}
+    described["evaluation"] = {"pooling": None, "data": None, **described["evaluation"]}
     described["job"] = job.model_dump(mode="json")
     return finish(job, described | {"machine": here}, rows, output)
 

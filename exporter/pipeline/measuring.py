@@ -15,6 +15,7 @@ from exporter.errors import BuildError, ExporterError
 from exporter.measure import latency, quality
 from exporter.measure.latency import Round, summarize
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
+from exporter.pipeline.comparing import compare
 from exporter.process import Progress, Session, Worker, WorkerFailed
 from exporter.report.result import Result
 from exporter.runner import (
@@ -155,7 +156,7 @@ def measure_quality(
     with _open(named, checkpoint, folder, threads) as runner:
         try:
             figures = quality.compare_probe(runner, told.probe, told.passages.task)  # seconds, and tells of much
-            figures |= quality.compare(runner, told, session.counted(f"quality {named}"))
+            figures |= compare(runner, told, Path(reference).parent, session.counted(f"quality {named}"))
         except quality.NotFinite as error:
             first = runner.first_not_finite(error.ids) if isinstance(runner, TracingRunner) else None
             raise BuildError(f"{error}; first of its graph, {first}" if first else str(error)) from error

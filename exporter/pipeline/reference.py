@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from exporter.checkpoint.problem import problem_of
 from exporter.checkpoint.tokenizer import check_ids
 from exporter.errors import JobError
 from exporter.job import MIN_TOKENS
-from exporter.measure.quality import Passages, Reference, answer, reference_perplexity
+from exporter.measure.embedding import EMBEDDING, modules_identity, read_embedding
+from exporter.measure.labels import LABELS, doubt, score
+from exporter.measure.quality import Passages, Reference, answer, mean_pooled, reference_perplexity
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
+from exporter.pipeline.labelled import tokenize_examples
 from exporter.pipeline.plan import Plan
 from exporter.process import Progress, Session, Worker
 from exporter.report.result import Figure, Result
@@ -35,7 +38,11 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     key = content_key(
         ["reference with problem type", checkpoint.sha256, checkpoint.task, plan.text, how, machine.versions()]
     )
-    told = {"key": key, "threads": plan.job.threads, "text": plan.text, **how}
+    data = None if plan.data is None else plan.data.to_json()
+    modules = plan.source.checkpoint.path if plan.embedding is not None else None  # a merge changes none of them
+    if data is not None or modules is not None:
+        key = content_key([key, data, modules and modules_identity(modules)])
+    told = {"modules": modules} | {"key": key, "threads": plan.job.threads, "text": plan.text, "data": data, **how}
     manifest: dict[str, Any] = worker(measure_reference, checkpoint=checkpoint, folder=output / "reference", **told)
     return manifest
 
@@ -64,6 +71,9 @@ def reference_row(reference: dict[str, Any]) -> Result:
     if reference["ppl"] is not None:
         row.quality |= {"ppl": Figure(reference["ppl"], reference["ppl_se"]), "ppl_ratio": Figure(1.0, 0.0)}
     row.quality |= {name: Figure(value) for name, value in _OF_ITSELF[_kind(reference)].items()}
+    row.quality |= {name: Figure(**value) for name, value in reference.get("labelled", {}).items()}
+    if (doubted := (reference.get("data") or {}).get("note")) is not None:
+        row.reason += f"; {doubted}"
     return row
 
 
@@ -77,6 +87,8 @@ def measure_reference(
     eval_tokens: int,
     window: int,
     stride: int,
+    data: dict[str, Any] | None = None,
+    modules: str | None = None,
 ) -> dict[str, Any]:
     """A worker's operation: publishes the reference's folder, unless it is there under its key; its manifest."""
     if (manifest := reusable(Path(folder), key)) is None:
@@ -84,14 +96,19 @@ def measure_reference(
 
         tokenizer = _tokenizer(checkpoint)
         problem = problem_of(checkpoint.path, checkpoint.task)
-        passages = replace(
-            tokenize(tokenizer, text, checkpoint.task, eval_tokens, window, stride), problem_type=problem
-        )
+        labels, cut = None, 0
+        embedding = None if modules is None else read_embedding(Path(modules))
+        if data is None:
+            passages = tokenize(tokenizer, text, checkpoint.task, eval_tokens, window, stride)
+        else:
+            passages, labels, cut = tokenize_examples(tokenizer, data, checkpoint.task, window, embedding)
+        passages = replace(passages, problem_type=problem)
         tokenized = TokenizedTexts.of(tokenizer, text)
         with open_checkpoint(checkpoint.path, checkpoint.task, threads, trust=checkpoint.trust_remote_code) as runner:
             check_ids(runner.rows(), passages.ids, "the evaluation's text")
             ids, mask = _probe_ids(passages, tokenizer.pad_token_id or 0)
-            answers = answer(runner, passages, session.counted("reference"))
+            pool = mean_pooled if embedding is None else embedding.vector
+            answers = answer(runner, passages, session.counted("reference"), pool)
             reference = Reference(passages, Probe(ids, mask, runner.batch(ids, mask)), answers)
             facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
             facts["model_sha256"] = checkpoint.sha256
@@ -100,9 +117,18 @@ def measure_reference(
         if not all(np.isfinite(array).all() for array in (reference.answers.nll, reference.answers.vectors)):
             raise JobError("the float model answers NaN or Inf on the text: no artifact can be compared with it")
         facts |= {"scored": scored, "tokens": len(passages.ids)}
+        facts["pooling"] = None if embedding is None else embedding.words()
         facts |= {"ppl": perplexity.value, "ppl_se": perplexity.se, "problem_type": problem}
+        if labels is not None and data is not None:
+            figures = score(labels, reference.answers.vectors)
+            facts["labelled"] = {name: asdict(figure) for name, figure in figures.items()}
+            facts["data"] = data["about"] | {"cut": cut, "note": doubt(labels, figures)}
         with publish(Path(folder)) as building:
             reference.save(building / FILE)
+            if labels is not None:
+                labels.save(building / LABELS)
+            if embedding is not None:
+                embedding.save(building / EMBEDDING)
             tokenized.save(building / TOKENIZED)
             manifest = write_manifest(building, key, [], facts)
     return manifest

@@ -164,6 +164,11 @@ class Evaluation(_Closed):
     reference: str = Field(description="The variant that is the reference.")
     kl: str = Field(description="What the KL is computed over.")
     max_length: int | None = Field(description="Tokens that the model can take.")
+    pooling: str | None = Field(None, description="The model's own modules that make a text's vector; null: the mean.")
+    data: dict[str, Any] | None = Field(
+        None,
+        description="Labelled data: its file, examples, columns, what was guessed; null: there was none.",
+    )
 
 
 class Machine(_Closed):

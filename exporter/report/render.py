@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.report import charts, table
 from exporter.report.built import build_lines
+from exporter.report.labelled import data_line, labelled_lines
 from exporter.report.merged import merge_lines
 from exporter.report.quantized import quantization_lines
 from exporter.report.training import training_lines, training_plot
@@ -55,6 +56,8 @@ def render_html(report: Report) -> str:
         merge=[] if report["model"]["merge"] is None else list(merge_lines(report["model"]["merge"])),
         policies={table.name(row): lines for row, lines in _told(report, _policy_lines)},
         builds={table.name(row): lines for row, lines in _told(report, build_lines)},
+        labels={table.name(row): lines for row, lines in _told(report, labelled_lines)},
+        data=data_line(report["evaluation"]["data"]) if report["evaluation"].get("data") else None,
         training=[] if report["model"]["qat"] is None else list(training_lines(report["model"]["qat"])),
         training_plot=None if report["model"]["qat"] is None else training_plot(report["model"]["qat"]),
         clip=table.clip,
@@ -139,7 +142,7 @@ def render_markdown(report: Report) -> str:
     if report["model"]["qat"] is not None:
         learned = training_lines(report["model"]["qat"])
         lines += ["", "**Quantization-aware training**", "", *(f"- {_text(line)}" for line in learned)]
-    for title, about in (("Policy", _policy_lines), ("Engine", build_lines)):
+    for title, about in (("Labels", labelled_lines), ("Policy", _policy_lines), ("Engine", build_lines)):
         for row, told in _told(report, about):
             lines += ["", f"**{title} of {_code(table.name(row))}**", "", *(f"- {_text(line)}" for line in told)]
     for status, title in (("failed", "Failed"), ("skipped", "Skipped"), ("ok", "Notes")):
@@ -165,7 +168,8 @@ def _markdown_details(report: Report) -> list[str]:
     machine = report["machine"]
     plain = {
         **{f"model {key}": value for key, value in report["model"].items() if not isinstance(value, list | dict)},
-        **{f"evaluation {key}": value for key, value in report["evaluation"].items()},
+        **{f"evaluation {key}": value for key, value in report["evaluation"].items() if key != "data"},
+        "labelled data": data_line(report["evaluation"]["data"]) if report["evaluation"].get("data") else None,
         **{key: value for key, value in machine.items() if not isinstance(value, dict | list)},
         "load average": ", ".join(str(load) for load in machine["load_average"] or ()) or None,
         **(machine["versions"] or {}),
