@@ -101,6 +101,9 @@ class Job(MergeJob):
     text_column: str | None = Field(None, description="Its column of texts. Default: guessed, and told.")
     pair_column: str | None = Field(None, description="Its column of second texts. Default: guessed with the text's.")
     label_column: str | None = Field(None, description="Its column of labels, names or numbers. Default: guessed.")
+    sample: tuple[str, ...] = Field(
+        (), description="A prompt to continue side by side in the report; again for more. Default: three of the text's."
+    )
     calib_text: Path | None = Field(
         None,
         description="UTF-8 text to calibrate on. Default: the standard library's topics, after what is measured on.",
@@ -145,7 +148,7 @@ class Job(MergeJob):
 
     _off = field_validator("policy", mode="before")(off_is_a_word)
 
-    @field_validator("target", mode="before", json_schema_input_type=str | tuple[str, ...])
+    @field_validator("target", "sample", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value

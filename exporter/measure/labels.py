@@ -118,31 +118,32 @@ def _classified(labels: Labels, expected: Floats, got: Floats) -> dict[str, Figu
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
     a, b = decided(labels.kind, expected), decided(labels.kind, got)
-    truth = _truth(labels, b.shape[-1])
-    classes = np.flatnonzero(truth.any(0))  # a class that no example has says nothing
-    right_a, right_b = (truth == a).all(-1), (truth == b).all(-1)
-    shown: tuple[NDArray[np.generic], NDArray[np.generic]] = (truth, b)
+    true = truth(labels, b.shape[-1])
+    classes = np.flatnonzero(true.any(0))  # a class that no example has says nothing
+    right_a, right_b = (true == a).all(-1), (true == b).all(-1)
+    shown: tuple[NDArray[np.generic], NDArray[np.generic]] = (true, b)
     if labels.kind == SINGLE_LABEL:
-        shown = (truth.argmax(-1), b.argmax(-1))
+        shown = (true.argmax(-1), b.argmax(-1))
     accuracy = float(accuracy_score(*shown))
     precision, recall, f1, _ = precision_recall_fscore_support(
         *shown, labels=classes, average="macro", zero_division=0.0
     )
-    own = {"f1": f1, "precision": precision, "recall": recall, "matthews": _matthews(labels.kind, truth, b, classes)}
+    own = {"f1": f1, "precision": precision, "recall": recall, "matthews": _matthews(labels.kind, true, b, classes)}
     drop = _paired(right_a, right_b)
-    errors = _bootstrap(_macro(labels.kind, truth, a, classes), _macro(labels.kind, truth, b, classes), len(truth))
-    figures = {"accuracy": Figure(accuracy, math.sqrt(accuracy * (1 - accuracy) / len(truth)))}
+    errors = _bootstrap(_macro(labels.kind, true, a, classes), _macro(labels.kind, true, b, classes), len(true))
+    figures = {"accuracy": Figure(accuracy, math.sqrt(accuracy * (1 - accuracy) / len(true)))}
     figures |= {name: Figure(float(value), errors[name][0]) for name, value in own.items()}
     figures["accuracy_drop"] = drop
-    whole = np.ones((1, len(truth)))
-    before, after = (_macro(labels.kind, truth, one, classes)(whole) for one in (a, b))
+    whole = np.ones((1, len(true)))
+    before, after = (_macro(labels.kind, true, one, classes)(whole) for one in (a, b))
     # Where no example differs a bootstrap finds no error: a macro average is never surer than the accuracy.
     for name in ("f1", "matthews"):
         figures[f"{name}_drop"] = Figure(float(before[name][0] - after[name][0]), max(errors[name][1], drop.se or 0.0))
-    return figures | {"mcnemar_p": _mcnemar(right_a, right_b), "recall_drop": _worse(labels, truth, a, b)}
+    return figures | {"mcnemar_p": _mcnemar(right_a, right_b), "recall_drop": _worse(labels, true, a, b)}
 
 
-def _truth(labels: Labels, classes: int) -> NDArray[np.bool_]:
+def truth(labels: Labels, classes: int) -> NDArray[np.bool_]:
+    """[examples, classes]: what each example is."""
     if labels.kind == MULTI_LABEL:
         return np.greater(labels.values, 0.5)
     return np.arange(classes) == labels.values.astype(np.int64)[:, None]

@@ -55,7 +55,7 @@ def labelled_data(job: Job, task: str, config: Mapping[str, Any], classes: int |
 
     Raises JobError, or MissingPackage.
     """
-    if classes is not None and classes != len(_names(config)):
+    if classes is not None and classes != len(class_names(config)):
         config = {**config, "id2label": {number: f"LABEL_{number}" for number in range(classes)}}
     _check_gates(job, task, config)
     if job.eval_data is None:
@@ -78,7 +78,7 @@ def labelled_data(job: Job, task: str, config: Mapping[str, Any], classes: int |
     pairs = None if columns["pair"] is None else _texts(rows, columns["pair"])
     if len(texts) < MIN_EXAMPLES:
         raise JobError(f"{path} has {len(texts)} examples, and at least {MIN_EXAMPLES} are needed to score anything")
-    names = _names(config) if kind in (SINGLE_LABEL, MULTI_LABEL) else ()
+    names = class_names(config) if kind in (SINGLE_LABEL, MULTI_LABEL) else ()
     values, meant = _labels(rows, columns["label"], kind, names)
     if kind in (REGRESSION, PAIRS) and len({tuple(one) for one in values}) == 1:
         raise JobError(f"{path}: all of {columns['label']} is {values[0][0]:g}: what does not vary orders nothing")
@@ -90,7 +90,7 @@ def _kind(task: str, config: Mapping[str, Any]) -> str:
     if task == FEATURES:
         return PAIRS
     problem = problem_type(config)
-    return REGRESSION if problem == SINGLE_LABEL and len(_names(config)) == 1 else problem
+    return REGRESSION if problem == SINGLE_LABEL and len(class_names(config)) == 1 else problem
 
 
 def _check_gates(job: Job, task: str, config: Mapping[str, Any]) -> None:
@@ -108,7 +108,7 @@ def _check_gates(job: Job, task: str, config: Mapping[str, Any]) -> None:
             raise JobError(f"{flag} is not measured of this model ({kind}): give {other}")
 
 
-def _names(config: Mapping[str, Any]) -> tuple[str, ...]:
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The model's classes, by number: id2label of config.json, which transformers fills up by itself."""
     told = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
     count = len(told) or int(config.get("num_labels", 2))

@@ -20,6 +20,7 @@ from exporter.job import Job
 from exporter.measure.embedding import Embedding, read_embedding
 from exporter.pipeline.labelled import WINDOW as DATA_WINDOW
 from exporter.pipeline.labelled import LabelledData, labelled_data
+from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look, merged_sha256
 from exporter.pipeline.texts import calibration_text, evaluation_text, window_of
@@ -116,6 +117,7 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     source = look(job, worker)
     task = source.checkpoint.task
+    check_samples(job, task)
     data = labelled_data(job, task, source.config, source.labels)
     if data is not None:
         text_name, text = data.about["file"], data.text

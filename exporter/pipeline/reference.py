@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from exporter.measure.quality import Passages, Reference, answer, mean_pooled, r
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
 from exporter.pipeline.labelled import tokenize_examples
 from exporter.pipeline.plan import Plan
+from exporter.pipeline.sampling import reference_samples, sampled, save_samples
 from exporter.process import Progress, Session, Worker
 from exporter.report.result import Figure, Result
 from exporter.runner import Ids
@@ -35,14 +36,14 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     """The manifest of the reference's answers, stored beside the artifacts."""
     progress("reference", 0, 0)
     how = {"eval_tokens": plan.job.eval_tokens, "window": plan.window, "stride": plan.stride}
-    key = content_key(
-        ["reference with problem type", checkpoint.sha256, checkpoint.task, plan.text, how, machine.versions()]
-    )
+    made_of = [checkpoint.sha256, checkpoint.task, plan.text, plan.job.sample, how, machine.versions()]
+    key = content_key(["reference with problem type and samples", *made_of])
     data = None if plan.data is None else plan.data.to_json()
     modules = plan.source.checkpoint.path if plan.embedding is not None else None  # a merge changes none of them
     if data is not None or modules is not None:
         key = content_key([key, data, modules and modules_identity(modules)])
-    told = {"modules": modules} | {"key": key, "threads": plan.job.threads, "text": plan.text, "data": data, **how}
+    told = {"key": key, "threads": plan.job.threads, "text": plan.text, **how}
+    told |= {"data": data, "modules": modules, "samples": plan.job.sample, "max_length": plan.source.max_length}
     manifest: dict[str, Any] = worker(measure_reference, checkpoint=checkpoint, folder=output / "reference", **told)
     return manifest
 
@@ -72,6 +73,7 @@ def reference_row(reference: dict[str, Any]) -> Result:
         row.quality |= {"ppl": Figure(reference["ppl"], reference["ppl_se"]), "ppl_ratio": Figure(1.0, 0.0)}
     row.quality |= {name: Figure(value) for name, value in _OF_ITSELF[_kind(reference)].items()}
     row.quality |= {name: Figure(**value) for name, value in reference.get("labelled", {}).items()}
+    row.samples = reference.get("samples")
     if (doubted := (reference.get("data") or {}).get("note")) is not None:
         row.reason += f"; {doubted}"
     return row
@@ -89,6 +91,8 @@ def measure_reference(
     stride: int,
     data: dict[str, Any] | None = None,
     modules: str | None = None,
+    samples: Sequence[str] = (),
+    max_length: int | None = None,
 ) -> dict[str, Any]:
     """A worker's operation: publishes the reference's folder, unless it is there under its key; its manifest."""
     if (manifest := reusable(Path(folder), key)) is None:
@@ -110,6 +114,7 @@ def measure_reference(
             pool = mean_pooled if embedding is None else embedding.vector
             answers = answer(runner, passages, session.counted("reference"), pool)
             reference = Reference(passages, Probe(ids, mask, runner.batch(ids, mask)), answers)
+            tried = sampled(checkpoint, tokenizer, text, samples, runner, max_length)
             facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
             facts["model_sha256"] = checkpoint.sha256
         perplexity = reference_perplexity(reference.answers)
@@ -117,6 +122,7 @@ def measure_reference(
         if not all(np.isfinite(array).all() for array in (reference.answers.nll, reference.answers.vectors)):
             raise JobError("the float model answers NaN or Inf on the text: no artifact can be compared with it")
         facts |= {"scored": scored, "tokens": len(passages.ids)}
+        facts["samples"] = reference_samples(tried)
         facts["pooling"] = None if embedding is None else embedding.words()
         facts |= {"ppl": perplexity.value, "ppl_se": perplexity.se, "problem_type": problem}
         if labels is not None and data is not None:
@@ -125,6 +131,7 @@ def measure_reference(
             facts["data"] = data["about"] | {"cut": cut, "note": doubt(labels, figures)}
         with publish(Path(folder)) as building:
             reference.save(building / FILE)
+            save_samples(tried, tokenizer, building)
             if labels is not None:
                 labels.save(building / LABELS)
             if embedding is not None:

@@ -137,6 +137,9 @@ class Row(_Closed):
     memory: Memory
     build: Build
     gates: list[Gate] = Field(description="The limits that it was held against, in their order.")
+    samples: dict[str, Any] | None = Field(
+        None, description="What a person would try, beside the reference's; null: nothing was tried."
+    )
 
 
 class Model(_Closed):
