@@ -26,7 +26,7 @@ _ALIKE = 1e-3  # of the standard deviation: what is nearer than that has no orde
 Decode = Callable[[Sequence[int]], str]
 
 
-def greedy(runner: Runner, ids: Ids, stop: Sequence[int], count: int = NEW_TOKENS) -> list[int]:
+def greedy(runner: Runner, ids: Ids, stop: Sequence[int], count: int) -> list[int]:
     """The most likely next tokens after [T] ids, one after another, with the artifact's own cache where it has one."""
     cached = isinstance(runner, CachedRunner)
     longest = runner.max_length if isinstance(runner, BoundedRunner) else len(ids) + count
@@ -62,8 +62,11 @@ def continuations(runner: Runner, told: dict[str, Any], decode: Decode) -> dict[
     """The artifact's continuations of the reference's prompts (its samples.json), beside its own."""
     shown = []
     for prompt in told["prompts"]:
-        answer = continuation(decode, prompt["ids"], greedy(runner, np.array(prompt["ids"], np.int64), told["stop"]))
-        shown.append(_sample([prompt["text"]], prompt["answer"], answer))
+        ids, stop, reference = prompt["ids"], told["stop"], prompt["answer"]
+        new = greedy(runner, np.array(ids, np.int64), stop, prompt["count"])
+        if len(new) < len(prompt["new"]) and new[-1] not in stop:  # an engine's profile ends it sooner
+            reference = continuation(decode, ids, prompt["new"][: len(new)])
+        shown.append(_sample([prompt["text"]], reference, continuation(decode, ids, new)))
     return _samples("continuations", sum(one["differs_at"] is not None for one in shown), len(shown), shown)
 
 

@@ -91,7 +91,7 @@ def measure_reference(
     stride: int,
     data: dict[str, Any] | None = None,
     modules: str | None = None,
-    samples: Sequence[str] = (),
+    samples: Sequence[str] | None = None,
     max_length: int | None = None,
 ) -> dict[str, Any]:
     """A worker's operation: publishes the reference's folder, unless it is there under its key; its manifest."""

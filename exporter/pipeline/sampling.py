@@ -48,7 +48,7 @@ def sampled(
     checkpoint: Checkpoint,
     tokenizer: Any,
     text: str,
-    given: Sequence[str],
+    given: Sequence[str] | None,
     runner: TorchRunner,
     max_length: int | None,
 ) -> dict[str, Any]:
@@ -57,12 +57,12 @@ def sampled(
     told: dict[str, Any] = {"prompts": [], "stop": [], "names": []}
     if checkpoint.task == CLASSIFICATION:
         told["names"] = list(class_names(config))
-    if checkpoint.task != GENERATION:
+    if checkpoint.task != GENERATION or given is None:  # nothing is asked for
         return told
     told["stop"] = _stops(checkpoint.path, config)
     decode, plain = _decoders(tokenizer)
-    for prompt in given or first_sentences(text):
-        ids = list(tokenizer(prompt)["input_ids"])
+    for words in given or first_sentences(text):
+        ids = list(tokenizer(words)["input_ids"])
         while len(ids) > 1 and ids[-1] in told["stop"]:
             ids.pop()  # an end that the tokenizer writes would end the text before it began
         if not given:
@@ -74,9 +74,13 @@ def sampled(
                 )
             ids = ids[: max(max_length // 2, 1)]
         array = np.array(ids, np.int64)
+        if not given and array.max() >= runner.rows():  # beyond what is measured of the text
+            continue
         check_ids(runner.rows(), array, "a sample")
-        answer = continuation(decode, ids, greedy(runner, array, told["stop"]))
-        told["prompts"].append({"text": plain(ids), "ids": ids, "answer": answer})
+        count = NEW_TOKENS if max_length is None else min(NEW_TOKENS, max_length - len(ids))
+        new = greedy(runner, array, told["stop"], count)
+        prompt = {"text": plain(ids), "ids": ids, "count": count, "new": new}
+        told["prompts"].append({**prompt, "answer": continuation(decode, ids, new)})
     return told
 
 
