@@ -24,7 +24,7 @@ NAMES = ("anger", "joy", "fear")
 
 
 def random_words(count: int) -> str:
-    return " ".join(f"word{random.randrange(180)}" for _ in range(count))  # noqa: S311
+    return " ".join(f"word{random.randrange(180)}" for _ in range(count))
 
 
 def random_bert(kind: str, place: Path, **more) -> torch.nn.Module:

@@ -23,7 +23,7 @@ from exporter.pipeline.rows import Rows, columns_of, read_rows
 from exporter.runner import Ids
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
-WINDOW = 512  # tokens of an example that are read, where the model takes as many: each is a whole text
+_WINDOW = 512  # tokens of an example that are read, where the model takes as many: each is a whole text
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,10 @@ def labelled_data(job: Job, task: str, config: Mapping[str, Any], classes: int |
     if classes is not None and classes != len(class_names(config)):
         config = {**config, "id2label": {number: f"LABEL_{number}" for number in range(classes)}}
     _check_gates(job, task, config)
+    if job.eval_data is not None and (numbers := sorted(map(int, config.get("id2label") or ()))) != [
+        *range(len(numbers))
+    ]:
+        raise JobError(f"id2label of config.json has the numbers {numbers}: labels can be read where it counts from 0")
     if job.eval_data is None:
         for name in ("text_column", "pair_column", "label_column"):
             if getattr(job, name) is not None:
@@ -86,6 +90,13 @@ def labelled_data(job: Job, task: str, config: Mapping[str, Any], classes: int |
     return LabelledData(kind, texts, pairs, values, names, about | {"labels": meant})
 
 
+def usual_window(data: LabelledData | None, embedding: Embedding | None) -> int | None:
+    """The window of labelled data: what a sentence-transformers folder reads, or long enough for a whole text."""
+    if data is None:
+        return None
+    return min(_WINDOW, embedding.max_length or _WINDOW) if embedding is not None else _WINDOW
+
+
 def _kind(task: str, config: Mapping[str, Any]) -> str:
     if task == FEATURES:
         return PAIRS
@@ -112,8 +123,6 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The model's classes, by number: id2label of config.json, which transformers fills up by itself."""
     told = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
     count = len(told) or int(config.get("num_labels", 2))
-    if set(told) - set(range(count)):
-        raise JobError(f"id2label of config.json has numbers {sorted(told)}: it must count from 0")
     return tuple(told.get(number, f"LABEL_{number}") for number in range(count))
 
 

@@ -18,8 +18,7 @@ from exporter.checkpoint.load import is_recipe
 from exporter.errors import BuildError, JobError
 from exporter.job import Job
 from exporter.measure.embedding import Embedding, read_embedding
-from exporter.pipeline.labelled import WINDOW as DATA_WINDOW
-from exporter.pipeline.labelled import LabelledData, labelled_data
+from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look, merged_sha256
@@ -122,8 +121,7 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     if data is not None:
         text_name, text = data.about["file"], data.text
     embedding = read_embedding(source.checkpoint.path) if task == FEATURES else None
-    usual = min(DATA_WINDOW, embedding.max_length or DATA_WINDOW) if embedding is not None else DATA_WINDOW
-    window, stride = window_of(job, task, source.max_length, None if data is None else usual)
+    window, stride = window_of(job, task, source.max_length, usual_window(data, embedding))
     variants, skipped = _variants(job, sections, source, window)
     policy, notes = _policy(job, variants, source)
     source = replace(source, notes=(*source.notes, *notes))
