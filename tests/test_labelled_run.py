@@ -51,6 +51,9 @@ def classified(tmp_path_factory):
     pair += [{"SpecialToken": {"id": "[SEP]", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]
     settings["post_processor"]["pair"] = [*pair, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]
     (place / "model" / "tokenizer.json").write_text(json.dumps(settings))
+    told = json.loads((place / "model" / "tokenizer_config.json").read_text())
+    told["model_input_names"] = ["input_ids", "attention_mask", "token_type_ids"]
+    (place / "model" / "tokenizer_config.json").write_text(json.dumps(told))
     words = transformers.AutoTokenizer.from_pretrained(place / "model")
     rows = []
     for number in range(40):

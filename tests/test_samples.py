@@ -27,6 +27,12 @@ class Counting:
     def __init__(self, step: int = 1) -> None:
         self._step = step
 
+    def __enter__(self) -> Counting:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
     def logits(self, ids: np.ndarray) -> np.ndarray:
         return np.eye(10, dtype=np.float32)[(ids + self._step) % 10]
 
