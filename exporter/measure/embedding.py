@@ -32,7 +32,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "Tanh": np.tanh,
     "Identity": lambda vector: vector,
     "ReLU": lambda vector: np.maximum(vector, 0),
-    "Sigmoid": lambda vector: 1 / (1 + np.exp(-vector)),
+    "Sigmoid": lambda vector: np.reciprocal(1 + np.exp(-vector)).astype(np.float32),
 }
 
 
@@ -80,7 +80,8 @@ class Embedding:
 
     def save(self, path: Path) -> None:
         told = {"modules": self.modules, "prefix": self.prefix, "lower": self.lower, "max_length": self.max_length}
-        np.savez(path, told=np.array(json.dumps(told)), **self.weights)
+        arrays: dict[str, Any] = {"told": np.array(json.dumps(told)), **self.weights}
+        np.savez(path, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Embedding:

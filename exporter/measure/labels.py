@@ -110,7 +110,8 @@ def pair_cosines(vectors: Doubles) -> Doubles:
 def decided(kind: str, vectors: Floats) -> NDArray[np.bool_]:
     """[passages, C]: what a classifier says yes to, by its logits."""
     if kind == MULTI_LABEL:
-        return np.greater(vectors, 0)
+        yes: NDArray[np.bool_] = np.greater(vectors, 0)
+        return yes
     return np.arange(vectors.shape[-1]) == vectors.argmax(-1)[:, None]
 
 
@@ -145,7 +146,8 @@ def _classified(labels: Labels, expected: Floats, got: Floats) -> dict[str, Figu
 def truth(labels: Labels, classes: int) -> NDArray[np.bool_]:
     """[examples, classes]: what each example is."""
     if labels.kind == MULTI_LABEL:
-        return np.greater(labels.values, 0.5)
+        yes: NDArray[np.bool_] = np.greater(labels.values, 0.5)
+        return yes
     return np.arange(classes) == labels.values.astype(np.int64)[:, None]
 
 

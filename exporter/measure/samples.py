@@ -83,9 +83,9 @@ def changed_labels(
     first = sorted(changed, key=lambda one: -float(sure[one].max()))[:_SHOWN]
     shown = []
     for one in map(int, first):
-        answers = [_decision(problem, names, side[one], made[one]) for side, made in ((expected, a), (got, b))]
+        before, after = (_decision(problem, names, side[one], made[one]) for side, made in ((expected, a), (got, b)))
         label = None if right is None else _named(names, right[one])
-        shown.append(_sample([texts(one)], *answers, label=label))
+        shown.append(_sample([texts(one)], before, after, label))
     return _samples("labels", len(changed), len(expected), shown)
 
 
@@ -96,7 +96,10 @@ def _decision(problem: str, names: Sequence[str], logits: Floats, made: Any) -> 
 
 
 def _named(names: Sequence[str], made: Any) -> str:
-    return ", ".join(names[number] if number < len(names) else str(number) for number in np.flatnonzero(made)) or "none"
+    return (
+        ", ".join(names[number] if number < len(names) else str(number) for number in map(int, np.flatnonzero(made)))
+        or "none"
+    )
 
 
 def changed_order(expected: Doubles, got: Doubles, texts: Callable[[int], str]) -> dict[str, Any]:
