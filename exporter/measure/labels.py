@@ -110,9 +110,9 @@ def pair_cosines(vectors: Doubles) -> Doubles:
 def decided(kind: str, vectors: Floats) -> NDArray[np.bool_]:
     """[passages, C]: what a classifier says yes to, by its logits."""
     if kind == MULTI_LABEL:
-        yes: NDArray[np.bool_] = np.greater(vectors, 0)
-        return yes
-    return np.arange(vectors.shape[-1]) == vectors.argmax(-1)[:, None]
+        return np.greater(vectors, 0)
+    largest: NDArray[np.bool_] = np.arange(vectors.shape[-1]) == vectors.argmax(-1)[:, None]
+    return largest
 
 
 def _classified(labels: Labels, expected: Floats, got: Floats) -> dict[str, Figure]:
@@ -146,9 +146,9 @@ def _classified(labels: Labels, expected: Floats, got: Floats) -> dict[str, Figu
 def truth(labels: Labels, classes: int) -> NDArray[np.bool_]:
     """[examples, classes]: what each example is."""
     if labels.kind == MULTI_LABEL:
-        yes: NDArray[np.bool_] = np.greater(labels.values, 0.5)
-        return yes
-    return np.arange(classes) == labels.values.astype(np.int64)[:, None]
+        return np.greater(labels.values, 0.5)
+    one: NDArray[np.bool_] = np.arange(classes) == labels.values.astype(np.int64)[:, None]
+    return one
 
 
 def _matthews(kind: str, truth: NDArray[np.bool_], got: NDArray[np.bool_], classes: NDArray[np.int64]) -> float:
