@@ -25,6 +25,7 @@ from exporter.pipeline.source import Source, look, merged_sha256
 from exporter.pipeline.texts import calibration_text, evaluation_text, window_of
 from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy, read_policy
+from exporter.report.labelled import data_line
 from exporter.scheme import Scheme
 from exporter.stages.train.options import HEAD, QatOptions
 from exporter.store import MANIFEST, cache_folder, refuse_full_disk, swept, working_folders, writable
@@ -89,7 +90,7 @@ class Plan:
         job, text = self.job, self.calibration
         steps = [f"merge the adapter {adapter.path} ({self.source.way})" for adapter in self.source.adapters]
         steps += [f"calibrate on {job.calib_tokens} tokens of {text['name']}"] if text else []
-        what = f"{job.eval_tokens} tokens" if self.data is None else f"{len(self.data.texts)} labelled examples"
+        what = f"{job.eval_tokens} tokens" if self.data is None else data_line(self.data.about)
         steps.append(f"measure {what} of {self.text_name} with {known.REFERENCE}")
         steps += [f"train {qat.steps} steps as {qat.scheme} (QAT)"] if (qat := self.sections.qat) else []
         for one in self.wanted:
