@@ -37,7 +37,7 @@ GGML += -DGGML_NATIVE=OFF -DGGML_AVX2=$(call has,avx2) -DGGML_FMA=$(call has,fma
 endif
 LLAMA := CMAKE_ARGS="$(GGML)" $(BIN)/python -m pip install -q -c constraints.txt
 
-EXTRAS := dev,torch,qlora
+EXTRAS := dev,torch,qlora,data
 ifeq ($(shell uname -s),Linux)
 EXTRAS := $(EXTRAS),tensorrt-rtx  # builds engines without a GPU; there is no package of it for a Mac
 endif

@@ -96,6 +96,17 @@ class Job(MergeJob):
         min_length=1,
         description="TARGET, TARGET:PRECISION or all; again for more.",
     )
+    eval_data: Path | None = Field(
+        None,
+        description="Labelled examples to measure on instead, all of them: .jsonl, .csv or .parquet. A classifier's "
+        "texts, or pairs of texts with how alike they are.",
+    )
+    text_column: str | None = Field(None, description="Its column of texts. Default: guessed, and told.")
+    pair_column: str | None = Field(None, description="Its column of second texts. Default: guessed with the text's.")
+    label_column: str | None = Field(None, description="Its column of labels, names or numbers. Default: guessed.")
+    sample: tuple[str, ...] = Field(
+        (), description="A prompt to continue side by side in the report; again for more. Default: three of the text's."
+    )
     calib_text: Path | None = Field(
         None,
         description="UTF-8 text to calibrate on. Default: the standard library's topics, after what is measured on.",
@@ -134,12 +145,19 @@ class Job(MergeJob):
         description="Gate: tokens of the longest text that each artifact must be proven on. Default: past every "
         "boundary of the model's up to 4096 tokens, and no gate.",
     )
+    max_accuracy_drop: float | None = Field(
+        None, ge=0, le=1, description="Gate: accuracy on labelled data below the reference's; 0.01 is a point."
+    )
+    max_f1_drop: float | None = Field(None, ge=0, le=1, description="Gate: macro F1 on it below the reference's.")
+    max_spearman_drop: float | None = Field(
+        None, ge=0, le=2, description="Gate: rank correlation with its numbers below the reference's."
+    )
     speed: bool = Field(True, description="Measure latency and memory; --no-speed leaves them out.")
     repeats: int = Field(5, ge=1, description="Rounds of the speed measurement, interleaved between the variants.")
 
     _off = field_validator("policy", mode="before")(off_is_a_word)
 
-    @field_validator("target", mode="before", json_schema_input_type=str | tuple[str, ...])
+    @field_validator("target", "sample", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value

@@ -38,6 +38,15 @@ class BatchRunner(Runner, Protocol):
 
 
 @runtime_checkable
+class SegmentRunner(Runner, Protocol):
+    """A runner that can be told which of two texts each token is of, as BERT's tokenizers number them."""
+
+    def segmented(self, ids: Ids, segments: Ids) -> Floats:
+        """As `logits`, with [T] segments; a model that knows none leaves them out."""
+        ...
+
+
+@runtime_checkable
 class CachedRunner(Runner, Protocol):
     """A runner whose format has a KV cache."""
 

@@ -100,6 +100,7 @@ class Gates:
     `min_proven_tokens` is the length of the longest text that the artifact was compared on (--proven-length).
     `max_tokenizer_errors` counts texts that an artifact's own tokenizer reads otherwise than the checkpoint's.
     `min_named_share` and `max_bits_per_weight` hold a precision to its name, by exporter.measure.held.
+    Of labelled data `max_accuracy_drop` and its like are below the reference's figure, as fractions.
     """
 
     max_tokenizer_errors: float | None = None  # first: with other tokens no other figure means anything
@@ -116,6 +117,9 @@ class Gates:
     min_named_share: float | None = None
     max_bits_per_weight: float | None = None
     min_proven_tokens: float | None = None
+    max_accuracy_drop: float | None = None
+    max_f1_drop: float | None = None
+    max_spearman_drop: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,6 +34,12 @@ class TorchRunner:
 
     def logits(self, ids: Ids) -> Floats:
         out = self.batch(ids[None], np.ones_like(ids)[None])
+        return out if self._task == CLASSIFICATION else out[0]
+
+    def segmented(self, ids: Ids, segments: Ids) -> Floats:
+        known = "token_type_ids" in signature(self._model.forward).parameters
+        extra = {"token_type_ids": self._torch.from_numpy(segments[None])} if known else {}
+        out = self._floats(self._forward(ids[None], attention_mask=self._torch.ones((1, len(ids))), **extra))
         return out if self._task == CLASSIFICATION else out[0]
 
     def batch(self, ids: Ids, mask: Ids) -> Floats:

@@ -30,10 +30,14 @@ HEADINGS: Mapping[str, Sequence[str]] = {
     "Merging": (
         "combine", "density", "merge", "merge_dtype", "merge_base", "base_quant", "probe", "expect_perplexity",
     ),
-    "Evaluation": ("task", "eval_tokens", "window", "stride"),
+    "Evaluation": (
+        "task", "eval_tokens", "window", "stride", "eval_data", "text_column", "pair_column", "label_column",
+        "sample",
+    ),
     "Gates": (
         "max_kl", "min_top1", "max_tokenizer_errors", "min_cosine", "max_regression_error", "min_pearson",
-        "min_spearman", "max_size_ratio", "max_logit_error", "proven_length",
+        "min_spearman", "max_size_ratio", "max_logit_error", "proven_length", "max_accuracy_drop", "max_f1_drop",
+        "max_spearman_drop",
     ),
     "Calibration and policies": (
         "calib_text", "calib_tokens", "policy", "force_policy", "ranges", "smooth", "rounding",

@@ -62,13 +62,17 @@ class Screen:
 
 def print_result(report: Mapping[str, Any], folder: Path, form: str) -> None:
     """The table and where the report is; or the report as one line of JSON."""
+    from exporter.report.labelled import data_line
     from exporter.report.render import print_table
+    from exporter.report.table import clean
 
     if form == "json":
         print(json.dumps(report, allow_nan=False))
         return
     console = stdout()
     print_table(report, console)
+    if data := report["evaluation"].get("data"):
+        console.print(f"labelled data: {clean(data_line(data))}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
 
 

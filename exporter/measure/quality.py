@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from exporter.errors import BuildError, JobError
 from exporter.measure.arithmetic import Doubles, divergence, divergence_of, log_softmax, mean, top_of
 from exporter.measure.classification import compare_answers
 from exporter.report.result import Figure
-from exporter.runner import BatchRunner, CachedRunner, Floats, Ids, Runner
+from exporter.runner import BatchRunner, CachedRunner, Floats, Ids, Runner, SegmentRunner
 from exporter.types import CLASSIFICATION, GENERATION, Probe
 
 Progress = Callable[[int, int], None]  # (done, total) windows
 _STEPPED = 8  # tokens of a whole window that are decoded one by one
+Pool = Callable[[Floats], Floats]  # a text's last hidden states [T, H] to its vector [D]
 _LARGEST = 700  # nats: beyond them a perplexity is no float64
 
 
@@ -36,7 +38,8 @@ class Passages:
     """The evaluation's token ids: one long text for generation, passages with their special tokens for encoders.
 
     `ids` is [N]; `offsets` [passages + 1] are where each passage starts in it. A generation text is one passage.
-    `problem_type` is a classifier's, "" of the other tasks: what is compared of it.
+    `problem_type` is a classifier's, "" of the other tasks: what is compared of it. `segments` [N] tell the two texts
+    of a passage apart, where it has two and the model's tokenizer numbers them.
     """
 
     task: str
@@ -45,6 +48,7 @@ class Passages:
     window: int
     stride: int
     problem_type: str = ""
+    segments: Ids | None = None
 
     def __iter__(self) -> Iterator[Ids]:
         for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
@@ -83,6 +87,7 @@ class Reference:
             ids=p.ids,
             offsets=p.offsets,
             sliding=np.array([p.window, p.stride]),
+            segments=np.zeros(0, np.int64) if p.segments is None else p.segments,
             probe_ids=q.ids,
             probe_mask=q.mask,
             probe_answers=q.answers,
@@ -99,8 +104,9 @@ class Reference:
             problem = str(data["problem_type"]) if "problem_type" in data else ""
             window, stride = (int(value) for value in data["sliding"])
             alone = data["probe_alone"] if "probe_alone" in data and data["probe_alone"].size else None
+            segments = data["segments"] if "segments" in data and len(data["segments"]) else None
             return cls(
-                Passages(str(data["task"]), data["ids"], data["offsets"], window, stride, problem),
+                Passages(str(data["task"]), data["ids"], data["offsets"], window, stride, problem, segments),
                 Probe(data["probe_ids"], data["probe_mask"], data["probe_answers"], alone),
                 Answers(**{name: data[name] for name in Answers.__dataclass_fields__}),
             )
@@ -150,27 +156,42 @@ def _scored(runner: Runner, passages: Passages, progress: Progress) -> Iterator[
         progress(done + 1, len(spans))
 
 
-def pooled(runner: Runner, ids: Ids, task: str) -> Floats:
-    """A passage as one vector: mean of the last hidden states [H], or a classifier's logits [C]."""
-    out = _checked(runner, ids)
-    vector: Floats = out[0] if task == CLASSIFICATION else out.mean(axis=0)
+def mean_pooled(states: Floats) -> Floats:
+    """Of [T, H]: what is compared where no model says how it pools."""
+    vector: Floats = states.mean(axis=0)
     return vector
 
 
-def _vectors(runner: Runner, passages: Passages, progress: Progress) -> Floats:
+def pooled(runner: Runner, ids: Ids, task: str, segments: Ids | None = None, pool: Pool = mean_pooled) -> Floats:
+    """A passage as one vector: its last hidden states pooled [H], or a classifier's logits [C]."""
+    out = _checked(runner, ids) if segments is None else finite(ids, _segmented(runner, ids, segments))
+    vector: Floats = out[0] if task == CLASSIFICATION else pool(out)
+    return vector
+
+
+def _segmented(runner: Runner, ids: Ids, segments: Ids) -> Floats:
+    if not isinstance(runner, SegmentRunner):
+        raise BuildError(f"{runner.engine} cannot be told which of two texts a token is of: pairs need that here")
+    return runner.segmented(ids, segments)
+
+
+def passage_vectors(runner: Runner, passages: Passages, progress: Progress, pool: Pool = mean_pooled) -> Floats:
+    """Each passage's vector [passages, H], or a classifier's logits [passages, C]."""
     count = len(passages.offsets) - 1
     vectors = []
-    for done, ids in enumerate(passages):
-        vectors.append(pooled(runner, ids, passages.task))
+    for done, (begin, end) in enumerate(pairwise(passages.offsets)):
+        segments = None if passages.segments is None else passages.segments[begin:end]
+        vectors.append(pooled(runner, passages.ids[begin:end], passages.task, segments, pool))
         progress(done + 1, count)
     return np.stack(vectors)
 
 
-def answer(runner: Runner, passages: Passages, progress: Progress) -> Answers:
+def answer(runner: Runner, passages: Passages, progress: Progress, pool: Pool = mean_pooled) -> Answers:
     """The reference's answers over all passages."""
     none = np.zeros((0, 0), np.float32)
     if passages.task != GENERATION:
-        return Answers(np.zeros(0), none.astype(np.int32), none, none, _vectors(runner, passages, progress))
+        vectors = passage_vectors(runner, passages, progress, pool)
+        return Answers(np.zeros(0), none.astype(np.int32), none, none, vectors)
     nll: list[Doubles] = []
     top_ids: list[Any] = []
     top_logp: list[Any] = []
@@ -190,7 +211,7 @@ def compare(runner: Runner, reference: Reference, progress: Progress = lambda do
     """Every figure of a row's quality that this task has, by its name there."""
     passages, answers = reference.passages, reference.answers
     if passages.task != GENERATION:
-        return _compare_vectors(passages, answers.vectors, _vectors(runner, passages, progress))
+        return compare_vectors(passages, answers.vectors, passage_vectors(runner, passages, progress))
     count = len(answers.nll)
     nll, kl, agree = np.empty(count), np.empty(count), np.empty(count)
     for span, logp, tokens in _scored(runner, passages, progress):
@@ -213,7 +234,7 @@ def _exponential(nll: Doubles) -> Figure:
     return Figure(ratio, ratio * se)
 
 
-def _compare_vectors(passages: Passages, expected: Floats, got: Floats) -> dict[str, Figure]:
+def compare_vectors(passages: Passages, expected: Floats, got: Floats) -> dict[str, Figure]:
     """Of [passages, H] or [passages, C]."""
     if passages.task == CLASSIFICATION:
         return compare_answers(passages.problem_type, expected, got)

@@ -9,6 +9,7 @@ from typing import Any
 from exporter import machine, store
 from exporter.errors import JobError
 from exporter.job import Job
+from exporter.measure.labels import LABELS, check_packages
 from exporter.pipeline.judging import finish
 from exporter.pipeline.measuring import Bench, Failed, nobody
 from exporter.pipeline.reference import reference_row
@@ -39,6 +40,8 @@ def _bench(output: Path, threads: int | None, progress: Progress, failed: Failed
     reference = store.read_manifest(output / "reference")
     if reference is None:
         raise JobError(f"{output}/reference is not there: run the job again to have a reference")
+    if (output / "reference" / LABELS).is_file():
+        check_packages()
     model = report["model"]
     checkpoint = Checkpoint(
         Path(reference["checkpoint"]),
@@ -70,6 +73,7 @@ def _bench(output: Path, threads: int | None, progress: Progress, failed: Failed
     bench.quality(rows)
     bench.speed(rows, job.repeats)
     described = {key: report[key] for key in ("name", "model", "evaluation")}
+    described["evaluation"] = {"pooling": None, "data": None, **described["evaluation"]}
     described["job"] = job.model_dump(mode="json")
     return finish(job, described | {"machine": here}, rows, output)
 

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from exporter import machine, store
+from exporter.measure.embedding import module_files, modules_identity
 from exporter.measure.gates import judge
 from exporter.measure.held import held
 from exporter.measure.size import sizes
@@ -66,6 +67,8 @@ class Exports:
         contents = {name: store.sha256_file(it) if isinstance(it, Path) else it for name, it in options}
         made_of: list[Any] = [self.checkpoint.sha256, self.checkpoint.task, str(wanted.variant), contents]
         made_of.append(self.calibration.name if self.calibration and wanted.calibrates else None)
+        if self.plan.embedding is not None:
+            made_of.append(modules_identity(self.plan.source.checkpoint.path))
         if how is not None:
             made_of += [how, self.plan.calibration, asdict(wanted.limits)]
         return store.content_key(["artifact, weights held", made_of, machine.versions()])
@@ -163,7 +166,19 @@ class Exports:
             "quantization": quantization,
             **{name: done[name] for name in _FACTS},
         }
-        return store.write_manifest(folder, key, done["weights"], facts)
+        weights = [*done["weights"], *self._carry_modules(folder)]
+        return store.write_manifest(folder, key, weights, facts)
+
+    def _carry_modules(self, folder: Path) -> list[str]:
+        """A sentence-transformers folder's modules travel with the artifact; returns those that are weights."""
+        if self.plan.embedding is None:
+            return []
+        source = self.plan.source.checkpoint.path
+        names = module_files(source)
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
+        return [name for name in names if name.endswith((".safetensors", ".bin"))]
 
 
 def export_artifact(

@@ -17,6 +17,7 @@ from exporter.measure import latency, quality
 from exporter.measure.latency import Round, summarize
 from exporter.measure.lengths import FIGURE, LENGTHS, PROVEN, Lengths, compare_lengths
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
+from exporter.pipeline.comparing import compare
 from exporter.process import Progress, Session, Worker, WorkerFailed
 from exporter.report.result import Result
 from exporter.runner import (
@@ -102,7 +103,9 @@ class Bench:
         """The quality of a row's artifact, wherever its folder is."""
         self._progress(f"quality {row.variant}", 0, 0)
         with self._worker(row, "quality") as worker:
-            row.add(worker(measure_quality, **self._what(row) | {"folder": folder}))
+            measured = worker(measure_quality, **self._what(row) | {"folder": folder})
+            row.samples = measured["samples"]
+            row.add(measured["groups"])
 
     def speed(self, rows: Sequence[Result], rounds: int) -> None:
         """Rounds interleaved between all variants, so that a drift of the machine hits all alike.
@@ -162,14 +165,16 @@ def _summed_up(row: Result, times: list[Round]) -> None:
 def measure_quality(
     session: Session, variant: list[str], checkpoint: Checkpoint, folder: str, reference: str, threads: int
 ) -> dict[str, Any]:
-    """A worker's operation: an artifact's answers beside the reference's, and what its runner says of itself."""
+    """A worker's operation: an artifact's answers beside the reference's, samples of them, and what its runner is."""
     named = Variant(*variant)
     told = quality.Reference.load(Path(reference))
     with _open(named, checkpoint, folder, threads) as runner:
         try:
             task, longest = told.passages.task, max(told.passages, key=len)[: told.passages.window]
             figures = quality.compare_probe(runner, told.probe, task, longest)  # seconds, and tells of much
-            figures |= quality.compare(runner, told, session.counted(f"quality {named}"))
+            counted = session.counted(f"quality {named}")
+            compared, samples = compare(runner, told, Path(reference).parent, checkpoint, counted)
+            figures |= compared
         except quality.NotFinite as error:
             first = runner.first_not_finite(error.ids) if isinstance(runner, TracingRunner) else None
             raise BuildError(f"{error}; first of its graph, {first}" if first else str(error)) from error
@@ -186,7 +191,7 @@ def measure_quality(
             opened, Lengths.load(beside), task, session.counted(f"lengths {named}")
         )
         groups["artifact"][PROVEN] = proven
-    return groups
+    return {"groups": groups, "samples": samples}
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,21 @@ from pydantic import BaseModel
 from exporter.checkpoint.load import is_recipe
 from exporter.errors import BuildError, JobError
 from exporter.job import Job
+from exporter.measure.embedding import Embedding, read_embedding
+from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.lengths import lengths_of
+from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look, merged_sha256
 from exporter.pipeline.texts import calibration_text, evaluation_text, window_of
 from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy, read_policy
+from exporter.report.labelled import data_line
 from exporter.scheme import Scheme
 from exporter.stages.train.options import HEAD, QatOptions
 from exporter.store import MANIFEST, cache_folder, refuse_full_disk, swept, working_folders, writable
 from exporter.targets import known
-from exporter.types import GENERATION, TASKS, Checkpoint, Gates, Precision, Preparation, Target, Variant
+from exporter.types import FEATURES, GENERATION, TASKS, Checkpoint, Gates, Precision, Preparation, Target, Variant
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Plan:
     skipped: dict[Variant, str]
     text_name: str
     text: str = field(repr=False)
+    data: LabelledData | None = field(repr=False)  # its own text is `text` then
+    embedding: Embedding | None = field(repr=False)  # how a sentence-transformers folder makes a text's vector
     window: int
     stride: int
     calibration: dict[str, Any] | None = field(repr=False)
@@ -85,7 +91,8 @@ class Plan:
         job, text = self.job, self.calibration
         steps = [f"merge the adapter {adapter.path} ({self.source.way})" for adapter in self.source.adapters]
         steps += [f"calibrate on {job.calib_tokens} tokens of {text['name']}"] if text else []
-        steps.append(f"measure {job.eval_tokens} tokens of {self.text_name} with {known.REFERENCE}")
+        what = f"{job.eval_tokens} tokens" if self.data is None else data_line(self.data.about)
+        steps.append(f"measure {what} of {self.text_name} with {known.REFERENCE}")
         steps += [f"train {qat.steps} steps as {qat.scheme} (QAT)"] if (qat := self.sections.qat) else []
         for one in self.wanted:
             steps += [f"choose the policy of {one.variant}"] if one.how and one.how["policy"] is None else []
@@ -111,7 +118,12 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     source = look(job, worker)
     task = source.checkpoint.task
-    window, stride = window_of(job, task, source.max_length)
+    check_samples(job, task)
+    data = labelled_data(job, task, source.config, source.labels)
+    if data is not None:
+        text_name, text = data.about["file"], data.text
+    embedding = read_embedding(source.checkpoint.path) if task == FEATURES else None
+    window, stride = window_of(job, task, source.max_length, usual_window(data, embedding))
     lengths_of(job, source)  # raises for a length that the model does not have
     variants, skipped = _variants(job, sections, source, window)
     policy, notes = _policy(job, variants, source)
@@ -123,7 +135,8 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     training = _training(job, sections.qat, source, text, policy)
     if calibration is not None and (trains or any(one.how for one in wanted)):
         worker(check_calibration, checkpoint=source.checkpoint, text=calibration)
-    return Plan(job, sections, source, wanted, skipped, text_name, text, window, stride, calibration, training)
+    measured = (text_name, text, data, embedding, window, stride)
+    return Plan(job, sections, source, wanted, skipped, *measured, calibration, training)
 
 
 def check_calibration(session: Session, checkpoint: Checkpoint, text: dict[str, Any]) -> None:
@@ -236,7 +249,8 @@ def _calibration(job: Job, source: Source, evaluated: str, wanted: bool) -> dict
     """What a worker is told of the text to calibrate on, where it is wanted. A text that was named is looked at."""
     if not wanted and job.calib_text is None:
         return None
-    name, text, skip = calibration_text(job.calib_text, source.recipe, evaluated, job.eval_tokens)
+    measured = job.eval_tokens if job.eval_data is None else len(evaluated)  # of labelled data all
+    name, text, skip = calibration_text(job.calib_text, source.recipe, evaluated, measured)
     told = {"name": name, "text": text, "tokens": job.calib_tokens, "skip": skip, "max_length": source.max_length}
     return told if wanted else None
 

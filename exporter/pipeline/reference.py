@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,15 @@ from exporter.checkpoint.problem import problem_of
 from exporter.checkpoint.tokenizer import check_ids
 from exporter.errors import JobError
 from exporter.job import MIN_TEXTS, MIN_TOKENS
+from exporter.measure.embedding import EMBEDDING, modules_identity, read_embedding
+from exporter.measure.labels import LABELS, doubt, score
 from exporter.measure.lengths import LENGTHS, Length, Lengths, Told, cuts_of, positions, shape_of, told_of
-from exporter.measure.quality import Passages, Reference, answer, reference_perplexity
+from exporter.measure.quality import Passages, Reference, answer, mean_pooled, reference_perplexity
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
+from exporter.pipeline.labelled import tokenize_examples
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.plan import Plan
+from exporter.pipeline.sampling import reference_samples, sampled, save_samples
 from exporter.process import Progress, Session, Worker
 from exporter.report.result import Figure, Result
 from exporter.runner import Floats, Ids
@@ -50,17 +54,14 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     progress("reference", 0, 0)
     how: dict[str, Any] = {"eval_tokens": plan.job.eval_tokens, "window": plan.window, "stride": plan.stride}
     how |= lengths_of(plan.job, plan.source)
-    key = content_key(
-        [
-            "reference with lengths, on whole texts, answered alone",
-            checkpoint.sha256,
-            checkpoint.task,
-            plan.text,
-            how,
-            machine.versions(),
-        ]
-    )
+    made_of = [checkpoint.sha256, checkpoint.task, plan.text, plan.job.sample, how, machine.versions()]
+    key = content_key(["reference with lengths and samples, on whole texts, answered alone", *made_of])
+    data = None if plan.data is None else plan.data.to_json()
+    modules = plan.source.checkpoint.path if plan.embedding is not None else None  # a merge changes none of them
+    if data is not None or modules is not None:
+        key = content_key([key, data, modules and modules_identity(modules)])
     told = {"key": key, "threads": plan.job.threads, "text": plan.text, **how}
+    told |= {"data": data, "modules": modules, "samples": plan.job.sample, "max_length": plan.source.max_length}
     manifest: dict[str, Any] = worker(measure_reference, checkpoint=checkpoint, folder=output / "reference", **told)
     return manifest
 
@@ -89,6 +90,10 @@ def reference_row(reference: dict[str, Any]) -> Result:
     if reference["ppl"] is not None:
         row.quality |= {"ppl": Figure(reference["ppl"], reference["ppl_se"]), "ppl_ratio": Figure(1.0, 0.0)}
     row.quality |= {name: Figure(value) for name, value in _OF_ITSELF[_kind(reference)].items()}
+    row.quality |= {name: Figure(**value) for name, value in reference.get("labelled", {}).items()}
+    row.samples = reference.get("samples")
+    if (doubted := (reference.get("data") or {}).get("note")) is not None:
+        row.reason += f"; {doubted}"
     return row
 
 
@@ -104,6 +109,10 @@ def measure_reference(
     stride: int,
     lengths: list[dict[str, Any]],
     unproven: list[tuple[int, str]],
+    data: dict[str, Any] | None = None,
+    modules: str | None = None,
+    samples: Sequence[str] | None = None,
+    max_length: int | None = None,
 ) -> dict[str, Any]:
     """A worker's operation: publishes the reference's folder, unless it is there under its key; its manifest."""
     if (manifest := reusable(Path(folder), key)) is None:
@@ -111,17 +120,23 @@ def measure_reference(
 
         tokenizer = _tokenizer(checkpoint)
         problem = problem_of(checkpoint.path, checkpoint.task)
-        passages = replace(
-            tokenize(tokenizer, text, checkpoint.task, eval_tokens, window, stride), problem_type=problem
-        )
+        labels, cut = None, 0
+        embedding = None if modules is None else read_embedding(Path(modules))
+        if data is None:
+            passages = tokenize(tokenizer, text, checkpoint.task, eval_tokens, window, stride)
+        else:
+            passages, labels, cut = tokenize_examples(tokenizer, data, checkpoint.task, window, embedding)
+        passages = replace(passages, problem_type=problem)
         tokenized = TokenizedTexts.of(tokenizer, text)
         with open_checkpoint(checkpoint.path, checkpoint.task, threads, trust=checkpoint.trust_remote_code) as runner:
             check_ids(runner.rows(), passages.ids, "the evaluation's text")
             ids, mask = _probe_ids(passages, tokenizer.pad_token_id or 0)
-            answers = answer(runner, passages, session.counted("reference"))
+            pool = mean_pooled if embedding is None else embedding.vector
+            answers = answer(runner, passages, session.counted("reference"), pool)
             together = runner.batch(ids, mask)
             probe = Probe(ids, mask, together, _alone(runner, ids, mask, together))
             reference = Reference(passages, probe, answers)
+            tried = sampled(checkpoint, tokenizer, text, samples, runner, max_length)
             facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
             facts["model_sha256"] = checkpoint.sha256
         perplexity = reference_perplexity(reference.answers)
@@ -134,9 +149,20 @@ def measure_reference(
             told.append(_told(checkpoint, tokenizer, text, threads, one))
         reach = int(min(window, np.diff(passages.offsets).max()))
         facts |= {"scored": scored, "tokens": len(passages.ids)}
+        facts["samples"] = reference_samples(tried)
+        facts["pooling"] = None if embedding is None else embedding.words()
         facts |= {"ppl": perplexity.value, "ppl_se": perplexity.se, "problem_type": problem}
+        if labels is not None and data is not None:
+            figures = score(labels, reference.answers.vectors)
+            facts["labelled"] = {name: asdict(figure) for name, figure in figures.items()}
+            facts["data"] = data["about"] | {"cut": cut, "note": doubt(labels, figures)}
         with publish(Path(folder)) as building:
             reference.save(building / FILE)
+            save_samples(tried, tokenizer, building)
+            if labels is not None:
+                labels.save(building / LABELS)
+            if embedding is not None:
+                embedding.save(building / EMBEDDING)
             tokenized.save(building / TOKENIZED)
             Lengths(reach, tuple(told), tuple((int(far), name) for far, name in unproven)).save(building / LENGTHS)
             manifest = write_manifest(building, key, [], facts)

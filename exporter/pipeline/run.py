@@ -99,5 +99,7 @@ def _describe(
             "reference": str(known.REFERENCE),
             "kl": "over the reference's 256 most likely tokens and one bucket for the rest: a lower bound",
             "max_length": plan.source.max_length,
+            "pooling": reference.get("pooling"),
+            "data": reference.get("data"),
         },
     }

@@ -28,9 +28,10 @@ def evaluation_text(path: Path | None, recipe: Recipe | None) -> tuple[str, str]
     return path.name, _read(path, "--eval-text")
 
 
-def window_of(job: MergeJob, task: str, max_length: int | None) -> tuple[int, int]:
-    """Window and stride of the evaluation, in tokens. Raises JobError."""
-    window = job.window or min(WINDOWS[task], max_length or WINDOWS[task])
+def window_of(job: MergeJob, task: str, max_length: int | None, usual: int | None = None) -> tuple[int, int]:
+    """Window and stride of the evaluation, in tokens; `usual`: another window than the task's. Raises JobError."""
+    usual = usual or WINDOWS[task]
+    window = job.window or min(usual, max_length or usual)
     if max_length is not None and window > max_length:
         raise JobError(f"--window {window} is longer than this model's {max_length} positions")
     stride = job.stride or max(window // 2, 1)

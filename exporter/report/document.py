@@ -152,6 +152,9 @@ class Row(_Closed):
     memory: Memory
     build: Build
     gates: list[Gate] = Field(description="The limits that it was held against, in their order.")
+    samples: dict[str, Any] | None = Field(
+        None, description="What a person would try, beside the reference's; null: nothing was tried."
+    )
 
 
 class Model(_Closed):
@@ -179,6 +182,11 @@ class Evaluation(_Closed):
     reference: str = Field(description="The variant that is the reference.")
     kl: str = Field(description="What the KL is computed over.")
     max_length: int | None = Field(description="Tokens that the model can take.")
+    pooling: str | None = Field(None, description="The model's own modules that make a text's vector; null: the mean.")
+    data: dict[str, Any] | None = Field(
+        None,
+        description="Labelled data: its file, examples, columns, what was guessed; null: there was none.",
+    )
 
 
 class Machine(_Closed):

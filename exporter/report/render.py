@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.report import charts, table
 from exporter.report.built import build_lines
+from exporter.report.labelled import data_line, labelled_lines
 from exporter.report.merged import merge_lines
 from exporter.report.quantized import quantization_lines
+from exporter.report.samples import samples_lines, side_by_side
 from exporter.report.training import training_lines, training_plot
 
 if TYPE_CHECKING:
@@ -55,6 +57,10 @@ def render_html(report: Report) -> str:
         merge=[] if report["model"]["merge"] is None else list(merge_lines(report["model"]["merge"])),
         policies={table.name(row): lines for row, lines in _told(report, _policy_lines)},
         builds={table.name(row): lines for row, lines in _told(report, build_lines)},
+        labels={table.name(row): lines for row, lines in _told(report, labelled_lines)},
+        samples=list(side_by_side(report)),
+        sampled=list(samples_lines(report)),
+        data=data_line(report["evaluation"]["data"]) if report["evaluation"].get("data") else None,
         training=[] if report["model"]["qat"] is None else list(training_lines(report["model"]["qat"])),
         training_plot=None if report["model"]["qat"] is None else training_plot(report["model"]["qat"]),
         clip=table.clip,
@@ -139,9 +145,11 @@ def render_markdown(report: Report) -> str:
     if report["model"]["qat"] is not None:
         learned = training_lines(report["model"]["qat"])
         lines += ["", "**Quantization-aware training**", "", *(f"- {_text(line)}" for line in learned)]
-    for title, about in (("Policy", _policy_lines), ("Engine", build_lines)):
+    for title, about in (("Labels", labelled_lines), ("Policy", _policy_lines), ("Engine", build_lines)):
         for row, told in _told(report, about):
             lines += ["", f"**{title} of {_code(table.name(row))}**", "", *(f"- {_text(line)}" for line in told)]
+    if sampled := list(samples_lines(report)):
+        lines += ["", "**Samples**", "", *(f"- {_text(line)}" for line in sampled)]
     for status, title in (("failed", "Failed"), ("skipped", "Skipped"), ("ok", "Notes")):
         rows = [row for row in report["results"] if row["status"] == status and row["reason"]]
         if rows:
@@ -165,7 +173,8 @@ def _markdown_details(report: Report) -> list[str]:
     machine = report["machine"]
     plain = {
         **{f"model {key}": value for key, value in report["model"].items() if not isinstance(value, list | dict)},
-        **{f"evaluation {key}": value for key, value in report["evaluation"].items()},
+        **{f"evaluation {key}": value for key, value in report["evaluation"].items() if key != "data"},
+        "labelled data": data_line(report["evaluation"]["data"]) if report["evaluation"].get("data") else None,
         **{key: value for key, value in machine.items() if not isinstance(value, dict | list)},
         "load average": ", ".join(str(load) for load in machine["load_average"] or ()) or None,
         **(machine["versions"] or {}),

@@ -31,6 +31,7 @@ class Result:
     memory: dict[str, Any] = field(default_factory=dict)
     build: dict[str, Any] = field(default_factory=dict)
     gates: list[Gate] = field(default_factory=list)
+    samples: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, group in GROUPS.items():

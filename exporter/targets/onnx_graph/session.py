@@ -14,13 +14,13 @@ from exporter.targets.onnx_graph.not_finite import first_not_finite
 from exporter.types import GENERATION
 
 
-def usual_inputs(ids: Ids, mask: Ids) -> dict[str, Ids]:
-    """What a transformer's graph may take, by name, for [B, T] new ids and a mask [B, past + T]."""
+def usual_inputs(ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, Ids]:
+    """What a transformer's graph may take, by name, for [B, T] new ids, a mask [B, past + T] and [B, T] segments."""
     return {
         "input_ids": ids,
         "attention_mask": mask,
         "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -ids.shape[1] :],
-        "token_type_ids": np.zeros_like(ids),
+        "token_type_ids": np.zeros_like(ids) if segments is None else segments,
     }
 
 
@@ -55,6 +55,11 @@ class OnnxRunner:
         out = self.batch(ids[None], np.ones_like(ids)[None])
         return out[0] if out.ndim == 3 else out
 
+    def segmented(self, ids: Ids, segments: Ids) -> Floats:
+        feeds = self._feeds(ids[None], np.ones_like(ids)[None], segments[None])
+        out: Floats = self._session.run(self._outputs[:1], feeds)[0].astype(np.float32, copy=False)
+        return out[0] if out.ndim == 3 else out
+
     def batch(self, ids: Ids, mask: Ids) -> Floats:
         feeds = self._feeds(ids, mask)
         result: Floats = self._session.run(self._outputs[:1], feeds)[0].astype(np.float32, copy=False)
@@ -66,9 +71,9 @@ class OnnxRunner:
             return None
         return first_not_finite(self._model, self._feeds(ids[None], np.ones_like(ids)[None]), self._threads)
 
-    def _feeds(self, ids: Ids, mask: Ids) -> dict[str, Any]:
+    def _feeds(self, ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, Any]:
         """What the graph takes of the usual inputs, for [B, T] new ids and a mask [B, past + T]."""
-        usual = usual_inputs(ids, mask)
+        usual = usual_inputs(ids, mask, segments)
         return {name: np.ascontiguousarray(value) for name, value in usual.items() if name in self._inputs}
 
 
@@ -82,8 +87,8 @@ class OnnxDecoder(OnnxRunner):
         self._cache: list[Any] = []
         self._length = 0
 
-    def _feeds(self, ids: Ids, mask: Ids) -> dict[str, Any]:
-        feeds = super()._feeds(ids, mask)
+    def _feeds(self, ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, Any]:
+        feeds = super()._feeds(ids, mask, segments)
         return feeds | {name: self._empty(name, ids.shape[0]) for name in self._past}
 
     def _empty(self, name: str, batch: int) -> Any:

@@ -69,17 +69,24 @@ class EngineRunner:
     def batch(self, ids: Ids, mask: Ids) -> Floats:
         return self._profile.batched(ids, mask, self._forward)
 
-    def _forward(self, ids: Ids, mask: Ids) -> Floats:
-        answer: Floats = self._run(self._feeds(ids, mask))[self._outputs[0]].float().cpu().numpy()
+    def segmented(self, ids: Ids, segments: Ids) -> Floats:
+        def forward(rows: Ids, mask: Ids) -> Floats:  # a small batch is filled with copies of the one row
+            return self._forward(rows, mask, np.broadcast_to(segments, rows.shape))
+
+        out = self._profile.batched(ids[None], np.ones_like(ids)[None], forward)
+        return out[0] if out.ndim == 3 else out
+
+    def _forward(self, ids: Ids, mask: Ids, segments: Ids | None = None) -> Floats:
+        answer: Floats = self._run(self._feeds(ids, mask, segments))[self._outputs[0]].float().cpu().numpy()
         return answer
 
-    def _feeds(self, ids: Ids, mask: Ids) -> dict[str, torch.Tensor]:
+    def _feeds(self, ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, torch.Tensor]:
         """The usual inputs on the device, for [B, T] new ids and a mask [B, past + T]."""
         import torch
 
         return {
             name: torch.from_numpy(np.ascontiguousarray(value)).to("cuda", self._kinds[name])
-            for name, value in usual_inputs(ids, mask).items()
+            for name, value in usual_inputs(ids, mask, segments).items()
             if name in self._inputs
         }
 
@@ -132,8 +139,8 @@ class DecoderEngineRunner(EngineRunner):
         self._length = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def _feeds(self, ids: Ids, mask: Ids) -> dict[str, torch.Tensor]:
-        return super()._feeds(ids, mask) | {name: self._empty(name, len(ids)) for name in self._step.past}
+    def _feeds(self, ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, torch.Tensor]:
+        return super()._feeds(ids, mask, segments) | {name: self._empty(name, len(ids)) for name in self._step.past}
 
     def _empty(self, past: str, batch: int) -> torch.Tensor:
         import torch

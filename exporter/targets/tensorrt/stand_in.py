@@ -31,6 +31,10 @@ class EncoderProof(OnnxRunner):
     def batch(self, ids: Ids, mask: Ids) -> Floats:
         return self._profile.batched(ids, mask, super().batch)
 
+    def segmented(self, ids: Ids, segments: Ids) -> Floats:
+        self._profile.admit(len(ids))
+        return super().segmented(ids, segments)
+
 
 class DecoderProof(OnnxDecoder):
     """A graph with a KV cache; the rest is as above."""

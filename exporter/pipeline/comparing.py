@@ -1,0 +1,66 @@
+"""What is told of an artifact's answers: figures beside the reference's and beside labels, and samples to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from exporter.measure import quality
+from exporter.measure.embedding import EMBEDDING, Embedding
+from exporter.measure.labels import LABELS, PAIRS, Labels, compare_labels, truth
+from exporter.measure.samples import SAMPLES, changed_labels, changed_neighbours, changed_order, continuations, texts_of
+from exporter.pipeline.sampling import decoders
+from exporter.report.result import Figure
+from exporter.runner import Floats, Runner
+from exporter.types import CLASSIFICATION, GENERATION, REGRESSION, Checkpoint
+
+
+def compare(
+    runner: Runner,
+    reference: quality.Reference,
+    folder: Path,
+    checkpoint: Checkpoint,
+    progress: Callable[[int, int], None],
+) -> tuple[dict[str, Figure], dict[str, Any] | None]:
+    """Every figure that this task has, those of labels where the reference's `folder` has any; and samples.
+
+    Samples are None where the reference is an older exporter's, which stored none.
+    """
+    passages, expected = reference.passages, reference.answers.vectors
+    told = json.loads((folder / SAMPLES).read_text(encoding="utf-8")) if (folder / SAMPLES).is_file() else None
+    if passages.task == GENERATION:
+        figures = quality.compare(runner, reference, progress)
+        return figures, told and continuations(runner, told, decoders(folder, checkpoint)[0])
+    got = quality.passage_vectors(runner, passages, progress, pool_of(folder))
+    figures = quality.compare_vectors(passages, expected, got)
+    labels = Labels.load(folder / LABELS) if (folder / LABELS).is_file() else None
+    if labels is not None:
+        figures |= compare_labels(labels, expected, got)
+    if told is None:
+        return figures, None
+    return figures, _changed(passages, expected, got, told["names"], labels, folder, checkpoint)
+
+
+def _changed(
+    passages: quality.Passages,
+    expected: Floats,
+    got: Floats,
+    names: list[str],
+    labels: Labels | None,
+    folder: Path,
+    checkpoint: Checkpoint,
+) -> dict[str, Any]:
+    texts = texts_of(passages, decoders(folder, checkpoint)[1])
+    if passages.task != CLASSIFICATION:
+        return changed_neighbours(expected, got, texts, labels is not None and labels.kind == PAIRS)
+    if passages.problem_type == REGRESSION or expected.shape[-1] == 1:
+        return changed_order(expected[:, 0].astype("float64"), got[:, 0].astype("float64"), texts)
+    right = None if labels is None else truth(labels, expected.shape[-1])
+    return changed_labels(passages.problem_type, expected, got, names, texts, right)
+
+
+def pool_of(folder: Path) -> quality.Pool:
+    """How a text's vector is made: by the modules that the reference was measured with, else the mean."""
+    return Embedding.load(folder / EMBEDDING).vector if (folder / EMBEDDING).is_file() else quality.mean_pooled
