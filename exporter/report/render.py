@@ -10,10 +10,11 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.report import charts, table
+from exporter.report import charts, table, timing
 from exporter.report.built import build_lines
 from exporter.report.merged import merge_lines
 from exporter.report.quantized import quantization_lines
@@ -52,6 +53,9 @@ def render_html(report: Report) -> str:
         generates=table.generates(report),
         summary=table.summary(report),
         name=table.name,
+        notes={table.name(row): lines for row, lines in _told(report, partial(timing.notes, report))},
+        scored=table.scored(report),
+        others=timing.most_busy(report),
         merge=[] if report["model"]["merge"] is None else list(merge_lines(report["model"]["merge"])),
         policies={table.name(row): lines for row, lines in _told(report, _policy_lines)},
         builds={table.name(row): lines for row, lines in _told(report, build_lines)},
@@ -122,7 +126,7 @@ def render_markdown(report: Report) -> str:
         f"|---|---|{'---:|' * (len(columns) + 1)}",
     ]
     for row in report["results"]:
-        cells = [column.cell(row) or "–" for column in columns]
+        cells = [column.shown(report, row) or "–" for column in columns]
         kept = sum(gate["passed"] for gate in row["gates"])
         gates = f"{kept}/{len(row['gates'])}" if row["gates"] else "–"
         lines.append(f"| {' | '.join([_code(table.name(row)), table.verdict(report, row), *cells, gates])} |")
@@ -147,6 +151,9 @@ def render_markdown(report: Report) -> str:
         if rows:
             lines += ["", f"**{title}**", ""]
             lines += [f"- {_code(table.name(row))}: {_text(row['reason'])}" for row in rows]
+    if notes := _told(report, partial(timing.notes, report)):
+        lines += ["", "**Speed**", ""]
+        lines += [f"- {_code(table.name(row))}: {_text(line)}" for row, told in notes for line in told]
     return "\n".join([*lines, *_markdown_details(report)]) + "\n"
 
 
@@ -258,6 +265,7 @@ def print_table(report: Report, console: Console) -> None:
             what.append(f"{row['status']}: {row['reason']}")
         elif row["speed"]["untimed"]:
             what.append(f"quality: {row['artifact']['engine']}; latency: {row['speed']['untimed']}")
+        what += timing.notes(report, row)
         lines += [Text.assemble((table.name(row), "bold"), "  ", table.clip(text, _REASON)) for text in what]
     dropped = [column.title for column in every if column not in columns]
     if dropped:
@@ -280,5 +288,5 @@ def _terminal_table(report: Report, columns: list[table.Column], gap: int) -> Ta
         verdict, gates = table.verdict(report, row), row["gates"]
         kept = f" {sum(gate['passed'] for gate in gates)}/{len(gates)}" if gates else ""
         status = Text(f"{'failed' if verdict == 'gate failed' else verdict}{kept}", style=_COLOURS.get(verdict, ""))
-        view.add_row(Text(table.name(row)), status, *(Text(column.cell(row) or "–") for column in columns))
+        view.add_row(Text(table.name(row)), status, *(Text(column.shown(report, row) or "–") for column in columns))
     return view
