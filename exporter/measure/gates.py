@@ -19,7 +19,8 @@ def judge(limits: Gates, result: Result, asked: frozenset[str], scored: int) -> 
     A limit's name tells its sense and its figure: min_top1 is a lower limit on the row's top1.
     """
     gates = []
-    unit = "passages" if result.quality["ppl"].value is None else "tokens"  # what has no perplexity is counted so
+    # What has a perplexity is scored token by token.
+    unit = "passages" if all(result.quality[name].value is None for name in ("ppl", "ppl_ratio")) else "tokens"
     for field in fields(limits):
         limit = getattr(limits, field.name)
         sense, name = field.name.split("_", 1)

@@ -108,6 +108,7 @@ def _describe(
         "evaluation": {
             "text": plan.text_name,
             "tokens_scored": reference["scored"],
+            "tokens": reference["tokens"],
             "window": plan.window,
             "stride": plan.stride,
             "reference_ppl": reference["ppl"],

@@ -165,6 +165,9 @@ class Evaluation(_Closed):
 
     text: str = Field(description="The text's name.")
     tokens_scored: int = Field(description="Tokens that have a figure; passages, for a task without perplexity.")
+    tokens: int | None = Field(
+        description="Tokens of the text that were read: fewer than job.eval_tokens, if it is short."
+    )
     window: int = Field(description="Tokens that the model saw at once.")
     stride: int = Field(description="Tokens that windows moved by.")
     reference_ppl: float | None = Field(description="The reference's perplexity.")

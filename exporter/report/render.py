@@ -10,7 +10,6 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +52,9 @@ def render_html(report: Report) -> str:
         generates=table.generates(report),
         summary=table.summary(report),
         name=table.name,
-        notes={table.name(row): lines for row, lines in _told(report, partial(timing.notes, report))},
+        speed_notes=timing.notes(report),
         scored=table.scored(report),
+        short_text=table.short_text(report),
         others=timing.most_busy(report),
         merge=[] if report["model"]["merge"] is None else list(merge_lines(report["model"]["merge"])),
         policies={table.name(row): lines for row, lines in _told(report, _policy_lines)},
@@ -122,6 +122,7 @@ def render_markdown(report: Report) -> str:
         "",
         f"{table.summary(report)}.",
         "",
+        *((f"On {table.scored(report)}: {_text(short)}.", "") if (short := table.short_text(report)) else ()),
         f"| {' | '.join(heads)} |",
         f"|---|---|{'---:|' * (len(columns) + 1)}",
     ]
@@ -151,9 +152,8 @@ def render_markdown(report: Report) -> str:
         if rows:
             lines += ["", f"**{title}**", ""]
             lines += [f"- {_code(table.name(row))}: {_text(row['reason'])}" for row in rows]
-    if notes := _told(report, partial(timing.notes, report)):
-        lines += ["", "**Speed**", ""]
-        lines += [f"- {_code(table.name(row))}: {_text(line)}" for row, told in notes for line in told]
+    if notes := timing.notes(report):
+        lines += ["", "**Speed**", "", *(f"- {_text(note)}" for note in notes)]
     return "\n".join([*lines, *_markdown_details(report)]) + "\n"
 
 
@@ -265,8 +265,8 @@ def print_table(report: Report, console: Console) -> None:
             what.append(f"{row['status']}: {row['reason']}")
         elif row["speed"]["untimed"]:
             what.append(f"quality: {row['artifact']['engine']}; latency: {row['speed']['untimed']}")
-        what += timing.notes(report, row)
         lines += [Text.assemble((table.name(row), "bold"), "  ", table.clip(text, _REASON)) for text in what]
+    lines += [Text(note) for note in (*timing.notes(report), *filter(None, [table.short_text(report)]))]
     dropped = [column.title for column in every if column not in columns]
     if dropped:
         lines.append(Text(f"left out for want of width: {', '.join(dropped)}", style="dim"))

@@ -101,6 +101,19 @@ def scored(report: Row) -> str:
     return f"{count:,} {one}{'' if count == 1 else 's'}"
 
 
+def short_text(report: Row) -> str | None:
+    """What was used of a text that is shorter than --eval-tokens; None where it was not."""
+    about, asked = report["evaluation"], (report.get("job") or {}).get("eval_tokens")
+    used, window = about.get("tokens"), about["window"]
+    if used is None or asked is None or window is None:
+        return None
+    # Passages are whole windows: what is over of the number that was asked for makes none.
+    expected = asked if generates(report) else max(asked // window * window, min(asked, window))
+    if used >= expected:
+        return None
+    return f"the text has {used:,} tokens to measure on, and {asked:,} were asked for (--eval-tokens): all were used"
+
+
 def failure(gate: Row) -> str:
     """The line for a gate that did not pass."""
     return f"{gate['name']} is {gate_value(gate)}, limit {gate_limit(gate)}{gate['detail'] and ': '}{gate['detail']}"

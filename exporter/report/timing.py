@@ -14,7 +14,7 @@ _BUSY = 0.25  # share of the cores: others that took more have slowed what was t
 def reference_of(report: Row) -> Row | None:
     """The reference's own row, where there is one."""
     named = report["evaluation"]["reference"]
-    return next((row for row in report["results"] if str(Variant(row["target"], row["precision"])) == named), None)
+    return next((row for row in report["results"] if _name(row) == named), None)
 
 
 def when(row: Row) -> str:
@@ -38,21 +38,32 @@ def most_busy(report: Row) -> float | None:
     return max((one for row in report["results"] if (one := row["speed"].get("other_cores")) is not None), default=None)
 
 
-def notes(report: Row, row: Row) -> Iterator[str]:
-    """A line for each thing that must be known of a row's speed."""
+def notes(report: Row) -> list[str]:
+    """A line for each thing that must be known of the rows' speed, with the rows that it is true of."""
+    timed, found = [row for row in report["results"] if _timed(row)], dict[str, list[str]]()
+    for row in timed:
+        for note in _notes(report, row):
+            found.setdefault(note, []).append(_name(row))
+    named = {note: "every row" if len(names) == len(timed) else ", ".join(names) for note, names in found.items()}
+    return [f"speed of {names}: {note}" for note, names in named.items()]
+
+
+def _name(row: Row) -> str:
+    return str(Variant(row["target"], row["precision"]))
+
+
+def _notes(report: Row, row: Row) -> Iterator[str]:
     speed, base = row["speed"], reference_of(report)
-    if not _timed(row):
-        return
     if busy(report, row):
         cores = report["machine"]["cores"]
-        yield f"speed: other processes kept {speed['other_cores']:.1f} of {cores} cores busy while it was measured"
+        yield f"⚠ other processes kept {speed['other_cores']:.1f} of {cores} cores busy while it was measured"
     if (speed.get("rounds") or 0) < (speed.get("rounds_asked") or 0):
         limit = f"--speed-budget {speed['budget_s']:g}, in seconds, had no room for more"
-        yield f"speed: {speed['rounds']} of {speed['rounds_asked']} rounds; {limit}"
+        yield f"{speed['rounds']} of {speed['rounds_asked']} rounds; {limit}"
     if base is not None and _timed(base) and not together(row, base):
         began = when(row)[:16].replace("T", " ") or "by an earlier exporter"
         yield (
-            f"speed: timed in another round ({began}) than the reference's, and not compared with it; --remeasure "
+            f"timed in another round ({began}) than the reference's, and not compared with it; --remeasure "
             "times all rows in one"
         )
 
