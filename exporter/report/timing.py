@@ -55,8 +55,8 @@ def _name(row: Row) -> str:
 def _notes(report: Row, row: Row) -> Iterator[str]:
     speed, base = row["speed"], reference_of(report)
     if busy(report, row):
-        cores = report["machine"]["cores"]
-        yield f"⚠ other processes kept {speed['other_cores']:.1f} of {cores} cores busy while it was measured"
+        kept = f"{speed['other_cores']:.1f} of {report['machine']['cores']} cores"
+        yield f"⚠ other processes kept {kept} busy while it was measured (--remeasure: again)"
     if (speed.get("rounds") or 0) < (speed.get("rounds_asked") or 0):
         limit = f"--speed-budget {speed['budget_s']:g}, in seconds, had no room for more"
         yield f"{speed['rounds']} of {speed['rounds_asked']} rounds; {limit}"
