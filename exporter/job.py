@@ -154,6 +154,10 @@ class Job(MergeJob):
     )
     speed: bool = Field(True, description="Measure latency and memory; --no-speed leaves them out.")
     repeats: int = Field(5, ge=1, description="Rounds of the speed measurement, interleaved between the variants.")
+    speed_budget: float = Field(
+        300, gt=0, description="Seconds that they may take. One round is always whole; a row says how many it had."
+    )
+    remeasure: bool = Field(False, description="Measure again what an earlier run measured of the same artifacts.")
 
     _off = field_validator("policy", mode="before")(off_is_a_word)
 
@@ -171,8 +175,18 @@ class Job(MergeJob):
     def identity(self) -> dict[str, Any]:
         """What makes two jobs the same: all but what only concerns how this one is run."""
         return self.model_dump(
-            mode="json", exclude={"output", "force", "offline", "repeats", "speed", "threads", "wait"}
-        )
+            mode="json",
+            exclude={
+                "output", "force", "offline", "remeasure", "repeats", "speed", "speed_budget", "threads", "wait",
+            },
+        )  # fmt: skip
+
+    def continues(self, earlier: Mapping[str, Any]) -> bool:
+        """Whether nothing of an earlier job (its identity) is lost with this one: only gates differ or targets came."""
+        free = {*Gates.__dataclass_fields__, "target"}
+        now = self.identity()
+        rest, before = ({key: it for key, it in job.items() if key not in free} for job in (now, earlier))
+        return rest == before and set(earlier.get("target", ())) <= set(now["target"])
 
 
 AnyJob = TypeVar("AnyJob", bound=MergeJob)

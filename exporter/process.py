@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -33,6 +33,26 @@ Progress = Callable[[str, int, int], None]  # (what is being done, done, total);
 
 def silent(what: str, done: int, total: int) -> None:
     """The progress of nobody who looks."""
+
+
+Stepped = Callable[[str, int, int], None]  # (the step that begins, its number from 1, how many there are)
+
+
+def unheard(step: str, number: int, of: int) -> None:
+    """Told of the steps of nobody who looks."""
+
+
+class Steps:
+    """The steps of a command, all named before the first: `steps(name)` tells that one begins.
+
+    One that turns out to be done already is left out.
+    """
+
+    def __init__(self, told: Stepped, names: Sequence[str]) -> None:
+        self._told, self._names = told, tuple(names)
+
+    def __call__(self, name: str) -> None:
+        self._told(name, self._names.index(name) + 1, len(self._names))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--no-speed", "--eval-tokens", 256, "--threads", 1)
+STEP = re.compile(r"\[\d+/\d+\] .+  \d+\.\d s\n")  # that is done, and how long it took
 HUNG = 800  # seconds, below pytest's own limit: a command that takes longer is asked where it stands
 
 
@@ -64,6 +66,14 @@ def demo(run_cli, tmp_path_factory):
     return output
 
 
+def the_error(stderr):
+    """The one line that says what is wrong, after those of the steps that were done."""
+    *steps, line = stderr.splitlines(keepends=True)
+    assert [step for step in steps if not STEP.fullmatch(step)] == [], stderr
+    assert line.startswith("error: ")
+    return line
+
+
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
@@ -76,10 +86,9 @@ def refused(run_cli, out):
     def run(*args, status=2, output=out, **settings):
         done = run_cli("run", *SMALL, "-o", output, *args, **settings)
         assert (done.returncode, done.stdout) == (status, ""), done.stderr
-        assert len(done.stderr.splitlines()) == 1, done.stderr
-        assert done.stderr.startswith("error: ")
+        line = the_error(done.stderr)
         assert {path.name for path in out.glob("*")} <= {"logs", "job.json"}
-        return done.stderr
+        return line
 
     return run
 

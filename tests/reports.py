@@ -145,6 +145,7 @@ def generation(rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         "evaluation": {
             "text": "wikitext-2 test",
             "tokens_scored": 16_384,
+            "tokens": 16_385,
             "window": 512,
             "stride": 256,
             "reference_ppl": 18.3104,

@@ -45,7 +45,7 @@ def test_a_wrong_flag(refused, flags, says):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--window", 128, "--stride", 128], "--stride 128 must be below the window, 128"),
+        (["--window", 128, "--stride", 129], "--stride 129 is longer than the window, 128"),
         (["--window", 1025], "--window 1025 is longer than this model's 1024 positions"),
     ],
 )

@@ -65,7 +65,7 @@ NO_PROBE = Probe(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64), np.zeros
 
 @given(st.integers(2, 3000), st.integers(2, 600), st.data())
 def test_every_token_but_the_first_is_scored_once_with_as_much_context_as_there_is(tokens, window, data):
-    stride = data.draw(st.integers(1, window - 1))
+    stride = data.draw(st.integers(1, window))
     scored = []
     for begin, end, first in windows(tokens, window, stride):
         assert end - begin <= window
@@ -73,7 +73,21 @@ def test_every_token_but_the_first_is_scored_once_with_as_much_context_as_there_
         # The full window on the left, but for the stride's step: what was scored before lies inside this window.
         assert first == 1 or first - begin >= min(window, tokens) - stride
         scored += range(first, end)
-    assert scored == list(range(1, tokens))
+    alone = range(0, tokens, window) if stride == window else [0]  # nothing stands before a window's first token
+    assert scored == [token for token in range(tokens) if token not in alone]
+
+
+def test_windows_that_do_not_overlap_leave_their_first_tokens_out():
+    """By hand: of each window of 64 the scores of 63 tokens, each with its own predecessor."""
+    ids = text_of(200).ids
+    passages = Passages(GENERATION, ids, np.array([0, 200]), 64, 64)
+    answers = answer(Bigram(), passages, quiet)
+    expected = [-exact_log_probabilities(Bigram(), ids)[at - 1, ids[at]] for at in range(200) if at % 64]
+    np.testing.assert_allclose(answers.nll, expected, rtol=1e-5)
+    figures = compare(Bigram(0.5), Reference(passages, NO_PROBE, answers))
+    other = [-exact_log_probabilities(Bigram(0.5), ids)[at - 1, ids[at]] for at in range(200) if at % 64]
+    assert figures["ppl"].value == pytest.approx(math.exp(np.mean(other)), rel=1e-5)
+    assert figures["ppl_ratio"].value == pytest.approx(math.exp(np.mean(np.subtract(other, expected))), rel=1e-5)
 
 
 def test_perplexity_ratio_and_its_paired_error_are_those_of_the_exact_formulas():
@@ -221,6 +235,12 @@ def test_a_gate_passes_only_by_two_standard_errors(value, error, passed, said):
     [gate] = judge(Gates(max_ppl_ratio=1.02), row(ppl_ratio=Figure(value, error)), frozenset(), 1000)
     assert gate.passed is passed
     assert said in gate.detail
+
+
+def test_a_gate_counts_passages_where_there_is_no_perplexity():
+    [gate] = judge(Gates(min_cosine=0.98), row(cosine=Figure(0.985, 0.004)), frozenset(), 4)
+    assert "passages could decide it" in gate.detail
+    assert "tokens" not in gate.detail
 
 
 def test_a_lower_limit_is_judged_from_the_other_side():

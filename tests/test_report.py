@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -225,15 +226,130 @@ def test_logarithmic_ticks_are_few(low: float, high: float) -> None:
 def test_labels_do_not_collide() -> None:
     points = [charts.Point(f"target{i}:precision", i, 1, 0, "passed", "") for i in range(12)]
     spots = [(100.0 + 9 * i, 150.0 + 3 * i) for i in range(12)]
-    boxes = [box for box in charts.labels(points, spots, (40, 30, 500, 300)) if box]
-    assert len(boxes) >= 6
+    boxes = [box for _, box in charts.labels(points, spots, (40, 30, 500, 300))]
+    assert len(boxes) == 12
     for index, a in enumerate(boxes):
         assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:index])
 
 
+@pytest.mark.parametrize(("width", "height"), [(520, 340), (330, 300)])
+@pytest.mark.parametrize("spread", [0, 0.2, 9])
+def test_every_mark_of_a_crowd_has_its_own_label_and_the_best_its_name(width, height, spread):
+    """Thirty marks on one spot, or nearly: names as far as there is room, then letters with a key."""
+    points = [
+        charts.Point(f"target{i:02}:precision", 100 + spread * i, 1 + 1e-5 * i, 0, "passed", "") for i in range(30)
+    ]
+    labels = charts.labels(points, [(150.0 + spread * i, 200.0 - i / 9) for i in range(30)], (60, 30, width - 14, 250))
+    boxes = [box for _, box in labels]
+    for index, a in enumerate(boxes):
+        assert (a[0] >= 60, a[2] <= width - 14, a[1] >= 30, a[3] <= 250) == (True,) * 4
+        assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:index])
+    assert labels[0][0] == points[0].label
+    svg = charts.scatter(points, title="t", x_title="x", y_title="y", baseline=1, width=width, height=height)
+    assert [name for name in (point.label for point in points) if name not in svg] == []
+
+
+def test_an_axis_ends_where_the_data_end():
+    for lowest, highest in ((0.9, 401.0), (300.0, 401.0), (400.0, 401.0), (7.0, 7.0)):
+        axis = charts._horizontal([lowest, highest], 3)
+        assert axis.low <= lowest
+        assert highest < axis.high < 1.06 * highest
+        assert axis.place(highest) > 0.75
+        assert axis.low == 0 or axis.place(lowest) < 0.3 or highest - lowest < 0.01 * highest  # all but equal
+        assert len(axis.ticks) >= 2
+    points = [charts.Point("a", 1, 1.0, 0, "passed", ""), charts.Point("b", 1, 1.0411, 0.001, "passed", "")]
+    assert charts._vertical(points, 1.0, 5).high < 1.045
+
+
+def test_lines_of_a_plot_that_end_together_are_named_apart():
+    series = {name: [(0.0, 1.0), (9.0, end)] for name, end in (("loss", 0.5), ("KL", 0.501), ("other", 0.499))}
+    svg = charts.curves(series, title="t", x_title="x", y_title="y", width=330, height=300)
+    heights = sorted(float(y) for y in re.findall(r'class="label" x="[^"]*" y="([^"]*)"', svg))
+    assert len(heights) == 3
+    assert all(b - a >= 13.9 for a, b in pairwise(heights))
+
+
+def timed(*speeds: dict) -> dict:
+    """A report whose rows were timed so; of a machine with eight cores."""
+    report = generation(ROWS[: len(speeds)])
+    for result, speed in zip(report["results"], speeds, strict=True):
+        result["speed"] |= {"measured": "2026-11-26T10:00:00+00:00", "rounds": 5, "rounds_asked": 5, "budget_s": 300}
+        result["speed"] |= {"other_cores": 0.1} | speed
+        result["gates"] = result["gates"][:0] or [gate | {"passed": True} for gate in result["gates"]]
+    return report
+
+
+def all_forms(report: dict) -> list[str]:
+    console = Console(file=io.StringIO(), width=200, force_terminal=False, color_system=None)
+    print_table(report, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]  # rich types its file as IO[str]; it is a StringIO
+    return [Page(render_html(report)).text, render_markdown(report).replace("\\", ""), shown]
+
+
+def test_a_speed_beside_busy_processes_has_a_warning_at_the_figure():
+    for text in all_forms(timed({}, {"other_cores": 2.1}, {"other_cores": 2.0})):
+        assert "22.8 ⚠" in text
+        assert "41.7 ⚠" not in text  # a quarter is not beyond a quarter
+        assert "speed of onnx:fp32: ⚠ other processes kept 2.1 of 8 cores busy while it was measured" in text
+    report = timed({}, {}, {"other_cores": 7.9})
+    assert "⚠ on a busy machine" in list(table.highlights(report))[-1][-1]
+
+
+def test_the_headline_compares_rows_of_one_round_only():
+    """The fastest was timed yesterday: it is not what the headline tells, and its row says so."""
+    yesterday = {"measured": "2026-11-25T10:00:00+00:00"}
+    assert list(table.highlights(timed({}, {}, {})))[-1] == (
+        "Fastest that passed", "onnx:int8-weight", "41.7 tokens/s", "2.9 × the speed",
+    )  # fmt: skip
+    report = timed({}, {}, yesterday)
+    assert list(table.highlights(report))[-1] == (
+        "Fastest that passed", "onnx:fp32", "22.8 tokens/s", "1.6 × the speed; 1 timed in another round: not compared",
+    )  # fmt: skip
+    for text in all_forms(report):
+        assert "speed of onnx:int8-weight: timed in another round (2026-11-25 10:00) than the reference's" in text
+    alone = list(table.highlights(timed({}, yesterday, yesterday)))[-1]
+    assert alone[1:] == (
+        "onnx:int8-weight", "41.7 tokens/s", "timed in another round than the reference: not compared",
+    )  # fmt: skip
+
+
+def test_rounds_that_the_time_limit_left_out_are_told():
+    for text in all_forms(timed({}, {}, {"rounds": 2, "budget_s": 12.5})):
+        assert "speed of onnx:int8-weight: 2 of 5 rounds; --speed-budget 12.5, in seconds, had no room" in text
+    for text in all_forms(timed({"rounds": 1}, {"rounds": 1}, {"rounds": 1})):
+        assert "speed of every row: 1 of 5 rounds" in text
+
+
+def test_what_was_evaluated_is_counted_in_its_own_unit():
+    report = encoder()
+    report["evaluation"]["tokens_scored"] = 4
+    text = Page(render_html(report)).text
+    assert "on 4 passages" in text
+    assert not re.search(r"\b4 tokens", text)
+    assert "on 16,384 tokens" in Page(render_html(generation())).text
+
+
+@pytest.mark.parametrize(
+    ("make", "used", "asked", "window", "told"),
+    [
+        (generation, 900, 4096, 512, True),
+        (generation, 4096, 4096, 512, False),
+        (encoder, 4000, 4096, 100, False),  # forty whole windows: there is no room for another
+        (encoder, 3900, 4096, 100, True),
+        (encoder, 70, 100, 128, True),
+    ],
+)
+def test_a_text_that_is_shorter_than_asked_for_is_told(make, used, asked, window, told):
+    report = make()
+    report["evaluation"] |= {"tokens": used, "window": window, "stride": window}
+    report["job"] = {"eval_tokens": asked}
+    for text in all_forms(report):
+        assert (f"the text has {used:,} tokens to measure on, and {asked:,} were asked for" in text) is told
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("kind", REPORTS)
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_fits_in_a_browser(kind: str, width: int, scheme: str, tmp_path: Path) -> None:
     chromium = shutil.which("chromium")
@@ -246,6 +362,8 @@ def test_page_fits_in_a_browser(kind: str, width: int, scheme: str, tmp_path: Pa
     probe = """<script>
       addEventListener("load", () => parent.postMessage(JSON.stringify({
         scroll: document.documentElement.scrollWidth, inner: innerWidth,
+        sideways: [...document.querySelectorAll(".scroll")].filter(one => one.scrollWidth > one.clientWidth + 1).length,
+        told: [...document.querySelectorAll(".sideways")].filter(one => one.offsetHeight > 0).length,
         dark: matchMedia("(prefers-color-scheme: dark)").matches, alerts: window.alerts || 0,
         background: getComputedStyle(document.body).backgroundColor}), "*"));
       window.alert = () => { window.alerts = 1 };
@@ -279,6 +397,8 @@ def test_page_fits_in_a_browser(kind: str, width: int, scheme: str, tmp_path: Pa
     measured = json.loads(found[1])
     assert measured["inner"] == width
     assert measured["scroll"] <= width
+    assert measured["told"] >= measured["sideways"] if width < 600 else measured["told"] == 0
+    assert measured["sideways"] >= 1 or width > 600 or kind == "nothing"
     assert measured["alerts"] == 0
     assert measured["dark"] == (scheme == "dark")
     assert measured["background"] == ("rgb(14, 18, 23)" if scheme == "dark" else "rgb(255, 255, 255)")

@@ -25,7 +25,9 @@ FORMAT = click.option(
     show_default=True,
     help="json: the last line of stdout is the result.",
 )
-VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Name each step on stderr, in a file or a pipe too.")
+VERBOSE = click.option(
+    "-v", "--verbose", is_flag=True, help="Name each part of a step on stderr, in a file or a pipe too."
+)
 WAIT = click.option("--wait", is_flag=True, help="Wait while another process of exporter works on the folder.")
 
 
@@ -67,7 +69,7 @@ def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: A
         else:
             from exporter.pipeline.run import run as run_job
 
-            report = run_job(job, screen.progress, screen.failed)
+            report = run_job(job, screen.progress, screen.failed, screen.step)
     if dry_run:
         print_plan(described, form)
         return
@@ -93,7 +95,7 @@ def merge(config: Path | None, form: str, verbose: bool, **flags: Any) -> None:
 
     job = load_job(MergeJob, given(flags), config)
     with Screen(verbose) as screen:
-        record = merge_only(job, screen.progress)
+        record = merge_only(job, screen.progress, screen.step)
     print_merge(record, job.output, form)
 
 
@@ -116,7 +118,7 @@ def calibrate(config: Path | None, policy_out: Path, form: str, verbose: bool, *
 
     job = load_job(Job, given(flags) | {"output": policy_out.parent}, config)
     with Screen(verbose) as screen, swept(*working_folders()):
-        record = make_policy(job, policy_out, screen.progress)
+        record = make_policy(job, policy_out, screen.progress, screen.step)
     print_policy(record, policy_out, form)
 
 
@@ -132,7 +134,7 @@ def bench(folder: Path, threads: int | None, form: str, verbose: bool, wait: boo
     from exporter.pipeline.again import bench_again
 
     with Screen(verbose) as screen:
-        report = bench_again(folder, threads, screen.progress, screen.failed, wait)
+        report = bench_again(folder, threads, screen.progress, screen.failed, wait, screen.step)
     print_result(report, folder, form)
     sys.exit(report["exit_status"])
 

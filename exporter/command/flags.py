@@ -43,7 +43,9 @@ HEADINGS: Mapping[str, Sequence[str]] = {
         "calib_text", "calib_tokens", "policy", "force_policy", "ranges", "smooth", "rounding",
     ),
     "Quantization-aware training": ("qat",),
-    "Running": ("threads", "offline", "trust_remote_code", "speed", "repeats", "wait"),
+    "Running": (
+        "threads", "offline", "trust_remote_code", "speed", "repeats", "speed_budget", "remeasure", "wait",
+    ),
 }  # fmt: skip
 _SECTIONS = "sections"  # the parameter that holds them, while flags are read
 _SHORT = {"model": "-m", "output": "-o", "target": "-t"}

@@ -22,6 +22,8 @@ def judge(limits: Gates, result: Result, asked: frozenset[str], scored: int) -> 
     A limit's name tells its sense and its figure: min_top1 is a lower limit on the row's top1.
     """
     gates = []
+    # What has a perplexity is scored token by token.
+    unit = "passages" if all(result.quality[name].value is None for name in ("ppl", "ppl_ratio")) else "tokens"
     for field in fields(limits):
         limit = getattr(limits, field.name)
         sense, name = field.name.split("_", 1)
@@ -29,7 +31,7 @@ def judge(limits: Gates, result: Result, asked: frozenset[str], scored: int) -> 
         if limit is None:
             continue
         if figure.value is not None:
-            gate = _judge_one(field.name, sense == "max", limit, figure.value, figure.se or 0.0, scored)
+            gate = _judge_one(field.name, sense == "max", limit, figure.value, figure.se or 0.0, scored, unit)
             if figure.detail is not None and not gate.passed:
                 gate = replace(gate, detail=figure.detail)
             gates.append(gate)
@@ -67,7 +69,7 @@ def unjudged(gates: Sequence[Gate], result: Result) -> Gate | None:
     return Gate("min_quality_gates", 1, 0, False, f"no quality gate judged it; give one: {flag} X")
 
 
-def _judge_one(name: str, at_most: bool, limit: float, value: float, error: float, scored: int) -> Gate:
+def _judge_one(name: str, at_most: bool, limit: float, value: float, error: float, scored: int, unit: str) -> Gate:
     if not math.isfinite(value):
         return Gate(name, limit, None, False, f"the value is {value}")
     # Distances to the limit, positive on the right side of it.
@@ -81,7 +83,7 @@ def _judge_one(name: str, at_most: bool, limit: float, value: float, error: floa
             limit,
             value,
             False,
-            f"within the limit, but not by two standard errors ({error:.2g} each): about {more} tokens could decide it",
+            f"within the limit, but not by two standard errors ({error:.2g} each): about {more} {unit} could decide it",
         )
     if room > -2 * error:
         return Gate(
@@ -89,8 +91,8 @@ def _judge_one(name: str, at_most: bool, limit: float, value: float, error: floa
             limit,
             value,
             False,
-            f"beyond the limit by less than two standard errors ({error:.2g} each): more tokens could decide it",
+            f"beyond the limit by less than two standard errors ({error:.2g} each): more {unit} could decide it",
         )
     return Gate(
-        name, limit, value, False, "beyond the limit; more tokens would not change it" if error else "beyond the limit"
+        name, limit, value, False, f"beyond the limit; more {unit} would not change it" if error else "beyond the limit"
     )

@@ -7,7 +7,7 @@ had the processor's caches since the last one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -52,8 +52,24 @@ def warm_up(runner: Runner, ids: Ids, max_length: int) -> None:
         runner.logits(ids)
 
 
-def summarize(rounds: Iterable[Round]) -> dict[str, Any]:
-    """latency_ms (p50, p90, p99 over all rounds) and tokens per second at the median."""
+class Budget:
+    """Seconds that the rounds of some variants may take from now on: one is begun where one like the last still fits.
+
+    The first one is always whole: without it there would be no figure.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end, self._began = perf_counter() + seconds, 0.0
+
+    def another(self, done: int) -> bool:
+        """Whether to begin a round after `done` of them."""
+        now = perf_counter()
+        last, self._began = now - self._began, now
+        return not done or now + last <= self._end
+
+
+def summarize(rounds: Sequence[Round]) -> dict[str, Any]:
+    """latency_ms (p50, p90, p99 over all rounds), tokens per second at the median, and how many rounds there were."""
     pooled: Round = {}
     for one in rounds:
         for name, values in one.items():
@@ -65,7 +81,8 @@ def summarize(rounds: Iterable[Round]) -> dict[str, Any]:
     longest = next((length for length in reversed(PREFILL_LENGTHS) if name_of(length) in latency), None)
     prefill = None if longest is None else longest * 1000 / latency[name_of(longest)]["p50"]
     decode = 1000 / latency["decode"]["p50"] if "decode" in latency else None
-    return {"latency_ms": latency, "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode}
+    rates = {"prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode}
+    return {"latency_ms": latency, **rates, "rounds": len(rounds)}
 
 
 def _milliseconds(runner: Runner, call: Callable[[T], object], argument: T) -> float:

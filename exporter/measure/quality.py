@@ -59,8 +59,9 @@ class Passages:
 class Answers:
     """What the reference said; it travels with the artifacts, so that they can be measured where torch is not.
 
-    Generation: `nll` float64 [N-1]; `top_ids` int32 and `top_logp` float32 [N-1, k], `rest_logp` float32 [N-1], natural
-    logarithms. Encoders: `vectors` float32 [passages, H] (classification: logits [passages, C]).
+    Generation: `nll` float64 [S], S the scored ids, N - 1 where windows overlap; `top_ids` int32 and `top_logp` float32
+    [S, k], `rest_logp` float32 [S], natural logarithms. Encoders: `vectors` float32 [passages, H] (classification:
+    logits [passages, C]).
     """
 
     nll: Doubles
@@ -134,25 +135,30 @@ def finite(ids: Ids, out: Floats) -> Floats:
 
 
 def windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(begin, end, first scored) for each window over `tokens` token ids; every token but the first is scored once."""
+    """(begin, end, first scored) for each window over `tokens` token ids; every token but the first is scored once.
+
+    Where windows do not overlap (a stride of a whole window) none scores its first token: nothing stands before it.
+    """
     scored = 1
     for begin in range(0, tokens, stride):
-        end = min(begin + window, tokens)
-        if scored < end:
-            yield begin, end, scored
+        end, first = min(begin + window, tokens), max(scored, begin + 1)
+        if first < end:
+            yield begin, end, first
             scored = end
 
 
 def _scored(runner: Runner, passages: Passages, progress: Progress) -> Iterator[tuple[slice, Floats, Ids]]:
     """For each window: its span in the result arrays, the log-probabilities there [n, V], and the tokens that came."""
     spans = list(windows(len(passages.ids), passages.window, passages.stride))
+    start = 0
     for done, (begin, end, first) in enumerate(spans):
         logits = _checked(runner, passages.ids[begin:end])
         yield (
-            slice(first - 1, end - 1),
+            slice(start, start + end - first),
             log_softmax(logits[first - 1 - begin : end - 1 - begin]),
             passages.ids[first:end],
         )
+        start += end - first
         progress(done + 1, len(spans))
 
 

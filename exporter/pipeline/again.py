@@ -13,7 +13,7 @@ from exporter.measure.labels import LABELS, check_packages
 from exporter.pipeline.judging import finish
 from exporter.pipeline.measuring import Bench, Failed, nobody
 from exporter.pipeline.reference import reference_row
-from exporter.process import Progress, silent
+from exporter.process import Progress, Stepped, Steps, silent, unheard
 from exporter.report.files import read_report
 from exporter.report.result import Result
 from exporter.targets import known
@@ -21,7 +21,12 @@ from exporter.types import Checkpoint
 
 
 def bench_again(
-    output: Path, threads: int | None, progress: Progress = silent, failed: Failed = nobody, wait: bool = False
+    output: Path,
+    threads: int | None,
+    progress: Progress = silent,
+    failed: Failed = nobody,
+    wait: bool = False,
+    stepped: Stepped = unheard,
 ) -> dict[str, Any]:
     """Measures an output folder's artifacts again, on this machine, against the stored reference; torch is not needed.
 
@@ -30,10 +35,10 @@ def bench_again(
     output = output.resolve()
     read_report(output)  # what is no output folder is not locked
     with store.output_lock(output, wait, progress):
-        return _bench(output, threads, progress, failed)
+        return _bench(output, threads, progress, failed, stepped)
 
 
-def _bench(output: Path, threads: int | None, progress: Progress, failed: Failed) -> dict[str, Any]:
+def _bench(output: Path, threads: int | None, progress: Progress, failed: Failed, stepped: Stepped) -> dict[str, Any]:
     report = read_report(output)
     job = Job.model_validate(report["job"] | {"output": str(output)} | ({"threads": threads} if threads else {}))
     here = machine.describe(job.threads)
@@ -70,8 +75,11 @@ def _bench(output: Path, threads: int | None, progress: Progress, failed: Failed
             row.status, row.reason = old["status"], old["reason"]
         bench.attempt(row, partial(_found, row, output))
         rows.append(row)
-    bench.quality(rows)
-    bench.speed(rows, job.repeats)
+    measured = [row for row in rows if row.status == "ok" and row.variant != known.REFERENCE]
+    steps = Steps(stepped, ["check", *(f"quality {row.variant}" for row in measured), "speed"])
+    bench.quality(rows, steps)
+    steps("speed")
+    bench.speed(rows, job.repeats, job.speed_budget)
     described = {key: report[key] for key in ("name", "model", "evaluation")}
     described["evaluation"] = {"pooling": None, "data": None, **described["evaluation"]}
     described["job"] = job.model_dump(mode="json")

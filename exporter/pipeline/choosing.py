@@ -19,7 +19,7 @@ from exporter.errors import JobError
 from exporter.job import Job
 from exporter.pipeline.merging import merge_stage
 from exporter.pipeline.plan import make_plan
-from exporter.process import HUGE_PAGES, Operation, Progress, Session, Worker
+from exporter.process import HUGE_PAGES, Operation, Progress, Session, Stepped, Steps, Worker, unheard
 from exporter.quantization.quantizing import POLICY
 from exporter.report.result import Result
 from exporter.types import FEATURES, GENERATION, REGRESSION, Checkpoint, Gates, Precision
@@ -144,7 +144,7 @@ def unnamed(precision: Precision, limits: Gates, record: dict[str, Any], attempt
     return f"no mix with {kind} keeps the gates: {which} had them in {share}{and_missed}"
 
 
-def make_policy(job: Job, file: Path, progress: Progress) -> dict[str, Any]:
+def make_policy(job: Job, file: Path, progress: Progress, stepped: Stepped = unheard) -> dict[str, Any]:
     """Writes the policy that `exporter run` would begin with to a file; returns its record. Raises ExporterError."""
     file = file.expanduser()
     store.writable(file.parent, "choose another file with --policy-out")
@@ -160,10 +160,16 @@ def make_policy(job: Job, file: Path, progress: Progress) -> dict[str, Any]:
         [wanted] = plan.wanted
         assert wanted.how is not None
         assert plan.calibration is not None
+        merges = ["merge"] * bool(job.adapter)
+        steps = Steps(stepped, ["check", *merges, "look at each layer", "choose"])
+        for name in merges:
+            steps(name)
         checkpoint, _ = merge_stage(job, plan.source, plan.text, worker, progress)
+        steps("look at each layer")
         began = perf_counter()
         choosing = Choosing(checkpoint, wanted.how, job.threads, log, progress, folder / "prepared")
         choosing.prepare(plan.calibration)
+        steps("choose")
         progress(f"choosing the policy of {wanted.variant}", 0, 0)
         record = choosing.choose(budget(wanted.limits, checkpoint), folder)
         seconds = perf_counter() - began

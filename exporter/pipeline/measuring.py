@@ -7,18 +7,22 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from exporter import machine
 from exporter.errors import BuildError, ExporterError
 from exporter.measure import latency, quality
-from exporter.measure.latency import Round, summarize
+from exporter.measure.latency import Budget, Round, summarize
 from exporter.measure.lengths import FIGURE, LENGTHS, PROVEN, Lengths, compare_lengths
+from exporter.measure.load import OtherLoad
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
 from exporter.pipeline.comparing import compare
-from exporter.process import Progress, Session, Worker, WorkerFailed
+from exporter.pipeline.figures import Figures, Measured
+from exporter.process import Progress, Session, Steps, Worker, WorkerFailed
 from exporter.report.result import Result
 from exporter.runner import (
     BoundedRunner,
@@ -51,8 +55,11 @@ class Bench:
         threads: int,
         progress: Progress,
         failed: Failed,
+        figures: Figures | None = None,
     ) -> None:
+        """`figures`: those that are stored; None: all is measured, and nothing is stored."""
         self._output, self._checkpoint, self._threads = output, checkpoint, threads
+        self._figures = figures
         self._max_length = max_length or 1 << 20
         self._progress, self._failed = progress, failed
 
@@ -81,11 +88,12 @@ class Bench:
             row.reason += f"; its build does not fit this processor, mend it with: {mends()}" if mends else ""
         self._failed(row.variant, error)
 
-    def quality(self, rows: Sequence[Result]) -> None:
+    def quality(self, rows: Sequence[Result], steps: Steps) -> None:
         """Apart from the speed measurement: the arithmetic of the comparison is not the engine's peak memory."""
         for row in rows:
             measured = row.artifact["engine"] is not None  # to choose its policy
-            if row.variant != known.REFERENCE and not measured:
+            if row.status == "ok" and row.variant != known.REFERENCE and not measured:
+                steps(f"quality {row.variant}")
                 self.attempt(row, partial(self.measure, row, self._output / row.variant.folder))
             if row.variant != known.REFERENCE:
                 self.attempt(row, partial(self._claim, row))
@@ -100,27 +108,62 @@ class Bench:
             write_text(folder / MANIFEST, json.dumps(manifest | claim, indent=2, default=str) + "\n")
 
     def measure(self, row: Result, folder: Path) -> None:
-        """The quality of a row's artifact, wherever its folder is."""
+        """The quality of a row's artifact, wherever its folder is: as it was measured before, or measured now."""
         self._progress(f"quality {row.variant}", 0, 0)
-        with self._worker(row, "quality") as worker:
-            measured = worker(measure_quality, **self._what(row) | {"folder": folder})
-            row.samples = measured["samples"]
-            row.add(measured["groups"])
+        told = self._what(row) | {"folder": folder}
+        measured = self._stored("quality", row, told)
+        if measured is None:
+            with self._worker(row, "quality") as worker:
+                measured = worker(measure_quality, **told)
+            self._keep("quality", row, told, measured)
+        row.samples = measured["samples"]
+        row.add(measured["groups"])
 
-    def speed(self, rows: Sequence[Result], rounds: int) -> None:
+    def _stored(self, kind: str, row: Result, told: dict[str, Any]) -> Measured | None:
+        """What an earlier run measured, where all is what it was; where not, the row says why it is measured again."""
+        if self._figures is None:
+            return None
+        parts = self._figures.depends_on(kind, row.variant, told)
+        measured, why = self._figures.find(kind, row.variant, parts)
+        if why is not None:
+            row.reason = "; ".join(filter(None, (row.reason, f"{kind} measured again: {why}")))
+        return measured
+
+    def _keep(self, kind: str, row: Result, told: dict[str, Any], measured: Measured) -> None:
+        if self._figures is not None:
+            self._figures.keep(kind, row.variant, self._figures.depends_on(kind, row.variant, told), measured)
+
+    def speed(self, rows: Sequence[Result], rounds: int, budget: float) -> None:
         """Rounds interleaved between all variants, so that a drift of the machine hits all alike.
 
-        Their processes stay open together where that fits into memory; else one is measured after the other.
+        Their processes stay open together where that fits into memory; else one is measured after the other. `budget`:
+        seconds for all of it, see Budget. What an earlier run measured in as many rounds is not measured again.
         """
         import psutil
 
-        measured = [row for row in rows if row.status == "ok" and row.speed["untimed"] is None]
+        timed = [row for row in rows if row.status == "ok" and row.speed["untimed"] is None]
+        measured = [row for row in timed if not self._timed_before(row, rounds, budget)]
         # An engine can hold an artifact's weights three times: as read, as constants, and packed for its kernels.
         together = sum(3 * (row.artifact["bytes"] or 0) for row in measured) < psutil.virtual_memory().available
-        for group in [measured] if together else [[row] for row in measured]:
-            self._speed(group, rounds)
+        groups = [measured] if together else [[row] for row in measured]
+        end, at = perf_counter() + budget, datetime.now(UTC).isoformat()
+        for done, group in enumerate(groups):
+            # What one group leaves of its share is the next ones'.
+            mine = (end - perf_counter()) / (len(groups) - done)
+            self._speed(group, rounds, Budget(mine), {"measured": at, "budget_s": budget})
 
-    def _speed(self, rows: Sequence[Result], rounds: int) -> None:
+    def _timed_before(self, row: Result, rounds: int, budget: float) -> bool:
+        """Takes over the speed that was measured in enough rounds, or in as many as no smaller budget had room for."""
+        groups = self._stored("speed", row, self._timing(row))
+        if groups is None:
+            return False
+        before = groups["speed"]
+        if before["rounds"] < rounds and not (before["rounds_asked"] >= rounds and before["budget_s"] >= budget):
+            return False
+        row.add(groups)
+        return True
+
+    def _speed(self, rows: Sequence[Result], rounds: int, budget: Budget, about: dict[str, Any]) -> None:
         times: list[list[Round]] = [[] for _ in rows]
         with ExitStack() as stack:
             workers = [stack.enter_context(self._worker(row, "speed")) for row in rows]
@@ -128,16 +171,29 @@ class Bench:
             for done, (row, worker, _) in enumerate(jobs):
                 self._progress("opening for speed", done, len(rows))
                 self.attempt(row, partial(self._open, row, worker))
-            for number in range(rounds):
+            load, number = OtherLoad(), 0
+            while number < rounds and budget.another(number):
                 # Backwards every other time: none is always the one that comes after the heaviest.
                 for row, worker, mine in jobs[:: 1 if number % 2 == 0 else -1]:
                     self._progress("speed", sum(map(len, times)), rounds * len(rows))
                     self.attempt(row, partial(_round, row, worker, mine))
+                number += 1
+            about |= {"rounds_asked": rounds, "other_cores": load.cores()}
         for row, mine in zip(rows, times, strict=True):
-            self.attempt(row, partial(_summed_up, row, mine))
+            self.attempt(row, partial(self._summed_up, row, mine, about))
+
+    def _summed_up(self, row: Result, times: list[Round], about: dict[str, Any]) -> None:
+        row.speed |= summarize(times) | about
+        engine, peak = row.artifact["engine"], row.memory["peak_rss_bytes"]
+        speed = {name: value for name, value in row.speed.items() if name != "untimed"}
+        groups = {"artifact": {"engine": engine}, "speed": speed, "memory": {"peak_rss_bytes": peak}}
+        self._keep("speed", row, self._timing(row), groups)
+
+    def _timing(self, row: Result) -> dict[str, Any]:
+        return self._what(row) | {"max_length": self._max_length}
 
     def _open(self, row: Result, worker: Worker) -> None:
-        row.artifact |= worker(open_for_speed, **self._what(row), max_length=self._max_length)
+        row.artifact |= worker(open_for_speed, **self._timing(row))
 
     def _worker(self, row: Result, what: str) -> Worker:
         return Worker(self._output / "logs" / f"{row.variant.folder}.{what}.log", self._threads, self._progress)
@@ -156,10 +212,6 @@ def _round(row: Result, worker: Worker, times: list[Round]) -> None:
     answer = worker(time_round)
     times.append(answer["times"])
     row.memory["peak_rss_bytes"] = answer["peak"]
-
-
-def _summed_up(row: Result, times: list[Round]) -> None:
-    row.speed |= summarize(times)
 
 
 def measure_quality(

@@ -16,7 +16,7 @@ from exporter.job import MergeJob
 from exporter.pipeline.reference import measure_reference
 from exporter.pipeline.source import Source, adapters_of, look, merged_sha256, with_hash
 from exporter.pipeline.texts import evaluation_text, window_of
-from exporter.process import HUGE_PAGES, Progress, Session, Worker
+from exporter.process import HUGE_PAGES, Progress, Session, Stepped, Steps, Worker, unheard
 from exporter.stages.merge.adapter import read_adapter
 from exporter.types import Checkpoint
 
@@ -127,17 +127,17 @@ def merge_adapters(
     return {name: manifest.get(name) for name in ("history", "proof", "source_sha256", "peak_rss_bytes")}
 
 
-def merge_only(job: MergeJob, progress: Progress) -> dict[str, Any]:
+def merge_only(job: MergeJob, progress: Progress, stepped: Stepped = unheard) -> dict[str, Any]:
     """Does `exporter merge`: publishes a Hugging Face folder and returns the record. Raises ExporterError."""
     output = job.output.expanduser().absolute()
     if not job.adapter:
         raise JobError("nothing to merge: give the adapter's folder with --adapter DIR")
     store.writable(output)
     with store.swept_beside(output), store.output_lock(output, job.wait, progress):
-        return _merge_only(job, output, progress)
+        return _merge_only(job, output, progress, stepped)
 
 
-def _merge_only(job: MergeJob, output: Path, progress: Progress) -> dict[str, Any]:
+def _merge_only(job: MergeJob, output: Path, progress: Progress, stepped: Stepped) -> dict[str, Any]:
     _refuse_other_folder(output, job.force)
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     log = store.cache_folder() / "logs" / "merge.log"
@@ -148,6 +148,8 @@ def _merge_only(job: MergeJob, output: Path, progress: Progress) -> dict[str, An
         store.refuse_full_disk({output: merged_bytes(job, source)})
         told = {**how(job, source), "text": text[:_PROBE_TEXT]}
         key = store.content_key(["merge", source.checkpoint.sha256, source.adapter_hashes, told])
+        steps = Steps(stepped, ["check", "merge"] + ["perplexity"] * (job.expect_perplexity is not None))
+        steps("merge")
         with store.temporary_folder(output.parent, output.name) as building:
             merged = building / "merged"
             record = _merge(source, told, merged, key, worker, progress)
@@ -158,6 +160,7 @@ def _merge_only(job: MergeJob, output: Path, progress: Progress) -> dict[str, An
             record["history"] = [*source.checkpoint.history, *record["history"]]
             checkpoint = replace(source.checkpoint, path=merged)
             if job.expect_perplexity is not None:
+                steps("perplexity")
                 window, stride = window_of(job, checkpoint.task, source.max_length)
                 reference = worker(
                     measure_reference,

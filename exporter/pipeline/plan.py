@@ -86,6 +86,13 @@ class Plan:
         named = [*(one.variant.target for one in self.wanted), *(self.job.model_extra or {})]
         return self.job.model_dump(mode="json") | self.sections.resolved(named)
 
+    def steps(self) -> list[str]:
+        """The names of the steps that a run tells of, in their order."""
+        names = ["check"] + ["merge"] * bool(self.source.adapters) + ["reference"] + ["train"] * bool(self.training)
+        names += ["calibrate"] * any(one.calibrates for one in self.wanted)
+        names += [f"{what} {one.variant}" for what in ("export", "quality") for one in self.wanted]
+        return names + ["speed"] * self.job.speed
+
     def describe(self) -> dict[str, Any]:
         """What --dry-run prints: the resolved job, and what it would do."""
         job, text = self.job, self.calibration
@@ -280,7 +287,8 @@ def _refuse_full_disk(output: Path, source: Source, wanted: tuple[Wanted, ...]) 
 
 
 def _refuse_other_results(output: Path, job: Job) -> None:
-    """An output folder must be new, empty, or hold this job's earlier results; --force takes any of exporter's."""
+    """An output folder must be new, empty, or hold earlier results that this job goes on from; --force takes any of
+    exporter's."""
     writable(output)
     # logs/ and job.json alone are what a run leaves that was stopped before its first result.
     nothing = {"logs", "job.json"}
@@ -293,8 +301,8 @@ def _refuse_other_results(output: Path, job: Job) -> None:
         raise JobError(f"{output} holds other files ({present[0].name}); choose a new folder with -o")
     record = output / "job.json"
     try:
-        same = json.loads(record.read_text(encoding="utf-8")) == job.identity()
-    except (OSError, ValueError):
+        same = job.continues(json.loads(record.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError):
         same = False
     if not same and not job.force:
         raise JobError(

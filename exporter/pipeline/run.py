@@ -13,51 +13,64 @@ from exporter import machine, store
 from exporter.job import Job
 from exporter.pipeline.calibrating import calibrated
 from exporter.pipeline.exporting import Exports
+from exporter.pipeline.figures import FOLDER, Figures
 from exporter.pipeline.judging import finish
 from exporter.pipeline.measuring import Bench, Failed, nobody
 from exporter.pipeline.merging import check_perplexity, merge_stage
 from exporter.pipeline.plan import Plan, make_plan
 from exporter.pipeline.reference import reference_row, referred
 from exporter.pipeline.training import qat_stage
-from exporter.process import HUGE_PAGES, Progress, Worker, silent
+from exporter.process import HUGE_PAGES, Progress, Stepped, Steps, Worker, silent, unheard
 from exporter.report.result import Result
 from exporter.targets import known
 from exporter.types import Checkpoint
 
 
-def run(job: Job, progress: Progress = silent, failed: Failed = nobody) -> dict[str, Any]:
+def run(job: Job, progress: Progress = silent, failed: Failed = nobody, stepped: Stepped = unheard) -> dict[str, Any]:
     """Does a job and returns its report, which is in the output folder too. Raises ExporterError before any work."""
     output = job.output.expanduser().resolve()
     store.writable(output)
     with store.output_lock(output, job.wait, progress), store.swept(output, *store.working_folders()):
-        return _run(job, output, progress, failed)
+        return _run(job, output, progress, failed, stepped)
 
 
-def _run(job: Job, output: Path, progress: Progress, failed: Failed) -> dict[str, Any]:
+def _run(job: Job, output: Path, progress: Progress, failed: Failed, stepped: Stepped) -> dict[str, Any]:
     here = machine.describe(job.threads)  # first of all: the load average must be that of others
     # One process for all that needs torch before the exports: importing it takes as long as a small export.
     with Worker(output / "logs" / "prepare.log", job.threads, progress, HUGE_PAGES) as worker:
         plan = make_plan(job, worker)
         _take_over(output, plan)
+        steps = Steps(stepped, plan.steps())
+        if plan.source.adapters:
+            steps("merge")
         checkpoint, merged = merge_stage(job, plan.source, plan.text, worker, progress)
+        steps("reference")
         reference = referred(plan, checkpoint, output, worker, progress)
         if merged is not None and job.expect_perplexity is not None:
             merged["perplexity"] = check_perplexity(job, reference["ppl"], plan.text_name)
+        if plan.training is not None:
+            steps("train")
         checkpoint, training, policy = qat_stage(plan, checkpoint, worker, progress)
+        if any(wanted.calibrates for wanted in plan.wanted):
+            steps("calibrate")
         calibration = calibrated(plan, checkpoint, worker, progress)
     checkpoint = replace(checkpoint, parameters=reference["parameters"])
-    bench = Bench(output, checkpoint, plan.source.max_length, job.threads, progress, failed)
+    evaluation = {"text": plan.text, "tokens": job.eval_tokens, "window": plan.window, "stride": plan.stride}
+    figures = Figures(output, evaluation, use=not job.remeasure)
+    bench = Bench(output, checkpoint, plan.source.max_length, job.threads, progress, failed, figures)
     rows = [reference_row(reference)]
     with store.temporary_folder(output, "scratch") as scratch:
         exports = Exports(plan, checkpoint, calibration, output, scratch, progress, bench, reference["scored"], policy)
         for wanted in plan.wanted:
+            steps(f"export {wanted.variant}")
             row = Result(wanted.variant.target, wanted.variant.precision)
             bench.attempt(row, partial(exports.export, wanted, row))
             rows.append(row)
     rows += [Result(variant.target, variant.precision, "skipped", reason) for variant, reason in plan.skipped.items()]
-    bench.quality(rows)
+    bench.quality(rows, steps)
     if job.speed:
-        bench.speed(rows, job.repeats)
+        steps("speed")
+        bench.speed(rows, job.repeats, job.speed_budget)
     return finish(job, _describe(plan, checkpoint, reference, merged, training) | {"machine": here}, rows, output)
 
 
@@ -67,6 +80,9 @@ def _take_over(output: Path, plan: Plan) -> None:
     for path in output.iterdir():
         if path.is_dir() and (path / store.MANIFEST).is_file() and path.name not in wanted:
             shutil.rmtree(path)
+    for path in (output / FOLDER).glob("*.json"):
+        if path.stem not in {*wanted, known.REFERENCE.folder}:
+            path.unlink()
     for name in ("report.json", "report.html", "report.md", "junit.xml"):  # of an earlier run: not this one's results
         (output / name).unlink(missing_ok=True)
     store.write_text(output / "job.json", json.dumps(plan.job.identity(), indent=2) + "\n")
@@ -92,6 +108,7 @@ def _describe(
         "evaluation": {
             "text": plan.text_name,
             "tokens_scored": reference["scored"],
+            "tokens": reference["tokens"],
             "window": plan.window,
             "stride": plan.stride,
             "reference_ppl": reference["ppl"],

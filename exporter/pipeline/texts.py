@@ -35,9 +35,9 @@ def window_of(job: MergeJob, task: str, max_length: int | None, usual: int | Non
     if max_length is not None and window > max_length:
         raise JobError(f"--window {window} is longer than this model's {max_length} positions")
     stride = job.stride or max(window // 2, 1)
-    if task == GENERATION and stride >= window:
+    if task == GENERATION and stride > window:
         raise JobError(
-            f"--stride {stride} must be below the window, {window}: else a token would be scored without context"
+            f"--stride {stride} is longer than the window, {window}: tokens between windows would be left out"
         )
     return window, stride
 

@@ -98,7 +98,7 @@ class Quality(_Group):
 
 
 class Speed(_Group):
-    """On this machine, under the load average that `machine` has."""
+    """On this machine, beside the other processes that `other_cores` tells of."""
 
     prefill_tokens_per_s: float | None = Field(description="Tokens per second of the longest prefill, at its median.")
     decode_tokens_per_s: float | None = Field(description="Tokens per second of decoding, at its median.")
@@ -106,6 +106,14 @@ class Speed(_Group):
         description="Milliseconds p50, p90 and p99 of `prefill` (512 tokens), `prefill_128`, and `decode` (one token)."
     )
     untimed: str | None = Field(description="Why no speed was measured of an artifact whose quality was.")
+    rounds: int | None = Field(description="Rounds that it was timed in.")
+    rounds_asked: int | None = Field(description="Rounds that were asked for: more, where the time ran out.")
+    budget_s: float | None = Field(description="Seconds that all rows' rounds might take.")
+    measured: str | None = Field(
+        description="When that measurement began, ISO 8601 in UTC: only rows that have the same were timed in turns, "
+        "and are compared."
+    )
+    other_cores: float | None = Field(description="Mean number of cores that other processes kept busy meanwhile.")
 
 
 class Memory(_Group):
@@ -175,6 +183,9 @@ class Evaluation(_Closed):
 
     text: str = Field(description="The text's name.")
     tokens_scored: int = Field(description="Tokens that have a figure; passages, for a task without perplexity.")
+    tokens: int | None = Field(
+        description="Tokens of the text that were read: fewer than job.eval_tokens, if it is short."
+    )
     window: int = Field(description="Tokens that the model saw at once.")
     stride: int = Field(description="Tokens that windows moved by.")
     reference_ppl: float | None = Field(description="The reference's perplexity.")

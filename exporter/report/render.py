@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.report import charts, table
+from exporter.report import charts, table, timing
 from exporter.report.built import build_lines
 from exporter.report.labelled import data_line, labelled_lines
 from exporter.report.merged import merge_lines
@@ -54,6 +54,10 @@ def render_html(report: Report) -> str:
         generates=table.generates(report),
         summary=table.summary(report),
         name=table.name,
+        speed_notes=timing.notes(report),
+        scored=table.scored(report),
+        short_text=table.short_text(report),
+        others=timing.most_busy(report),
         merge=[] if report["model"]["merge"] is None else list(merge_lines(report["model"]["merge"])),
         policies={table.name(row): lines for row, lines in _told(report, _policy_lines)},
         builds={table.name(row): lines for row, lines in _told(report, build_lines)},
@@ -124,11 +128,12 @@ def render_markdown(report: Report) -> str:
         "",
         f"{table.summary(report)}.",
         "",
+        *((f"On {table.scored(report)}: {_text(short)}.", "") if (short := table.short_text(report)) else ()),
         f"| {' | '.join(heads)} |",
         f"|---|---|{'---:|' * (len(columns) + 1)}",
     ]
     for row in report["results"]:
-        cells = [column.cell(row) or "–" for column in columns]
+        cells = [column.shown(report, row) or "–" for column in columns]
         kept = sum(gate["passed"] for gate in row["gates"])
         gates = f"{kept}/{len(row['gates'])}" if row["gates"] else "–"
         lines.append(f"| {' | '.join([_code(table.name(row)), table.verdict(report, row), *cells, gates])} |")
@@ -155,6 +160,8 @@ def render_markdown(report: Report) -> str:
         if rows:
             lines += ["", f"**{title}**", ""]
             lines += [f"- {_code(table.name(row))}: {_text(row['reason'])}" for row in rows]
+    if notes := timing.notes(report):
+        lines += ["", "**Speed**", "", *(f"- {_text(note)}" for note in notes)]
     return "\n".join([*lines, *_markdown_details(report)]) + "\n"
 
 
@@ -268,6 +275,7 @@ def print_table(report: Report, console: Console) -> None:
         elif row["speed"]["untimed"]:
             what.append(f"quality: {row['artifact']['engine']}; latency: {row['speed']['untimed']}")
         lines += [Text.assemble((table.name(row), "bold"), "  ", table.clip(text, _REASON)) for text in what]
+    lines += [Text(note) for note in (*timing.notes(report), *filter(None, [table.short_text(report)]))]
     dropped = [column.title for column in every if column not in columns]
     if dropped:
         lines.append(Text(f"left out for want of width: {', '.join(dropped)}", style="dim"))
@@ -289,5 +297,5 @@ def _terminal_table(report: Report, columns: list[table.Column], gap: int) -> Ta
         verdict, gates = table.verdict(report, row), row["gates"]
         kept = f" {sum(gate['passed'] for gate in gates)}/{len(gates)}" if gates else ""
         status = Text(f"{'failed' if verdict == 'gate failed' else verdict}{kept}", style=_COLOURS.get(verdict, ""))
-        view.add_row(Text(table.name(row)), status, *(Text(column.cell(row) or "–") for column in columns))
+        view.add_row(Text(table.name(row)), status, *(Text(column.shown(report, row) or "–") for column in columns))
     return view

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from exporter.report import timing
 from exporter.types import GENERATION
 
 Row = Mapping[str, Any]
@@ -70,7 +71,7 @@ def highlights(report: Row) -> Iterator[tuple[str, str, str, str]]:
     """What a reader in a hurry wants, each as (title, variant, figure, against the reference)."""
     speed = "decode_tokens_per_s" if generates(report) else "prefill_tokens_per_s"
     passed = [row for row in report["results"] if verdict(report, row) == "passed"]
-    base: Row = next((row for row in report["results"] if name(row) == report["evaluation"]["reference"]), {})
+    base: Row = timing.reference_of(report) or {}
     rate = base["speed"][speed] if base else None
     if base and base["artifact"]["bytes"]:
         yield "Reference", name(base), f"{megabytes(base['artifact']['bytes'])} MB", f"{_rate(rate) or '–'} tokens/s"
@@ -79,11 +80,38 @@ def highlights(report: Row) -> Iterator[tuple[str, str, str, str]]:
         small = min(sized, key=lambda row: float(row["artifact"]["size_ratio"]))
         size, ratio = small["artifact"]["bytes"], small["artifact"]["size_ratio"]
         yield "Smallest that passed", name(small), f"{megabytes(size)} MB", f"{_times(ratio)} × the size"
-    timed = [row for row in passed if row["speed"][speed]]
-    if timed:
-        fast = max(timed, key=lambda row: float(row["speed"][speed]))
-        gain = f"{fast['speed'][speed] / rate:.1f} × the speed" if rate else ""
-        yield "Fastest that passed", name(fast), f"{_rate(fast['speed'][speed])} tokens/s", gain
+    if timed := [row for row in passed if row["speed"][speed]]:
+        alike = [row for row in timed if timing.together(row, base)] if rate else []
+        # Of those that were not timed beside the reference, only the ones of one round are compared with each other.
+        group = alike or [row for row in timed if timing.together(row, max(timed, key=timing.when))]
+        fast = max(group, key=lambda row: float(row["speed"][speed]))
+        told = [f"{fast['speed'][speed] / rate:.1f} × the speed"] if alike and rate else []
+        told += ["timed in another round than the reference: not compared"] if rate and not alike else []
+        told += [f"{left} timed in another round: not compared"] if (left := len(timed) - len(group)) else []
+        told += ["⚠ on a busy machine"] if timing.busy(report, fast) else []
+        yield "Fastest that passed", name(fast), f"{_rate(fast['speed'][speed])} tokens/s", "; ".join(told)
+
+
+def scored(report: Row) -> str:
+    """How much was evaluated: "16,384 tokens", or "4 passages" where whole passages have one answer each."""
+    count = report["evaluation"]["tokens_scored"]
+    if count is None:
+        return ""
+    one = "token" if generates(report) else "passage"
+    return f"{count:,} {one}{'' if count == 1 else 's'}"
+
+
+def short_text(report: Row) -> str | None:
+    """What was used of a text that is shorter than --eval-tokens; None where it was not."""
+    about, asked = report["evaluation"], (report.get("job") or {}).get("eval_tokens")
+    used, window = about.get("tokens"), about["window"]
+    if used is None or asked is None or window is None:
+        return None
+    # Passages are whole windows: what is over of the number that was asked for makes none.
+    expected = asked if generates(report) else max(asked // window * window, min(asked, window))
+    if used >= expected:
+        return None
+    return f"the text has {used:,} tokens to measure on, and {asked:,} were asked for (--eval-tokens): all were used"
 
 
 def failure(gate: Row) -> str:
@@ -183,11 +211,17 @@ def _opens(graph: Row | None) -> str | None:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its title, its unit, and a row's cell (None: not measured)."""
+    """A column of the table: its title, its unit, and a row's cell (None: not measured); whether it is of speed."""
 
     title: str
     unit: str
     cell: Callable[[Row], str | None]
+    timed: bool = False
+
+    def shown(self, report: Row, row: Row) -> str | None:
+        """The cell, with a warning at a speed that was measured beside busy processes."""
+        text = self.cell(row)
+        return f"{text} ⚠" if text is not None and self.timed and timing.busy(report, row) else text
 
 
 _SIZE = (
@@ -195,7 +229,7 @@ _SIZE = (
     Column("Size", "×", lambda row: _times(row["artifact"]["size_ratio"])),
 )
 _TOP1 = Column("Top-1", "agree", lambda row: _percent(value(row, "top1")))
-_PREFILL = Column("Prefill", "tok/s", lambda row: _rate(row["speed"]["prefill_tokens_per_s"]))
+_PREFILL = Column("Prefill", "tok/s", lambda row: _rate(row["speed"]["prefill_tokens_per_s"]), timed=True)
 _RSS = Column("RSS", "MB", lambda row: megabytes(row["memory"]["peak_rss_bytes"]))
 _GENERATION = (
     *_SIZE,
@@ -203,7 +237,7 @@ _GENERATION = (
     Column("KL", "nats", lambda row: _small(value(row, "kl"))),
     _TOP1,
     _PREFILL,
-    Column("Decode", "tok/s", lambda row: _rate(row["speed"]["decode_tokens_per_s"])),
+    Column("Decode", "tok/s", lambda row: _rate(row["speed"]["decode_tokens_per_s"]), timed=True),
     _RSS,
 )
 _ENCODER = (
@@ -217,7 +251,7 @@ _ENCODER = (
     Column("Error", "of sd", lambda row: _small(value(row, "regression_error"))),
     Column("Spearman", "rank", lambda row: _floored(value(row, "spearman"), 4)),
     _PREFILL,
-    Column("Latency", "ms p50", lambda row: _rate(latency(row, "prefill", "p50"))),
+    Column("Latency", "ms p50", lambda row: _rate(latency(row, "prefill", "p50")), timed=True),
     _RSS,
 )
 _DETAILS = (
@@ -231,8 +265,8 @@ _DETAILS = (
     Column("Spearman", "", lambda row: _floored(value(row, "spearman"), 5)),
     Column("Logit error", "max abs", lambda row: _small(value(row, "logit_error"))),
     Column("Cache KL", "nats", lambda row: _small(value(row, "cache_kl"))),
-    Column("Prefill", "ms p50 / p90 / p99", lambda row: _percentiles(row, "prefill")),
-    Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode")),
+    Column("Prefill", "ms p50 / p90 / p99", lambda row: _percentiles(row, "prefill"), timed=True),
+    Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode"), timed=True),
     Column("Named", "share", lambda row: _percent(row["artifact"].get("named_share"))),
     Column("Weights", "bits", lambda row: _times(row["artifact"].get("bits_per_weight"))),
     Column("Proven", "tokens", lambda row: _rate(row["artifact"].get("proven_tokens"))),

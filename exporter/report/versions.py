@@ -29,8 +29,9 @@ _PLACES = {
 
 def upgraded(report: Mapping[str, Any]) -> dict[str, Any]:
     """A report of any of the READABLE versions as one of the newest. No figure is made up: what it lacks is null."""
+    report = {**report, "evaluation": {"tokens": None, **report["evaluation"]}}
     if report["schema_version"] == VERSION:
-        return dict(report)
+        return report
     # The first exporters knew neither merges that prove themselves nor training.
     model = {"merge": None, "qat": None, **report["model"]}
     rows = [_row(old) for old in report["results"]]
