@@ -57,9 +57,9 @@ def test_a_broken_config(refused, model, content, says):
     [
         (
             {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-            "its config.json says gptq, which was left there",
+            "its config.json says gptq, left there",
         ),
-        ({"quantization": {"group_size": 64, "bits": 4}}, "its config.json says MLX, which was left there"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "its config.json says MLX, left there"),
         ({"architectures": None}, "give --task with one of text-generation"),
         ({"architectures": ["T5ForConditionalGeneration"]}, "T5ForConditionalGeneration is for text2text-generation"),
         ({"model_type": "no-such"}, "transformers cannot read the configuration"),

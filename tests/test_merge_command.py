@@ -18,8 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 ADAPTER = "models/tiny/adapter"
 FILES = {
-    "config.json", "generation_config.json", "manifest.json", "model.safetensors", "tokenizer.json",
-    "tokenizer_config.json",
+    "README.md", "calib.txt", "config.json", "eval.txt", "generation_config.json", "manifest.json",
+    "model.safetensors", "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
 
 
