@@ -116,9 +116,12 @@ def lacks_padding(model: Any) -> bool:
 
 def name_padding(model: Any, tokenizer: Any) -> str | None:
     """Names the padding token of a classifier that lacks one as its training did: the tokenizer's own, or, as TRL's
-    RewardTrainer, the end of a text. Returns a line of history. Raises JobError where neither is known."""
+    RewardTrainer, the end of a text. Returns a line of history. Without a tokenizer it stays unnamed, and the line says
+    so: transformers refuses a batch then. Raises JobError where the tokenizer knows neither."""
     if not lacks_padding(model):
         return None
+    if tokenizer is None:
+        return "config.json names no pad_token_id, and there is no tokenizer to tell it: one text at a time can be run"
     word, number = "pad", getattr(tokenizer, "pad_token_id", None)
     if number is None:
         word, number = "eos", getattr(tokenizer, "eos_token_id", None)
