@@ -66,6 +66,11 @@ def demo(run_cli, tmp_path_factory):
     return output
 
 
+def after_steps(stderr):
+    """What is told besides the steps that were done."""
+    return "".join(line for line in stderr.splitlines(keepends=True) if not STEP.fullmatch(line)).strip()
+
+
 def the_error(stderr):
     """The one line that says what is wrong, after those of the steps that were done."""
     *steps, line = stderr.splitlines(keepends=True)

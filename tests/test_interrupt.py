@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from conftest import SMALL, the_error
+from conftest import SMALL, after_steps, the_error
 
 from exporter.store import damage, read_manifest
 
@@ -95,7 +95,7 @@ def nothing_is_half_made(*folders):
         for manifest in folder.rglob("manifest.json"):
             assert damage(manifest.parent, read_manifest(manifest.parent)) == []
     for path in folders[0].iterdir():
-        assert path.name in ("logs", "job.json") or (path / "manifest.json").is_file(), path
+        assert path.name in ("logs", "job.json", "figures") or (path / "manifest.json").is_file(), path
 
 
 def is_gone(process):
@@ -113,7 +113,7 @@ def test_an_interrupt_leaves_nothing_behind(start, out, tmp_path, phase, number)
     printed, told = run.communicate(timeout=20)
     assert run.returncode == 130
     assert printed == ""
-    assert told.strip() == "interrupted: what was unfinished has been removed"
+    assert after_steps(told) == "interrupted: what was unfinished has been removed"
     assert is_gone(worker)
     nothing_is_half_made(out, cache)
 
@@ -123,7 +123,7 @@ def test_an_interrupt_while_merging_leaves_nothing_in_the_cache(start, tiny, tmp
     run, worker = start("merge", tmp_path / "out", "--adapter", tiny / "adapter", cache=cache)
     run.send_signal(signal.SIGINT)
     _, told = run.communicate(timeout=20)
-    assert (run.returncode, told.strip()) == (130, "interrupted: what was unfinished has been removed")
+    assert (run.returncode, after_steps(told)) == (130, "interrupted: what was unfinished has been removed")
     assert is_gone(worker)
     nothing_is_half_made(tmp_path / "out", cache)
 

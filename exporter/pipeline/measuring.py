@@ -104,8 +104,9 @@ class Bench:
         row.reason = "; ".join(filter(None, (row.reason, told))) or None
         folder = self._output / row.variant.folder
         if proven is not None and (manifest := read_manifest(folder)) is not None:
-            claim = {PROVEN: proven, "proven": told or f"proven up to {proven:,} tokens"}
-            write_text(folder / MANIFEST, json.dumps(manifest | claim, indent=2, default=str) + "\n")
+            claimed = manifest | {PROVEN: proven, "proven": told or f"proven up to {proven:,} tokens"}
+            if claimed != manifest:
+                write_text(folder / MANIFEST, json.dumps(claimed, indent=2, default=str) + "\n")
 
     def measure(self, row: Result, folder: Path) -> None:
         """The quality of a row's artifact, wherever its folder is: as it was measured before, or measured now."""
