@@ -61,10 +61,13 @@ class MergeJob(BaseModel):
     task: str | None = Field(None, description="The task, where the checkpoint's architecture leaves it open.")
     eval_text: Path | None = Field(
         None,
-        description="UTF-8 text to measure on; for a classifier each line is a text. Default: the recipe's own, or "
-        "pydoc's topics.",
+        description="UTF-8 text to measure on. Default: the recipe's own, or pydoc's topics.",
     )
-    eval_tokens: int = Field(4096, ge=MIN_TOKENS, description="How many tokens of the text to measure on.")
+    eval_tokens: int = Field(
+        4096,
+        ge=MIN_TOKENS,
+        description="How many tokens of the text to measure on; of a classifier's, whole lines.",
+    )
     window: int | None = Field(None, ge=8, description="Tokens that a model sees at once. Default: 512; encoders 128.")
     stride: int | None = Field(None, ge=1, description="Tokens that windows move by. Default: half a window.")
     threads: int = Field(
@@ -180,13 +183,6 @@ class Job(MergeJob):
                 "output", "force", "offline", "remeasure", "repeats", "speed", "speed_budget", "threads", "wait",
             },
         )  # fmt: skip
-
-    def continues(self, earlier: Mapping[str, Any]) -> bool:
-        """Whether nothing of an earlier job (its identity) is lost with this one: only gates differ or targets came."""
-        free = {*Gates.__dataclass_fields__, "target"}
-        now = self.identity()
-        rest, before = ({key: it for key, it in job.items() if key not in free} for job in (now, earlier))
-        return rest == before and set(earlier.get("target", ())) <= set(now["target"])
 
 
 AnyJob = TypeVar("AnyJob", bound=MergeJob)

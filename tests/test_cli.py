@@ -264,7 +264,7 @@ def test_one_target_has_its_precisions_gates_options_and_an_example(run_cli):
     human = run_cli("targets", "tensorrt-rtx", env={"COLUMNS": "60"}).stdout
     assert "--no-tensorrt-rtx-engine\n" in human
     assert "{compute_capability: …}" in human
-    assert "no options of its own" in run_cli("targets", "onnx").stdout
+    assert "no options of its own" in run_cli("targets", "torch").stdout
 
 
 @pytest.mark.parametrize("name", [name for name, target in known.BUILTIN.items() if target.options])

@@ -20,6 +20,8 @@ from exporter.job import Job
 from exporter.measure import load
 from exporter.measure.latency import Budget
 from exporter.pipeline.figures import FOLDER, Figures
+from exporter.pipeline.output import continues
+from exporter.pipeline.sections import read_sections
 from exporter.types import Checkpoint, Variant
 
 ONNX = Variant("onnx", "fp32")
@@ -123,12 +125,19 @@ def test_a_job_that_only_adds_targets_or_changes_gates_goes_on_from_the_earlier_
     def job(**keys):
         return Job.model_validate({"model": "tiny", "output": tmp_path, "target": ["onnx:fp32"]} | keys)
 
-    earlier = json.loads(json.dumps(job(max_kl=0.1).identity()))
-    assert job(min_top1=0.5).continues(earlier)
-    assert job(target=["onnx:fp16", "onnx:fp32"], speed_budget=9, remeasure=True).continues(earlier)
-    assert not job(target=["onnx:fp16"]).continues(earlier)  # its artifact would be removed
-    assert not job(eval_tokens=99).continues(earlier)
-    assert not job(model="other").continues(earlier)
+    def goes_on(**keys):
+        now = job(**keys)
+        return continues(read_sections(now).identity(now), earlier)
+
+    first = job(max_kl=0.1)
+    earlier = json.loads(json.dumps(read_sections(first).identity(first)))
+    assert goes_on(min_top1=0.5)
+    assert goes_on(target=["onnx:fp16", "onnx:fp32"], speed_budget=9, remeasure=True)
+    assert goes_on(gguf={"imatrix": "auto"}, qat=False)  # a default that is written out
+    assert not goes_on(gguf={"imatrix": "off"})
+    assert not goes_on(target=["onnx:fp16"])  # its artifact would be removed
+    assert not goes_on(eval_tokens=99)
+    assert not goes_on(model="other")
 
 
 def test_a_budget_has_room_for_a_first_round_and_for_those_that_fit():

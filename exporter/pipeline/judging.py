@@ -62,5 +62,5 @@ def _refuse_odd(row: Result) -> None:
         return
     told = ", ".join(odd[:_TOLD]) + f" and {len(odd) - _TOLD} more" * (len(odd) > _TOLD)
     row.reason = "; ".join(filter(None, (row.reason, told)))
-    if row.passed:
-        row.status = "failed"
+    if row.status == "ok" and all(gate.passed or gate.value is not None for gate in row.gates):
+        row.status = "failed"  # where no gate told of it

@@ -5,7 +5,6 @@ What comes out is data. The rest of the program reads it and asks nothing of thi
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +19,7 @@ from exporter.job import Job
 from exporter.measure.embedding import Embedding, read_embedding
 from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.lengths import lengths_of
+from exporter.pipeline.output import refuse_other_results
 from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look, merged_sha256
@@ -29,7 +29,7 @@ from exporter.quantization.policy import Policy, read_policy
 from exporter.report.labelled import data_line
 from exporter.scheme import Scheme
 from exporter.stages.train.options import HEAD, QatOptions
-from exporter.store import MANIFEST, cache_folder, refuse_full_disk, swept, working_folders, writable
+from exporter.store import cache_folder, refuse_full_disk, swept, working_folders
 from exporter.targets import known
 from exporter.types import FEATURES, GENERATION, TASKS, Checkpoint, Gates, Precision, Preparation, Target, Variant
 
@@ -121,7 +121,7 @@ def make_plan(job: Job, worker: Worker) -> Plan:
         for task in TASKS:  # the task is not known yet: names must be right for any of them
             known.parse(text, task)
     output = job.output.expanduser()
-    _refuse_other_results(output, job)
+    refuse_other_results(output, job, sections)
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     source = look(job, worker)
     task = source.checkpoint.task
@@ -284,27 +284,3 @@ def _refuse_full_disk(output: Path, source: Source, wanted: tuple[Wanted, ...]) 
     if source.adapters:
         needs[cache_folder() / "checkpoints"] = whole
     refuse_full_disk(needs)
-
-
-def _refuse_other_results(output: Path, job: Job) -> None:
-    """An output folder must be new, empty, or hold earlier results that this job goes on from; --force takes any of
-    exporter's."""
-    writable(output)
-    # logs/ and job.json alone are what a run leaves that was stopped before its first result.
-    nothing = {"logs", "job.json"}
-    present = [path for path in output.glob("*") if not path.name.startswith(".") and path.name not in nothing]
-    if not present:
-        return
-    report = output / "report.json"
-    ours = report.is_file() or any((path / MANIFEST).is_file() for path in present) or (output / "job.json").is_file()
-    if not ours:
-        raise JobError(f"{output} holds other files ({present[0].name}); choose a new folder with -o")
-    record = output / "job.json"
-    try:
-        same = job.continues(json.loads(record.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError):
-        same = False
-    if not same and not job.force:
-        raise JobError(
-            f"{output} holds another job's results; choose another folder with -o, or replace them with --force"
-        )

@@ -85,7 +85,7 @@ def _take_over(output: Path, plan: Plan) -> None:
             path.unlink()
     for name in ("report.json", "report.html", "report.md", "junit.xml"):  # of an earlier run: not this one's results
         (output / name).unlink(missing_ok=True)
-    store.write_text(output / "job.json", json.dumps(plan.job.identity(), indent=2) + "\n")
+    store.write_text(output / "job.json", json.dumps(plan.sections.identity(plan.job), indent=2) + "\n")
 
 
 def _describe(

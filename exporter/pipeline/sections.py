@@ -31,6 +31,11 @@ class Sections:
         whole = {name: self.targets[name].model_dump(mode="json") for name in targets if name in self.targets}
         return whole if self.qat is None else {"qat": self.qat.model_dump(mode="json")} | whole
 
+    def identity(self, job: Job) -> dict[str, Any]:
+        """What makes two jobs the same, whether an option is written out or left to its default."""
+        own = {name: value for name, value in job.identity().items() if name in Job.model_fields}
+        return own | self.resolved(self.targets)
+
 
 def models() -> Mapping[str, type[BaseModel]]:
     """The model of each section that a job may have: of stages and of targets, built-in or installed."""

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Report = Mapping[str, Any]
-
 _REASON = 300  # characters of a reason in the short forms: GitHub refuses a comment of more than 65,536
 
 

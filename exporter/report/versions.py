@@ -30,7 +30,8 @@ _PLACES = {
 def upgraded(report: Mapping[str, Any]) -> dict[str, Any]:
     """A report of any of the READABLE versions as one of the newest. No figure is made up: what it lacks is null."""
     report = {**report, "evaluation": dict(report.get("evaluation", {}))}
-    report["evaluation"].setdefault("tokens", None)  # in its place where it is there: the page lists them in order
+    for later in ("tokens", "pooling", "data"):
+        report["evaluation"].setdefault(later, None)  # in its place where it is there: the page lists them in order
     if report["schema_version"] == VERSION:
         return report
     # The first exporters knew neither merges that prove themselves nor training.

@@ -1,9 +1,8 @@
 """TensorRT and TensorRT-RTX: a plain ONNX graph of the precision that is asked for, and the engine built from it.
 
-The folder holds the engine (model.plan), the exact graph that made it, the profile, the builder's log, what its layers
-became, a model repository for Triton and the command that builds the engine again. Only the engine is its size, or
-without one (--no-tensorrt-engine) the graph. On a GPU the engine itself is measured; elsewhere the graph is, on the
-CPU, and says so.
+The folder holds the engine (model.plan), its exact graph, the profile, the builder's log, what its layers became, a
+repository for Triton and the command that builds it again. Its size is the engine's, or without one the graph's. On a
+GPU the engine itself is measured; elsewhere the graph is, on the CPU, and says so.
 """
 
 from __future__ import annotations
@@ -283,8 +282,7 @@ TENSORRT_TARGET = Target(
     weights=weights_of,
     options=TensorrtOptions,
     prepare=partial(prepare, TENSORRT),
-    # float16 is checked for overflow on the calibration's windows.
-    calibrates=lambda precision, options: precision in ("fp16", "int8", "int8-weight"),
+    calibrates=lambda precision, options: precision in ("fp16", "int8", "int8-weight"),  # float16's overflow too
     schemes=cannot_express,
 )
 
