@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from exporter.distribution import install_command
@@ -47,6 +48,12 @@ class MissingPackage(BuildError):
         names = list(packages)
         remedy = install_command(extra, names) if extra else f"pip install {' '.join(names)}"
         super().__init__(f"{what} needs {', '.join(names)}; install with: {remedy}{instead}")
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError, converted: str) -> JobError:
+    """For a text in another encoding: `converted` is the file that the command which mends it writes."""
+    how = f"iconv -f latin1 -t utf-8 {path} > {converted}"
+    return JobError(f"{path} is not UTF-8 (byte {error.start}); convert it: {how}")
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> str:

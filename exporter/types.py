@@ -122,6 +122,11 @@ class Gates:
     max_spearman_drop: float | None = None
 
 
+def agreement(share: float) -> dict[str, Gates]:
+    """How many of a classifier's decisions must stay. A generator's next tokens change more often: its KL judges."""
+    return {CLASSIFICATION: Gates(min_top1=share)}
+
+
 @dataclass(frozen=True)
 class Precision:
     """One number format of a target: what it is, and the gates that it keeps unless the job says otherwise.

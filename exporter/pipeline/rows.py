@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import JobError, unknown
+from exporter.errors import JobError, not_utf8, unknown
 from exporter.job import Job
 
 # What data sets call two texts that belong together, and one that stands alone; the first that is there is taken.
@@ -49,9 +49,7 @@ def read_rows(path: Path) -> Rows:
     try:
         rows = kinds[path.suffix](path)
     except UnicodeDecodeError as error:
-        raise JobError(
-            f"{path} is not UTF-8 (byte {error.start}); convert it: iconv -f latin1 -t utf-8 {path} > data{path.suffix}"
-        ) from error
+        raise not_utf8(path, error, f"data{path.suffix}") from error
     except OSError as error:
         raise JobError(f"cannot read the labelled data {path}: {error.strerror or error}") from error
     if not rows.rows:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.checkpoint.recipes import Recipe
-from exporter.errors import JobError
+from exporter.errors import JobError, not_utf8
 from exporter.job import MergeJob
 from exporter.types import GENERATION, TASKS
 
@@ -96,9 +96,7 @@ def _read(path: Path, flag: str) -> str:
     try:
         text = path.expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise JobError(
-            f"{path} is not UTF-8 (byte {error.start}); convert it: iconv -f latin1 -t utf-8 {path} > text.txt"
-        ) from error
+        raise not_utf8(path, error, "text.txt") from error
     except OSError as error:
         raise JobError(f"cannot read the text {path}: {error.strerror}") from error
     if not text.strip():

@@ -44,6 +44,7 @@ from exporter.types import (
     Gates,
     Precision,
     Target,
+    agreement,
 )
 
 if TYPE_CHECKING:
@@ -154,11 +155,6 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     return None
 
 
-def _agreement(share: float) -> dict[str, Gates]:
-    """How many of a classifier's decisions must stay. A generator's next tokens change more often: its KL judges."""
-    return {CLASSIFICATION: Gates(min_top1=share)}
-
-
 # Measured: KL of SmolLM2-135M; then of random BERTs without a policy, on 185 lines, a number's error, three labels'
 # agreement, six labels' agreement. fp16 1e-5, 0.0024, 100%, 100%; int8-weight 0.0037, 0.073, 97%, 97%; int8-dynamic
 # 0.055, 0.14, 96%, 98%; int8-static 0.015 (under its policy), 0.28, 95%, 96%; int4-weight 0.24 (0.058), 1.05, 87%, 77%.
@@ -180,7 +176,7 @@ ONNX = Target(
                 max_logit_error=1e-3,
                 max_cache_kl=1e-6,
             ),
-            by_task=_agreement(0.98),
+            by_task=agreement(0.98),
         ),
         "fp16": Precision(
             "float16 weights and arithmetic",
@@ -192,7 +188,7 @@ ONNX = Target(
                 max_cache_kl=1e-3,
                 min_named_share=0.9,
             ),
-            by_task=_agreement(0.97),
+            by_task=agreement(0.97),
             bits=16,
             table_bits=16,
         ),
@@ -206,7 +202,7 @@ ONNX = Target(
                 max_cache_kl=0.01,
                 min_named_share=0.9,
             ),
-            by_task=_agreement(0.93),
+            by_task=agreement(0.93),
             schemes=SCHEMES["int8-weight"],
             bits=8,
             table_bits=8,
@@ -221,7 +217,7 @@ ONNX = Target(
                 max_cache_kl=0.1,
                 min_named_share=0.9,
             ),
-            by_task=_agreement(0.9),
+            by_task=agreement(0.9),
             schemes=SCHEMES["int8-dynamic"],
             bits=8,
             table_bits=8,
@@ -236,7 +232,7 @@ ONNX = Target(
                 max_cache_kl=0.01,
                 min_named_share=0.5,
             ),
-            by_task=_agreement(0.9),
+            by_task=agreement(0.9),
             schemes=SCHEMES["int8-static"],
             bits=8,
             table_bits=8,
@@ -251,7 +247,7 @@ ONNX = Target(
                 max_cache_kl=0.05,
                 min_named_share=0.5,
             ),
-            by_task=_agreement(0.8),
+            by_task=agreement(0.8),
             schemes=SCHEMES["int4-weight"],
             bits=4,
             table_bits=8,

@@ -42,7 +42,6 @@ from exporter.targets.tensorrt.runner import open_engine
 from exporter.targets.tensorrt.serving import REBUILD, rebuild_command, write_repository
 from exporter.targets.tensorrt.stand_in import open_stand_in
 from exporter.types import (
-    CLASSIFICATION,
     GENERATION,
     TOKENIZER_FILES,
     Exported,
@@ -51,6 +50,7 @@ from exporter.types import (
     Precision,
     Preparation,
     Target,
+    agreement,
 )
 
 OLDEST = (10, 12)  # of TensorRT: the first whose strongly typed networks take all that the graphs hold
@@ -183,11 +183,6 @@ def open_folder(platform: Platform, folder: Path, threads: int) -> Any:
     return open_stand_in(folder, threads, profile, decoder, untimed)
 
 
-def _agreement(share: float) -> dict[str, Gates]:
-    """How many of a classifier's decisions must stay."""
-    return {CLASSIFICATION: Gates(min_top1=share)}
-
-
 # Measured (KL of SmolLM2-135M; then of random BERTs, 185 lines: a number's error, three labels' agreement): fp16 2e-5,
 # 0.0041, 100%; bf16 not measured, 0.033, 99%; int8 0.016, 0.22, 94%; int8-weight 0.0034, the others as ONNX's.
 PRECISIONS = {
@@ -201,7 +196,7 @@ PRECISIONS = {
             max_logit_error=1e-3,
             max_cache_kl=1e-6,
         ),
-        by_task=_agreement(0.98),
+        by_task=agreement(0.98),
     ),
     "fp16": Precision(
         "float16, what would overflow in float32",
@@ -213,7 +208,7 @@ PRECISIONS = {
             max_cache_kl=1e-3,
             min_named_share=0.5,
         ),
-        by_task=_agreement(0.97),
+        by_task=agreement(0.97),
         bits=16,
         table_bits=16,
     ),
@@ -227,7 +222,7 @@ PRECISIONS = {
             max_cache_kl=0.01,
             min_named_share=0.9,
         ),
-        by_task=_agreement(0.94),
+        by_task=agreement(0.94),
         bits=16,
         table_bits=16,
     ),
@@ -241,7 +236,7 @@ PRECISIONS = {
             max_cache_kl=0.01,
             min_named_share=0.5,
         ),
-        by_task=_agreement(0.9),
+        by_task=agreement(0.9),
         schemes=SCHEMES["int8"],
         bits=8,
         table_bits=16,
@@ -257,7 +252,7 @@ PRECISIONS = {
             max_cache_kl=0.01,
             min_named_share=0.5,
         ),
-        by_task=_agreement(0.93),
+        by_task=agreement(0.93),
         schemes=SCHEMES["int8-weight"],
         bits=8,
         table_bits=16,

@@ -21,7 +21,7 @@ from exporter.errors import BuildError, JobError
 from exporter.scheme import Scheme
 from exporter.targets.torch.held import weights_of
 from exporter.targets.torch.static import cannot_express, export_static, load_static
-from exporter.types import CLASSIFICATION, GENERATION, Exported, ExportRequest, Gates, Precision, Target
+from exporter.types import GENERATION, Exported, ExportRequest, Gates, Precision, Target, agreement
 
 
 def open_torch(folder: Path, threads: int) -> TorchRunner:
@@ -89,11 +89,6 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     return None
 
 
-def _agreement(share: float) -> dict[str, Gates]:
-    """How many of a classifier's decisions must stay."""
-    return {CLASSIFICATION: Gates(min_top1=share)}
-
-
 # Measured: KL of SmolLM2-135M; then of random BERTs, on 185 lines, a number's error and three labels' agreement. bf16
 # 0.0009, 0.032, 98%; int8-dynamic (KL not measured), 0.13, 97%; int8-static 0.013 under its policy, no classifier yet.
 TORCH = Target(
@@ -111,7 +106,7 @@ TORCH = Target(
                 max_cache_kl=0.01,
                 min_named_share=0.9,
             ),
-            by_task=_agreement(0.94),
+            by_task=agreement(0.94),
             bits=16,
             table_bits=16,
         ),
@@ -125,7 +120,7 @@ TORCH = Target(
                 max_cache_kl=0.05,
                 min_named_share=0.9,
             ),
-            by_task=_agreement(0.9),
+            by_task=agreement(0.9),
             requires=("torchao",),
             bits=8,
         ),
@@ -139,7 +134,7 @@ TORCH = Target(
                 max_cache_kl=0.01,
                 min_named_share=0.5,
             ),
-            by_task=_agreement(0.9),
+            by_task=agreement(0.9),
             requires=("torchao",),
             bits=8,
             schemes=(Scheme(weight="int8", group=None, input="static"),),
