@@ -260,6 +260,7 @@ class Target:
     express a policy's scheme, with what it can, or returns None. `selftest` runs the engine on a toy, in a child of
     exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one. `weights` reads what
     the written files hold, of those that `Exported` calls weights: without it nothing is claimed of a precision's name.
+    `run` is the line that a person types to run an artifact, with {folder} where its folder stands; "": none is known.
     """
 
     name: str
@@ -281,5 +282,6 @@ class Target:
     schemes: Callable[[str, Scheme], str | None] = lambda precision, scheme: f"{precision} takes no policy"
     fetch: Callable[[Path, Path | None], Path] | None = None  # (cache, a file at hand): what `exporter fetch` does
     weights: Callable[[Path, Sequence[str]], Sequence[Weight]] | None = None  # (artifact's folder, its files)
+    run: str = ""
     selftest: Callable[[], None] | None = None
     mends_crash: Callable[[], str] | None = None
