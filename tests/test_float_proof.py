@@ -1,16 +1,23 @@
-"""A quantized graph is made only of a float graph that agrees with its checkpoint."""
+"""A quantized graph or file is made only of a float one that agrees with its checkpoint."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from conftest import SMALL
+from safetensors.torch import load_file, save_file
 
 from exporter.errors import BuildError
+from exporter.store import cache_folder
+from exporter.targets.gguf import proof
+from exporter.targets.gguf.converter import convert, fetch
 from exporter.targets.onnx_graph.float_proof import prove
+from exporter.targets.tensorrt.graph import write_graph
 from exporter.types import GENERATION, Checkpoint, ExportRequest
 
 
@@ -53,3 +60,40 @@ def test_a_graph_that_does_not_is_not_quantized(whole, tmp_path, tiny, sha256):
     for _ in range(2):  # the second time from what stands beside it
         with pytest.raises(BuildError, match=r"its float graph does not agree with the reference \(logit error"):
             prove(graph, request(whole, tmp_path, tiny, sha256))
+
+
+@pytest.fixture(scope="module")
+def another(tiny, tmp_path_factory):
+    """The shipped model with one weight of its own: what it is exported to does not answer as the reference did."""
+    folder = tmp_path_factory.mktemp("another") / "model"
+    shutil.copytree(tiny, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.down_proj.weight"] *= 1.5
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_nothing_is_quantized_for_tensorrt_that_does_not_agree(agrees, whole, tmp_path, tiny, another):
+    asked = request(whole, tmp_path, tiny if agrees else another)
+    if agrees:
+        assert "prove" in write_graph(asked, tmp_path / "int8.onnx").seconds
+        return
+    with pytest.raises(BuildError, match=r"its float graph does not agree with the reference \(logit error"):
+        write_graph(asked, tmp_path / "int8.onnx")
+    assert not (tmp_path / "int8.onnx").exists()
+    write_graph(replace(asked, precision="fp16"), tmp_path / "half.onnx")  # its own gates judge what is not quantized
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_nothing_is_quantized_to_gguf_that_does_not_agree(agrees, whole, tmp_path, tiny, another):
+    file, model = tmp_path / "f16.gguf", tiny if agrees else another
+    convert(fetch(cache_folder(), offline=False), model, "tiny", file, "f16")
+    asked = request(whole, tmp_path, model)
+    if agrees:
+        proof.prove(file, asked)
+        file.unlink()  # what came out stands beside it
+        proof.prove(file, asked)
+        return
+    with pytest.raises(BuildError, match=r"its float16 file does not agree with the reference \(KL"):
+        proof.prove(file, asked)

@@ -28,6 +28,7 @@ from exporter.runner import BatchRunner, CachedRunner, Floats, Ids, Runner, Segm
 from exporter.types import CLASSIFICATION, GENERATION, Probe
 
 Progress = Callable[[int, int], None]  # (done, total) windows
+ANSWERS = "reference.npz"  # in the folder of the reference
 _STEPPED = 8  # tokens of a whole window that are decoded one by one
 Pool = Callable[[Floats], Floats]  # a text's last hidden states [T, H] to its vector [D]
 _LARGEST = 700  # nats: beyond them a perplexity is no float64

@@ -7,7 +7,8 @@ needs. `exporter calibrate` is the same choice without an artifact.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -103,23 +104,29 @@ def stricter(limits: Gates, row: Result, attempts: list[dict[str, Any]]) -> floa
     loss: float = attempts[-1]["loss"]
     if len(attempts) == _ATTEMPTS or loss <= 0 or (len(attempts) > 1 and loss >= attempts[-2]["loss"]):
         return None
-    over = [1.0]
-    ratio, kl, top1, cosine, regression = (
-        row.quality[name] for name in ("ppl_ratio", "kl", "top1", "cosine", "regression_error")
-    )
-    if limits.max_ppl_ratio is not None and ratio.value is not None:
-        over.append(math.log(ratio.value + 2 * (ratio.se or 0)) / max(math.log(limits.max_ppl_ratio), _TINY))
-    if limits.max_kl is not None and kl.value is not None:
-        over.append((kl.value + 2 * (kl.se or 0)) / max(limits.max_kl, _TINY))
-    if limits.max_regression_error is not None and regression.value is not None:
-        over.append((regression.value + 2 * (regression.se or 0)) / max(limits.max_regression_error, _TINY))
-    if limits.min_top1 is not None and top1.value is not None:
-        # Answers change with the size of the error, and a divergence with its square.
-        changed = (1 - top1.value + 2 * (top1.se or 0)) / max(1 - limits.min_top1, _TINY)
-        over.append(changed**2)
-    if limits.min_cosine is not None and cosine.value is not None:
-        over.append((1 - cosine.value + 2 * (cosine.se or 0)) / max(1 - limits.min_cosine, _TINY))
-    return loss / max(over) * _STEP
+    return loss / max(1.0, *_over(limits, row)) * _STEP
+
+
+def _over(limits: Gates, row: Result) -> Iterator[float]:
+    """By how many times the loss is too large for each gate of a quality figure: 1 at its limit.
+
+    A divergence, an error and what a cosine or a correlation lacks are in the loss's own proportion. Answers change
+    with the size of the error, and a divergence with its square: so what was decided otherwise counts squared.
+    """
+    for name, limit in asdict(limits).items():
+        sense, figure = name.split("_", 1)
+        told = row.quality.get(figure)
+        if limit is None or told is None or told.value is None:
+            continue
+        worst = told.value + (2 if sense == "max" else -2) * (told.se or 0)
+        if figure == "ppl_ratio":
+            yield math.log(worst) / max(math.log(limit), _TINY)
+        elif sense == "min":
+            yield ((1 - worst) / max(1 - limit, _TINY)) ** (2 if figure == "top1" else 1)
+        elif figure in ("kl", "regression_error"):
+            yield worst / max(limit, _TINY)
+        elif figure.endswith("_drop"):
+            yield (max(worst, 0.0) / max(limit, _TINY)) ** 2
 
 
 def keeps_name(limits: Gates, attempt: dict[str, Any]) -> bool:

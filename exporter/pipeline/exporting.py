@@ -46,7 +46,7 @@ class Exports:
         variant, how = wanted.variant, self._how(wanted)
         folder, key = self.output / variant.folder, self._key(wanted, how)
         manifest = store.reusable(folder, key)
-        if manifest is None:
+        if manifest is None or not self._fits_gates(wanted, manifest, row, folder):
             self.progress(f"exporting {variant}", 0, 0)
             with store.publish(folder) as building:
                 if how is None:
@@ -70,7 +70,7 @@ class Exports:
         if self.plan.embedding is not None:
             made_of.append(modules_identity(self.plan.source.checkpoint.path))
         if how is not None:
-            made_of += [how, self.plan.calibration, asdict(wanted.limits)]
+            made_of += [how, self.plan.calibration]
         return store.content_key(["artifact, weights held", made_of, machine.versions()])
 
     def _how(self, wanted: Wanted) -> dict[str, Any] | None:
@@ -83,6 +83,21 @@ class Exports:
         # Trained weights lie on their grid: the nearest value is their own, and ranges fit the channels as they are.
         policy = self.trained.model_dump(mode="json")
         return wanted.how | {"policy": policy, "smooth": False, "rounding": "nearest"}
+
+    def _fits_gates(self, wanted: Wanted, manifest: dict[str, Any], row: Result, folder: Path) -> bool:
+        """Whether a folder's mix is the one that would be chosen for these gates, where they have changed since.
+
+        It surely is where it was the first that was tried, would be the first again, and passes them. Else it is chosen
+        anew: another might be smaller.
+        """
+        chosen, limits = manifest["quantization"], wanted.limits
+        if chosen is None or chosen["given"] or manifest["limits"] == asdict(limits):
+            return True
+        first, *others = chosen["attempts"]
+        if others or not first["passed"] or first["budget"] != budget(limits, self.checkpoint):
+            return False
+        self.bench.measure(row, folder)
+        return all(gate.passed for gate in judge(limits, row, frozenset(), self.scored))
 
     def _under_a_policy(
         self, wanted: Wanted, how: dict[str, Any], row: Result, building: Path, key: str
@@ -126,7 +141,7 @@ class Exports:
         shutil.rmtree(quantized)
         shutil.rmtree(prepared)
         facts = {name: value for name, value in manifest.items() if name not in ("key", "weights", "files")}
-        facts["quantization"] = record | {"attempts": attempts, "seconds": seconds}
+        facts |= {"quantization": record | {"attempts": attempts, "seconds": seconds}, "limits": asdict(limits)}
         if not keeps_name(limits, attempts[-1]):
             why = unnamed(wanted.target.precisions[variant.precision], limits, record, attempts)
             facts["held"] |= {"wider": "; ".join(filter(None, (why, facts["held"]["wider"])))}

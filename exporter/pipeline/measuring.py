@@ -204,7 +204,7 @@ class Bench:
             "variant": [row.target, row.precision],
             "checkpoint": self._checkpoint,
             "folder": self._output / row.variant.folder,
-            "reference": self._output / "reference" / "reference.npz",
+            "reference": self._output / "reference" / quality.ANSWERS,
             "threads": self._threads,
         }
 

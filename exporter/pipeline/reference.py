@@ -18,7 +18,7 @@ from exporter.job import MIN_TEXTS, MIN_TOKENS
 from exporter.measure.embedding import EMBEDDING, modules_identity, read_embedding
 from exporter.measure.labels import LABELS, doubt, score
 from exporter.measure.lengths import LENGTHS, Length, Lengths, Told, cuts_of, positions, shape_of, told_of
-from exporter.measure.quality import Passages, Reference, answer, mean_pooled, reference_perplexity
+from exporter.measure.quality import ANSWERS, Passages, Reference, answer, mean_pooled, reference_perplexity
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
 from exporter.pipeline.labelled import tokenize_examples
 from exporter.pipeline.lengths import lengths_of
@@ -43,7 +43,6 @@ from exporter.types import (
 if TYPE_CHECKING:
     from exporter.checkpoint.opened import TorchRunner
 
-FILE = "reference.npz"
 _ROUNDING = 1e-5  # of the largest answer: float32's, of sums in another order
 _CLASSIFIED = 4  # texts beyond each boundary, of what answers once a text
 _PROBE_LENGTHS = (17, 5, 11)  # none that a graph was traced at, and different: a batch of them is padded
@@ -157,7 +156,7 @@ def measure_reference(
             facts["labelled"] = {name: asdict(figure) for name, figure in figures.items()}
             facts["data"] = data["about"] | {"cut": cut, "note": doubt(labels, figures)}
         with publish(Path(folder)) as building:
-            reference.save(building / FILE)
+            reference.save(building / ANSWERS)
             save_samples(tried, tokenizer, building)
             if labels is not None:
                 labels.save(building / LABELS)

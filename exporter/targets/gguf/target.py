@@ -17,6 +17,7 @@ from typing import Any
 
 from exporter.errors import BuildError, JobError
 from exporter.targets.folder.files import copy_configuration, hard_link, model_name
+from exporter.targets.gguf import proof
 from exporter.targets.gguf.converter import convert, fetch
 from exporter.targets.gguf.imatrix import ImportanceMatrix, from_calibration, read_imatrix, write_imatrix
 from exporter.targets.gguf.modelfile import modelfile, written
@@ -65,6 +66,7 @@ def _export(request: ExportRequest, conversation: Future[tuple[dict[str, Any], l
             notes.append("--gguf-tensor does not apply to a float file")
     else:
         source = _float_file(request, "f16")
+        proof.prove(source, request)
         matrix = _matrix(request, source)
         overrides = parse_overrides(options.tensor)
         quantize(source, building, precision, matrix.means() if matrix else {}, overrides, request.threads)
@@ -212,8 +214,8 @@ GGUF = Target(
             Gates(
                 max_tokenizer_errors=0,
                 max_ppl_ratio=1.005,
-                max_kl=1e-3,
-                min_cosine=0.999,
+                max_kl=proof.KL,
+                min_cosine=proof.COSINE,
                 max_cache_kl=1e-3,
                 max_bits_per_weight=17,
             ),

@@ -8,34 +8,40 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from exporter.checkpoint.opened import open_checkpoint
 from exporter.errors import BuildError
 from exporter.measure.lengths import LENGTHS, Lengths, compare_lengths, told_of
-from exporter.measure.quality import Reference, compare_probe
+from exporter.measure.quality import ANSWERS, Reference, compare_probe
 from exporter.store import read_manifest
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
 from exporter.types import GENERATION, ExportRequest, Probe
 
 _LOGIT_ERROR = 1e-3  # of answers about 1, as the gate of the float32 artifact; of the largest answer where that is more
 _CACHE_KL = 1e-6
-ANSWERS = "reference.npz"
 
 
-def prove(float_graph: Path, request: ExportRequest) -> None:
+def prove(float_graph: Path, request: ExportRequest, runnable: Callable[[Path, Path], None] | None = None) -> None:
     """Raises BuildError where the graph does not answer as the request's checkpoint does, also beyond its boundaries.
 
     Compared once for a graph: what came out stands beside it, in the run's scratch folder. Where the checkpoint is not
     the reference (its weights are rounded already), it is run itself, by torch. Without a reference there is no probe.
+    `runnable` writes the graph (first path) as ONNX Runtime runs it (second), where that is another.
     """
     if request.reference is None:
         return
     said = float_graph.with_name("proof.json")
     if not said.is_file():
         request.progress("proving the float graph", 0, 0)
-        said.write_text(json.dumps(_wrong(float_graph, request, request.reference)), encoding="utf-8")
+        with TemporaryDirectory(dir=float_graph.parent) as beside:
+            run = Path(beside) / float_graph.name if runnable else float_graph
+            if runnable:
+                runnable(float_graph, run)
+            wrong = _wrong(run, request, request.reference)
+        said.write_text(json.dumps(wrong), encoding="utf-8")
     if (wrong := json.loads(said.read_text(encoding="utf-8"))) is not None:
         raise _disagrees(wrong)
 

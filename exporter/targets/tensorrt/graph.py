@@ -1,6 +1,7 @@
 """The graph that is handed to TensorRT: the model's own code traced to plain ONNX, with every tensor's type in it.
 
     trace     float32, made once for a run; opset 23 where Attention, RMSNormalization or RotaryEmbedding are operators
+    prove     that graph against the checkpoint, before anything is quantized
     overflow  the float32 graph on calibration windows: which nodes float16 cannot hold
     quantize  Q/DQ by the policy (int8), or int8 weights (int8-weight)
     cast      half precision wherever that is safe
@@ -24,10 +25,11 @@ import numpy as np
 from exporter.targets.onnx_graph import fused_operators, shell
 from exporter.targets.onnx_graph.attention_operator import write_out
 from exporter.targets.onnx_graph.file import made_once, save_graph
+from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm, trace_encoder
 from exporter.targets.tensorrt.overflow import overflowing
-from exporter.targets.tensorrt.quantize import check_policy, quantize
+from exporter.targets.tensorrt.quantize import SCHEMES, check_policy, quantize
 from exporter.targets.tensorrt.types import OVERFLOW, lower, prepare
 from exporter.types import GENERATION, ExportRequest
 
@@ -43,7 +45,7 @@ class Graph:
     """What is to be told of a graph. `kept_float`: "node: why", of those that stay in float32 in a graph of half types.
 
     `int8_share`: of the linear layers' multiplications (without a language model's head), where both operands are int8;
-    None where nothing is quantized. `seconds` by step: graph, overflow, quantize, cast, write.
+    None where nothing is quantized. `seconds` by step: graph, prove, overflow, quantize, cast, write.
     """
 
     kept_float: tuple[str, ...]
@@ -67,6 +69,9 @@ def write_graph(request: ExportRequest, model_onnx: Path, lacking: Collection[st
     with _timed(seconds, "graph"):
         float_graph = made_once(request.scratch, partial(_write_float, request, lacking))
         model = _load(float_graph)
+    if request.precision in SCHEMES:
+        with _timed(seconds, "prove"):
+            prove(float_graph, request, _write_runnable)
     said: Sequence[str]
     notes = [f"traced by {line}" for line in (model.metadata_props.get("exporter"),) if line and "not " in line]
     kind, share = _KINDS.get(request.precision), None
@@ -76,7 +81,7 @@ def write_graph(request: ExportRequest, model_onnx: Path, lacking: Collection[st
         with _timed(seconds, "overflow"):
             beyond, said = _overflowing(request, float_graph)
             notes += said
-    if request.precision in ("int8", "int8-weight"):
+    if request.precision in SCHEMES:
         with _timed(seconds, "quantize"):
             share, said = _quantized(model, request)
             notes += said
@@ -118,6 +123,13 @@ def _load(float_graph: Path) -> ir.Model:
             value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
     prepare(model)
     return model
+
+
+def _write_runnable(float_graph: Path, path: Path) -> None:
+    """The graph as the float32 artifact of it is proven: with Attention written out."""
+    model = _load(float_graph)
+    write_out(model)
+    save_graph(model, path, limit=0)
 
 
 def _overflowing(request: ExportRequest, float_graph: Path) -> tuple[dict[str, float], list[str]]:
