@@ -7,11 +7,13 @@ import shlex
 import shutil
 import subprocess
 
+import peft
 import pytest
 import torch
 from adapters import config, in_memory, load, make_base, streaming, tensors, train
 from safetensors.torch import save_file
 from test_merge_folder import save_tokenizer
+from transformers import Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
 from exporter.checkpoint.inspection import inspect
 from exporter.checkpoint.weights import stored_tensors, weight_files
@@ -190,3 +192,42 @@ def test_a_bias_that_no_checkpoint_can_hold(base, tmp_path, way):
     trained = train(base, tmp_path / "adapter", config("llama", lora_bias=True))
     with pytest.raises(JobError, match=r"trains a bias \(lora_bias\) of .*_proj, which has none in a LlamaForCausalLM"):
         way(base, [trained.path], tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def with_images(tmp_path_factory):
+    """A tiny Gemma 3 that takes images, and the folder of an adapter on its text part."""
+    text = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 1}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    whole = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=5)
+    model, folder = Gemma3ForConditionalGeneration(whole), tmp_path_factory.mktemp("images") / "adapter"
+    on = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=r".*language_model.*\.(q_proj|v_proj)")
+    peft.get_peft_model(model, on).save_pretrained(folder)
+    return whole, folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "says"),
+    [
+        (
+            Gemma3ForConditionalGeneration,
+            "language_model.model.",
+            r"with transformers before 4\.52, .* the names of now",
+        ),
+        (Gemma3ForCausalLM, "language_model.model.", "trained on a model with images .* this is its text part alone"),
+    ],
+)
+def test_an_adapter_of_a_model_with_images(with_images, tmp_path, kind, before, says):
+    whole, folder = with_images
+    renamed = {name.replace("model.language_model.", before): value for name, value in tensors(folder).items()}
+    shutil.copytree(folder, tmp_path / "adapter")
+    save_file(renamed, tmp_path / "adapter" / FILE)
+    model = kind(whole if kind is Gemma3ForConditionalGeneration else whole.text_config)
+    with pytest.raises(JobError, match=says) as error:
+        attach(model, read_adapter(tmp_path / "adapter"))
+    mended(error)
+    mending = read_adapter(tmp_path / "adapter-renamed")
+    if kind is Gemma3ForConditionalGeneration:
+        assert attach(kind(whole), mending) is not None

@@ -57,14 +57,14 @@ def adapter_mark(names: Collection[str]) -> tuple[str, str] | None:
     return None
 
 
-def renaming(folder: Path, mark: str) -> str:
-    """The command that writes a copy of a folder whose tensors have the names without a wrapper's part."""
+def renaming(folder: Path, mark: str, instead: str = "") -> str:
+    """The command that writes a copy of a folder whose tensors' names have `instead` where a wrapper's part stood."""
     here, there = (shlex.quote(str(path)) for path in (folder.absolute(), f"{folder.absolute()}-renamed"))
     code = (
         "import glob, pathlib, re; from safetensors.torch import load_file as l, save_file as s; "
-        f"r = lambda k: re.sub(r'(^|\\.){re.escape(mark)}', r'\\1', k, count=1); "
+        f"r = lambda k: re.sub(r'(^|\\.){re.escape(mark)}', r'\\1{instead}', k, count=1); "
         "[s({r(k): v for k, v in l(f).items()}, f, {'format': 'pt'}) for f in glob.glob('*.safetensors')]; "
         "[f.write_text(t) for f in pathlib.Path().glob('*.index.json') "
-        f"for t in [re.sub(r'([\\x22.]){re.escape(mark)}', r'\\1', f.read_text())]]"
+        f"for t in [re.sub(r'([\\x22.]){re.escape(mark)}', r'\\1{instead}', f.read_text())]]"
     )
     return f'cp -rL {here} {there} && cd {there} && python -c "{code}"'

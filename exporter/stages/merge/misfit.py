@@ -12,6 +12,7 @@ from exporter.stages.merge.adapter import PREFIX, Adapter
 from exporter.types import TASK_OF_ADAPTER
 
 _TEXT_PART = "language_model."
+_BEFORE, _SINCE = "language_model.model.", "model.language_model."  # 4.52 of transformers moved it
 _SIZES = re.compile(r"size mismatch for (\S+): .*?shape torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)")
 _TARGETS = re.compile(r"Target modules? (.*?) not found in the base model")
 
@@ -69,6 +70,12 @@ def _refuse_renamed(adapter: Adapter, model: Any) -> None:
             f"and this is its text part alone; give the whole model with -m, or write them with the text part's names: "
             f"{renaming(adapter.path, _TEXT_PART)}"
         )
+    if owners and not owners <= modules and {name.replace(_BEFORE, _SINCE, 1) for name in owners} <= modules:
+        raise JobError(
+            f"the adapter {adapter.path} was trained with transformers before 4.52, which had this model's text part "
+            f"in {_BEFORE!r} and not in {_SINCE!r}; write it with the names of now: "
+            f"{renaming(adapter.path, _BEFORE, _SINCE)}"
+        )
 
 
 def refuse_lost_bias(adapter: Adapter, attached: Any) -> None:
@@ -92,6 +99,7 @@ def few(names: list[str]) -> str:
 def misfit(adapter: Adapter, model: Any, error: Exception) -> str:
     """What PEFT or PyTorch say of an adapter that does not fit, in our words, with the likely cause."""
     _refuse_another_task(adapter, model, misfits=True)
+    _refuse_renamed(adapter, model)
     said, cause = " ".join(str(error).split()), _cause(adapter, model)
     if isinstance(error, KeyError):
         return f"the adapter {adapter.path} is for another model: it has no tensor for {said}{cause}"
