@@ -13,7 +13,6 @@ from conftest import SMALL
 from safetensors.torch import load_file, save_file
 
 from exporter.errors import BuildError
-from exporter.store import cache_folder
 from exporter.targets.gguf import proof
 from exporter.targets.gguf.converter import convert, fetch
 from exporter.targets.onnx_graph.float_proof import prove
@@ -86,9 +85,9 @@ def test_nothing_is_quantized_for_tensorrt_that_does_not_agree(agrees, whole, tm
 
 
 @pytest.mark.parametrize("agrees", [True, False])
-def test_nothing_is_quantized_to_gguf_that_does_not_agree(agrees, whole, tmp_path, tiny, another):
+def test_nothing_is_quantized_to_gguf_that_does_not_agree(agrees, whole, tmp_path, tiny, another, converter_cache):
     file, model = tmp_path / "f16.gguf", tiny if agrees else another
-    convert(fetch(cache_folder(), offline=False), model, "tiny", file, "f16")
+    convert(fetch(converter_cache, offline=True), model, "tiny", file, "f16")
     asked = request(whole, tmp_path, model)
     if agrees:
         proof.prove(file, asked)
