@@ -165,7 +165,7 @@ def test_a_result_has_all_its_fields_and_no_folder_of_this_machine(tmp_path):
     assert file.name == "gguf.json"
     assert written["machine"]["cores"] >= 1
     assert written["versions"]["torch"]
-    [report] = written["reports"]
+    report, _ = written["reports"]
     assert set(report) == {"label", "name", "model", "job", "evaluation", "machine", "results"}
     assert report["job"]["eval_text"] == "wiki.test.raw"
     assert report["model"]["source"] == "models/tiny"
