@@ -92,8 +92,8 @@ def write(
     about: Mapping[str, Any], reports: Sequence[Mapping[str, Any]], figures: Mapping[str, Any], folder: Path = RESULTS
 ) -> Path:
     """Writes the result whole or not at all, and returns its file."""
-    labels = [one["label"] for one in reports]
-    assert len(set(labels)) == len(labels), labels
+    known = [(one["name"], one["label"]) for one in reports]
+    assert len(set(known)) == len(known), known
     result = without_folders({**about, "reports": list(reports), "figures": dict(figures)})
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{about['name']}.json"

@@ -158,7 +158,8 @@ def test_a_result_has_all_its_fields_and_no_folder_of_this_machine(tmp_path):
         "evaluation": {"text": "eval.txt"}, "results": [{"target": "onnx", "reason": f"see {tmp_path}/log"}],
     }  # fmt: skip
     job = {"eval_text": tmp_path / "wiki.test.raw", "threads": 2}
-    file = record.write(about, [record.report(held, "one", job)], {"whole_s": 1.5}, tmp_path)
+    of_another = record.report(held | {"name": "another"}, "one", job)  # a label is of one model's reports
+    file = record.write(about, [record.report(held, "one", job), of_another], {"whole_s": 1.5}, tmp_path)
     written = json.loads(file.read_text())
     assert set(written) == FIELDS
     assert file.name == "gguf.json"
