@@ -1,4 +1,4 @@
-"""A quantized graph or file is made only of a float one that agrees with its checkpoint."""
+"""A quantized graph is made only of a float graph that agrees with its checkpoint."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from conftest import SMALL
 from safetensors.torch import load_file, save_file
 
 from exporter.errors import BuildError
-from exporter.targets.gguf import proof
-from exporter.targets.gguf.converter import convert, fetch
 from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.tensorrt.graph import write_graph
 from exporter.types import GENERATION, Checkpoint, ExportRequest
@@ -82,17 +80,3 @@ def test_nothing_is_quantized_for_tensorrt_that_does_not_agree(agrees, whole, tm
         write_graph(asked, tmp_path / "int8.onnx")
     assert not (tmp_path / "int8.onnx").exists()
     write_graph(replace(asked, precision="fp16"), tmp_path / "half.onnx")  # its own gates judge what is not quantized
-
-
-@pytest.mark.parametrize("agrees", [True, False])
-def test_nothing_is_quantized_to_gguf_that_does_not_agree(agrees, whole, tmp_path, tiny, another, converter_cache):
-    file, model = tmp_path / "f16.gguf", tiny if agrees else another
-    convert(fetch(converter_cache, offline=True), model, "tiny", file, "f16")
-    asked = request(whole, tmp_path, model)
-    if agrees:
-        proof.prove(file, asked)
-        file.unlink()  # what came out stands beside it
-        proof.prove(file, asked)
-        return
-    with pytest.raises(BuildError, match=r"its float16 file does not agree with the reference \(KL"):
-        proof.prove(file, asked)

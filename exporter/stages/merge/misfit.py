@@ -9,9 +9,9 @@ from typing import Any
 from exporter.checkpoint.renamed import renaming, without
 from exporter.errors import JobError
 from exporter.stages.merge.adapter import PREFIX, Adapter
-from exporter.types import TASK_OF_ADAPTER
+from exporter.types import GENERATION, TASK_OF_ADAPTER
 
-_TEXT_PART = "language_model."
+_TEXT_PART, _WITH_IMAGES = "language_model.", "image-to-text"
 _BEFORE, _SINCE = "language_model.model.", "model.language_model."  # 4.52 of transformers moved it
 _SIZES = re.compile(r"size mismatch for (\S+): .*?shape torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)")
 _TARGETS = re.compile(r"Target modules? (.*?) not found in the base model")
@@ -39,7 +39,9 @@ def _refuse_another_task(adapter: Adapter, model: Any, misfits: bool) -> None:
     """An adapter of another head or class: its own configuration says for which task it was trained."""
     task = TASK_OF_ADAPTER.get(str(adapter.config.get("task_type")))
     kind = type(_plain(model))
-    if misfits and task is not None and task != _task_of(kind):
+    # PEFT knows no task of models with images: their text is generated, and so their adapters are for that.
+    alike = {task, _WITH_IMAGES} if task == GENERATION else {task}
+    if misfits and task is not None and _task_of(kind) not in alike:
         raise JobError(
             f"the adapter {adapter.path} was trained for {task} (its task_type is {adapter.config['task_type']}), and "
             f"this model is a {kind.__name__}: its tensors have other names, or another head; take --task {task}"
