@@ -66,7 +66,7 @@ def test_rows_and_gates(done):
 
 def test_nothing_is_quantized_of_a_file_that_does_not_agree(done, llama, tmp_path, converter_cache):
     _, output = done
-    another = gguf_checkpoints.make("LlamaForCausalLM", tmp_path / "another", hidden_size=256, rope_theta=10.0)
+    another = gguf_checkpoints.make("LlamaForCausalLM", tmp_path / "another", hidden_size=256, rms_norm_eps=0.5)
     for checkpoint, agrees in ((llama, True), (another, False)):
         (tmp_path / str(agrees)).mkdir()
         wanted = gguf_checkpoints.request(
