@@ -1,8 +1,8 @@
-# demo · test · check · bench: nothing else. Both start from nothing but Python, make and a package registry.
+# demo · test · check · bench · docs: nothing else. All start from nothing but Python, make and a package registry.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-.PHONY: demo test check bench
+.PHONY: demo test check bench docs
 
 demo: $(STAMP)
 	$(BIN)/exporter run -m tiny --adapter models/tiny/adapter --eval-text models/tiny/adapter/eval.txt \
@@ -18,12 +18,16 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m bench.render --check
-	$(BIN)/python -m pytest tests/test_readme.py
+	$(BIN)/python -m pytest tests/test_readme.py tests/test_docs.py
 
 # All, or `make bench ONLY=gguf`; a result is written for each, and the pages from it.
 BENCH_TEXT ?= ../shared/data/wikitext-2/wiki.test.raw
 bench: $(STAMP)
 	$(BIN)/python -m bench $(ONLY) --text $(BENCH_TEXT)
+
+# build/docs/index.html. The variable keeps the theme from telling of another program's next version.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # llama.cpp is compiled here. Its default, GGML_NATIVE=ON, was killed by SIGILL on virtual machines that list AMX; so what
 # this processor has is named. pip may hold a wheel that was built otherwise: the toy model tells, and then it is rebuilt.
@@ -37,7 +41,7 @@ GGML += -DGGML_NATIVE=OFF -DGGML_AVX2=$(call has,avx2) -DGGML_FMA=$(call has,fma
 endif
 LLAMA := CMAKE_ARGS="$(GGML)" $(BIN)/python -m pip install -q -c constraints.txt
 
-EXTRAS := dev,torch,qlora,data
+EXTRAS := dev,docs,torch,qlora,data
 ifeq ($(shell uname -s),Linux)
 EXTRAS := $(EXTRAS),tensorrt-rtx  # builds engines without a GPU; there is no package of it for a Mac
 endif

@@ -8,6 +8,7 @@ A page takes a result's text by two lines, with anything or nothing between them
     <!-- bench/results/gguf.json: begin -->
     <!-- bench/results/gguf.json: end -->
 
+or a part of it, by the name of a model: `quality.json smollm2-135m`. All of a result stands on some page, once.
 Nothing is measured here and nothing looked up: the same files give the same text on any machine.
 """
 
@@ -19,13 +20,13 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.sections import SECTIONS
+from bench.sections import BY_MODEL, SECTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 EXIT_WRONG, EXIT_DIFFERS = 2, 3
-_BEGIN = re.compile(r"^<!-- bench/results/(.+)\.json: begin -->\n", re.M)
+_BEGIN = re.compile(r"^<!-- bench/results/(\S+)\.json(?: (\S+))?: begin -->\n", re.M)
 
 
 class Unfit(Exception):
@@ -36,18 +37,26 @@ def pages(root: Path) -> list[Path]:
     return [*sorted(root.glob("*.md")), *sorted((root / "docs").rglob("*.md"))]
 
 
-def marked(page: str) -> Iterator[tuple[str, int, int]]:
-    """The name of each result that a page shows, and where its text begins and ends."""
+class Mark(NamedTuple):
+    """What a page shows: the text of a result, or what that says of one model ("": of all)."""
+
+    name: str
+    model: str
+
+
+def marked(page: str) -> Iterator[tuple[Mark, int, int]]:
+    """Each mark of a page, and where its text begins and ends."""
     for begin in _BEGIN.finditer(page):
-        end = page.find(f"<!-- bench/results/{begin[1]}.json: end -->", begin.end())
+        end = page.find(begin[0].strip().replace(": begin -->", ": end -->"), begin.end())
         following = _BEGIN.search(page, begin.end())
         if end < 0 or (following and following.start() < end):
             raise Unfit(f"the mark '{begin[0].strip()}' has no end before the next")
-        yield begin[1], begin.end(), end
+        yield Mark(begin[1], begin[2] or ""), begin.end(), end
 
 
-def text_of(name: str, root: Path) -> str:
+def text_of(mark: Mark, root: Path) -> str:
     """The text of a result, as it stands between its marks."""
+    name, model = mark
     if name not in SECTIONS:
         raise Unfit(f"a mark names {name}.json; there are: {', '.join(SECTIONS)}")
     file = root / "bench" / "results" / f"{name}.json"
@@ -55,17 +64,27 @@ def text_of(name: str, root: Path) -> str:
         result: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Unfit(f"{file.relative_to(root)} cannot be read ({error}); make bench ONLY={name} writes it") from error
-    return SECTIONS[name](result) + "\n"
+    return SECTIONS[name](_of(model, name, result) if model else result) + "\n"
+
+
+def _of(model: str, name: str, result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A result with the reports of one model alone."""
+    if name not in BY_MODEL:
+        raise Unfit(f"a mark names {model}, and {name}.json is shown as a whole; by model: {', '.join(BY_MODEL)}")
+    names = list(dict.fromkeys(report["name"] for report in result["reports"]))
+    if model not in names:
+        raise Unfit(f"a mark names {model}, and {name}.json has: {', '.join(names)}")
+    return {**result, "reports": [report for report in result["reports"] if report["name"] == model]}
 
 
 def rendered(page: str, root: Path) -> tuple[str, list[str]]:
     """The page as it must be, and the names of the results whose text in it was another."""
     parts: list[str] = []
     changed, done = [], 0
-    for name, begin, end in marked(page):
-        text = text_of(name, root)
+    for mark, begin, end in marked(page):
+        text = text_of(mark, root)
         if page[begin:end] != text:
-            changed.append(name)
+            changed.append(mark.name)
         parts += [page[done:begin], text]
         done = end
     return "".join([*parts, page[done:]]), changed

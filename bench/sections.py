@@ -10,6 +10,7 @@ from bench.rows import figure, variant, verdict
 Result = Mapping[str, Any]
 QUALITY = {True: ["ppl ratio ± se", "KL", "top-1"], False: ["cosine ± se"]}  # of a decoder or not: columns
 STEPS = ("graph", "cast", "parse", "build")  # of an engine
+BY_MODEL = ("quality",)  # whose text can be that of one model's reports
 
 
 def number(value: float | None, form: str) -> str:

@@ -28,8 +28,9 @@ def put(value, path, new):
 
 
 def copy(folder):
-    """The page and the results in a folder where they can be changed."""
+    """The pages and the results in a folder where they can be changed."""
     shutil.copytree(RESULTS, folder / "bench" / "results")
+    shutil.copytree(ROOT / "docs", folder / "docs")
     shutil.copyfile(ROOT / "README.md", folder / "README.md")
     return folder
 

@@ -26,14 +26,21 @@ def checkout(tmp_path):
     return copy(tmp_path)
 
 
+def texts(checkout):
+    return {str(path.relative_to(checkout)): path.read_text() for path in pages(checkout)}
+
+
 def test_every_page_says_what_the_results_say():
     assert render(ROOT, check=True) == 0
 
 
-def test_every_program_has_a_result_that_a_page_shows():
-    shown = [name for page in pages(ROOT) for name, _, _ in marked(page.read_text())]
-    assert set(shown) == set(PROGRAMS) == set(SECTIONS) == {path.stem for path in RESULTS.glob("*.json")}
-    assert len(shown) == len(set(shown))
+def test_every_program_has_a_result_that_the_pages_show_all_of_once():
+    shown = [mark for page in pages(ROOT) for mark, _, _ in marked(page.read_text())]
+    names = {mark.name for mark in shown}
+    assert names == set(PROGRAMS) == set(SECTIONS) == {path.stem for path in RESULTS.glob("*.json")}
+    for name in names:
+        models = sorted(mark.model for mark in shown if mark.name == name)
+        assert models in ([""], sorted({report["name"] for report in result(name)["reports"]})), name
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -48,7 +55,7 @@ def test_a_result_says_what_it_takes_to_measure_it_again(name):
     assert str(ROOT) not in json.dumps(held)
 
 
-FIGURES = {  # of each program, one of each kind that its text shows
+FIGURES = {  # of each program, one of each kind that its text shows; a run's first row is the reference's
     "quality": {
         "reports.0.results.3.artifact.bytes": 271_260_000, "reports.0.results.3.quality.ppl_ratio.se": 0.0002,
         "reports.1.results.2.speed.latency_ms.prefill.p50": 90.2, "reports.0.results.4.verdict": "failed",
@@ -56,13 +63,13 @@ FIGURES = {  # of each program, one of each kind that its text shows
         "machine.cores": 3, "versions.torch": "2.14.0", "reports.1.machine.load_average.0": 2.1,
     },
     "policy": {
-        "reports.1.results.0.build.quantization.seconds": 456, "figures.four_bits_s.QAT": 98,
+        "reports.1.results.-1.build.quantization.seconds": 456, "figures.four_bits_s.QAT": 98,
         "figures.integer_kernels.smollm2-135m.onnx:int8-static": "92%", "figures.calibrated_tokens": 32767,
-        "reports.8.results.0.quality.kl.value": 0.0034, "reports.6.results.0.quality.cosine.value": 0.9939,
+        "reports.8.results.-1.quality.kl.value": 0.0034, "reports.6.results.-1.quality.cosine.value": 0.9939,
     },
     "gguf": {
         "reports.0.results.4.quality.kl.value": 0.0064, "figures.with_matrix": [], "figures.by_hand_total_s": 10.7,
-        "reports.1.results.0.speed.decode_tokens_per_s": 123.3, "reports.0.job.eval_tokens": 8193,
+        "reports.1.results.-1.speed.decode_tokens_per_s": 123.3, "reports.0.job.eval_tokens": 8193,
     },
     "tensorrt": {
         "reports.1.results.-1.build.engine.int8_share": 0.94, "reports.4.results.-1.speed.untimed": "no driver",
@@ -76,27 +83,28 @@ FIGURES = {  # of each program, one of each kind that its text shows
 
 @pytest.mark.parametrize(("name", "path"), [(name, path) for name in FIGURES for path in FIGURES[name]])
 def test_a_changed_figure_is_noticed_and_written(name, path, checkout, capsys):
-    before = (checkout / "README.md").read_text()
+    before = texts(checkout)
     change(checkout, name, path, FIGURES[name][path])
     assert render(checkout, check=True) == 3
-    assert capsys.readouterr().out == f"README.md: differs from {name}\n"
-    assert (checkout / "README.md").read_text() == before
+    told = capsys.readouterr().out
+    assert texts(checkout) == before
     assert render(checkout, check=False) == 0
-    after = (checkout / "README.md").read_text()
-    assert len(after.splitlines()) == len(before.splitlines())
-    assert 1 <= sum(old != new for old, new in zip(before.splitlines(), after.splitlines(), strict=True)) <= 11
+    after = texts(checkout)
+    assert told == "".join(f"{page}: differs from {name}\n" for page in before if after[page] != before[page])
+    lines = [(old.splitlines(), new.splitlines()) for old, new in zip(before.values(), after.values(), strict=True)]
+    assert 1 <= sum(one != other for old, new in lines for one, other in zip(old, new, strict=True)) <= 11
     assert render(checkout, check=True) == 0
 
 
 def test_a_page_that_was_changed_by_hand_is_noticed(checkout):
     page = checkout / "README.md"
-    page.write_text(page.read_text().replace("| onnx:fp16 | 270.2 |", "| onnx:fp16 | 170.2 |"))
+    page.write_text(page.read_text().replace("| failed |", "| passed |"))
     assert render(checkout, check=True) == 3
 
 
 def test_documents_take_the_same_text(checkout):
-    place = checkout / "docs" / "targets"
-    place.mkdir(parents=True)
+    place = checkout / "docs" / "elsewhere"
+    place.mkdir()
     (place / "gguf.md").write_text(
         "# GGUF\n<!-- bench/results/gguf.json: begin -->\n<!-- bench/results/gguf.json: end -->\nafter\n"
     )
@@ -120,20 +128,22 @@ def test_rows_that_were_taken_over_from_a_page_make_the_same_text(checkout):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("page", "old", "new", "said"),
     [
-        ("gguf.json: end", "other.json: end", "the mark '<!-- bench/results/gguf.json: begin -->' has no end before"),
-        ("gguf.json", "ggml.json", "a mark names ggml.json; there are: quality,"),
+        ("gguf", "f.json: end", "r.json: end", "the mark '<!-- bench/results/gguf.json: begin -->' has no end before"),
+        ("gguf", "gguf.json", "ggml.json", "a mark names ggml.json; there are: quality,"),
+        ("gguf", "gguf.json", "gguf.json tiny", "a mark names tiny, and gguf.json is shown as a whole; by model: qua"),
+        ("onnx", "all-minilm-l6-v2: ", "minilm: ", "a mark names minilm, and quality.json has: smollm2-135m, all-"),
     ],
 )
-def test_a_mark_that_is_wrong_is_told_and_nothing_is_written(old, new, said, checkout, capsys):
-    page = checkout / "README.md"
-    page.write_text(page.read_text().replace(old, new))
+def test_a_mark_that_is_wrong_is_told_and_nothing_is_written(page, old, new, said, checkout, capsys):
+    path = checkout / "docs" / "targets" / f"{page}.md"
+    path.write_text(path.read_text().replace(old, new))
     change(checkout, "merge", "figures.cp_s", 40)
-    before = page.read_text()
+    before = texts(checkout)
     assert render(checkout, check=False) == 2
-    assert capsys.readouterr().err.startswith(f"error: README.md: {said}")
-    assert page.read_text() == before
+    assert capsys.readouterr().err.startswith(f"error: docs/targets/{page}.md: {said}")
+    assert texts(checkout) == before
 
 
 def test_a_result_that_is_not_there_is_told(checkout, capsys):

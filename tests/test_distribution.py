@@ -121,7 +121,7 @@ def test_an_install_under_the_old_name_is_told(site):
 
 def test_no_text_spells_the_name_out():
     """A command in the program is made by install_command; in a page it is of the checkout at hand."""
-    files = [*(ROOT / "exporter").rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    files = [*(ROOT / "exporter").rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     spelled = re.compile(rf"pip install [^`]*({NAME}|exporter)\b|\b({NAME}|exporter)\[")
     assert not [(file.name, line) for file in files for line in file.read_text().splitlines() if spelled.search(line)]
 
