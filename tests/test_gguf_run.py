@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -10,9 +11,12 @@ import gguf_checkpoints
 import numpy as np
 import psutil
 import pytest
+import transformers
+from clients import PROMPT, client, ids
 
 from exporter import Job, run
 from exporter.errors import BuildError, JobError
+from exporter.measure.samples import greedy
 from exporter.report.table import value
 from exporter.runner import CachedRunner, TokenizingRunner
 from exporter.targets.gguf import converter
@@ -88,10 +92,21 @@ def test_the_folder(done):
     [weights] = [name for name in names if name.endswith("-Q4_K_M.gguf")]
     assert names - {weights} == {
         "imatrix.gguf", "Modelfile", "config.json", "generation_config.json", "manifest.json", "tokenizer.json",
-        "tokenizer.model", "tokenizer_config.json",
+        "tokenizer.model", "tokenizer_config.json", "README.md", "run.py",
     }  # fmt: skip
     assert json.loads((folder / "manifest.json").read_text())["weights"] == [weights]
     assert (folder / "Modelfile").read_text().splitlines()[0] == f"FROM ./{weights}"
+    page = (folder / "README.md").read_text()
+    assert f"llama-cli -m {weights} -p 'Once upon a time'" in page
+    assert re.search(r"^ollama create [a-z0-9._-]+-q4_k_m -f Modelfile$", page, re.MULTILINE)
+
+
+def test_its_program_continues_a_text_as_the_runner_does(done, llama):
+    folder = done[1] / "gguf-q8_0"
+    prompt = np.array(transformers.AutoTokenizer.from_pretrained(llama)(PROMPT)["input_ids"], np.int64)
+    with GGUF.open(folder, 1) as runner:
+        assert ids(folder) == greedy(runner, prompt, [2], 24)
+    assert client(folder, PROMPT)  # as text
 
 
 def test_what_is_there_is_reused_and_another_option_is_another_artifact(llama, converter_cache, tmp_path):

@@ -9,19 +9,27 @@ import pytest
 from conftest import ROOT
 from test_third_party import install
 
-from exporter.targets.folder.kit import kit, render
+from exporter.targets.folder.kit import kit, programs, render
+from exporter.targets.onnx_graph.traced import BATCH, NEW, PAST, TOTAL
 from exporter.targets.tensorrt import serving
 from exporter.targets.tensorrt.build import How
 from exporter.targets.tensorrt.platform import RTX, TENSORRT
-from exporter.targets.tensorrt.profile import Port
+from exporter.targets.tensorrt.profile import Port, Profile
 
-TEMPLATES = sorted(path.relative_to(ROOT / "targets").as_posix() for path in (ROOT / "targets").rglob("*.jinja"))
+SUFFIXES = (".jinja", ".py", ".mjs")
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in SUFFIXES)
+
+
+FILES = files(ROOT / "targets")
 
 
 def test_they_travel_in_the_wheel(tmp_path):
     install(ROOT, tmp_path / "site")
     kits = tmp_path / "site" / "exporter" / "kits"
-    assert sorted(path.relative_to(kits).as_posix() for path in kits.rglob("*.jinja")) == TEMPLATES
+    assert files(kits) == FILES
     found = "from exporter.targets.folder.kit import kit; print(kit('tensorrt'))"
     done = subprocess.run(
         [sys.executable, "-c", found], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site")},
@@ -31,8 +39,18 @@ def test_they_travel_in_the_wheel(tmp_path):
 
 
 def test_there_is_one_for_each_file_that_is_written():
-    assert TEMPLATES == ["gguf/Modelfile.jinja", "tensorrt/config.pbtxt.jinja", "tensorrt/rebuild.sh.jinja"]
+    assert [name for name in FILES if name.endswith(".jinja")] == [
+        "any/artifact.md.jinja", "gguf/Modelfile.jinja", "gguf/README.md.jinja", "onnx/README.md.jinja",
+        "tensorrt/README.md.jinja", "tensorrt/config.pbtxt.jinja", "tensorrt/rebuild.sh.jinja",
+        "tensorrt/run.sh.jinja", "torch/README.md.jinja",
+    ]  # fmt: skip
     assert kit("gguf") == ROOT / "targets" / "gguf"
+
+
+def test_the_programs_of_a_task():
+    assert set(programs("onnx", "text-generation")) == {"run.py", "run_onnxruntime.py", "run.mjs"}
+    assert set(programs("gguf", "feature-extraction")) == {"run.py", "pooling.py"}
+    assert programs("tensorrt", "text-generation") == {}
 
 
 def test_a_value_that_nobody_gave_is_an_error():
@@ -57,6 +75,33 @@ def test_rebuild_sh_is_one_command_whatever_an_input_is_called(platform):
     ]  # fmt: skip
     assert ("--stronglyTyped" in words) == (platform is TENSORRT)
     subprocess.run(["sh", "-n"], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize(("inputs", "sizes"), [
+    ({"x's $(y)": [BATCH, NEW], "fixed": [3]}, "x's $(y):1x128,fixed:3"),
+    ({"ids": [BATCH, NEW], "mask": [BATCH, TOTAL], "past": [BATCH, 2, PAST, 64]}, "ids:1x1,mask:1x128,past:1x2x127x64"),
+])  # fmt: skip
+def test_run_sh_runs_the_engine_beside_it_at_sizes_that_fit_together(inputs, sizes, tmp_path):
+    text = serving.run_command(RTX, inputs, Profile.parse("batch=1:1:8,length=1:128:512"))
+    subprocess.run(["sh", "-n"], input=text, text=True, check=True)
+    assert shlex.split(text.splitlines()[-1]) == ["tensorrt_rtx", "--loadEngine=model.plan", f"--shapes={sizes}"]
+    tool = tmp_path / "bin" / "tensorrt_rtx"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\necho "$PWD" "$@"\n')
+    tool.chmod(0o755)
+    folder = tmp_path / "an artifact"
+    folder.mkdir()
+    (folder / "run.sh").write_text(text)
+    (folder / "rebuild.sh").write_text("touch model.plan\n")
+    done = subprocess.run(
+        ["sh", folder / "run.sh"],
+        env={"PATH": f"{tool.parent}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{folder} --loadEngine=model.plan --shapes={sizes}\n"
+    assert (folder / "model.plan").exists()
 
 
 def test_config_pbtxt_quotes_what_a_graph_calls_its_ports(tmp_path):

@@ -39,6 +39,7 @@ def test_the_folder_is_what_clients_open(demo, precision):
     assert files == {
         "model.onnx", "config.json", "generation_config.json", "genai_config.json", "tokenizer.json",
         "tokenizer_config.json", "manifest.json", *(files & {"chat_template.jinja"}),
+        "README.md", "MODEL_CARD.md", "run.py", "run_onnxruntime.py", "run.mjs",
         *(["policy.yaml"] if precision in ("int8-static", "int4-weight") else []),
     }  # fmt: skip
     graph = graph_of(folder)

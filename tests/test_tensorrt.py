@@ -98,7 +98,8 @@ def test_the_folder(done):
     folder = output / "tensorrt-rtx-fp16"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert names == {
-        "model.plan", "model.onnx", "profiles.json", "build.log", "layers.json", "rebuild.sh", "manifest.json",
+        "model.plan", "model.onnx", "profiles.json", "build.log", "layers.json", "rebuild.sh", "run.sh",
+        "manifest.json", "README.md", "MODEL_CARD.md",
         "triton/tiny/config.pbtxt", "triton/tiny/1/model.onnx",
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
@@ -115,6 +116,19 @@ def test_the_folder(done):
     assert shapes["past_key_values.0.key"] == {"min": [1, 2, 0, 64], "opt": [1, 2, 0, 64], "max": [8, 2, 511, 64]}
     # past + new = total, at each of the three
     assert shapes["attention_mask"] == {"min": [1, 1], "opt": [1, 128], "max": [8, 1023]}
+
+
+def test_its_page_names_nvidias_tool_and_tritons_folder(done):
+    _, output = done
+    page = (output / "tensorrt-rtx-fp16" / "README.md").read_text()
+    assert "One run with NVIDIA's `tensorrt_rtx`" in page
+    assert "The engine takes batches of `1:1:8` and texts of `1:128:512` tokens" in page
+    assert 'tritonserver --model-repository="$PWD/triton"' in page
+    assert "not TensorRT-RTX's" in page
+    command = (output / "tensorrt-rtx-fp16" / "run.sh").read_text().splitlines()[-1]
+    shapes = dict(one.split(":") for one in command.split("--shapes=")[1].split(","))
+    assert shapes["input_ids"] == "1x1"  # a token after a text in the cache
+    assert (shapes["past_key_values.0.key"], shapes["attention_mask"]) == ("1x2x127x64", "1x128")
 
 
 def test_no_size_counts_what_inference_does_not_need(done):

@@ -96,6 +96,13 @@ def test_a_run_proves_it(out):
     assert row["artifact"]["size_ratio"] == pytest.approx(0.5, abs=0.01)
 
 
+def test_its_artifact_has_the_page_that_all_have(out):
+    page = (out[0] / "npz-fp16" / "README.md").read_text()
+    assert page.startswith("---\nlicense: ")
+    assert "No client of this format is known to exporter" in page
+    assert "| PPL ratio (± se) | " in page
+
+
 def test_its_version_is_recorded_so_that_an_upgrade_exports_again(out):
     manifest = json.loads((out[0] / "npz-fp16" / "manifest.json").read_text())
     assert manifest["versions"]["exporter-npz"] == "0.1.0"

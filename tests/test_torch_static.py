@@ -1,6 +1,7 @@
 """torch:int8-static: PT2E's codes, oneDNN's integer operators, and the policy's numbers."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from clients import PROMPT, ids
 from safetensors.torch import load_file
 from test_encoders import SIZES, tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from exporter.checkpoint.linear import linear_layers
 from exporter.checkpoint.model import load_model
 from exporter.errors import BuildError, JobError
+from exporter.measure.samples import greedy
+from exporter.pipeline.packing import pack
 from exporter.quantization.grid import quantized, rounded, rounded_input
 from exporter.quantization.policy import read_policy
 from exporter.quantization.simulation import simulated
@@ -273,3 +277,11 @@ def test_a_policy_that_cannot_be_had_is_said(tiny, tmp_path, policy, said):
 def test_it_is_listed_and_refuses_a_models_own_code(run_cli):
     assert "int8-static" in run_cli("targets").stdout
     assert "would run that code" in TORCH.check({"auto_map": {"AutoModel": "x"}}, GENERATION, "int8-static")
+
+
+def test_its_program_runs_it_by_exporter(decoder, tiny, tmp_path):
+    folder = shutil.copytree(decoder[0], tmp_path / "static")
+    assert "run.py" in pack(TORCH, tiny, folder, GENERATION)
+    prompt = np.array(transformers.AutoTokenizer.from_pretrained(tiny)(PROMPT)["input_ids"], np.int64)
+    with TORCH.open(folder, 1) as runner:
+        assert ids(folder) == greedy(runner, prompt, [0], 24)

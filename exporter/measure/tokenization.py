@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.report.result import Figure
-from exporter.runner import Ids, TokenizingRunner
+from exporter.runner import Ids
 
 TOKENIZED = "tokenizer.npz"
 EVALUATION = "the evaluation's text"
@@ -86,7 +86,13 @@ def _pieces(data: NDArray[Any], ends: NDArray[Any]) -> Iterator[NDArray[Any]]:
         yield data[begin:end]
 
 
-def compare_tokenizer(runner: TokenizingRunner, told: TokenizedTexts) -> dict[str, Figure]:
+class Tokenizes(Protocol):
+    """What reads a text's ids [T]: a runner with a tokenizer of its own."""
+
+    def tokenize(self, text: str) -> Ids: ...
+
+
+def compare_tokenizer(runner: Tokenizes, told: TokenizedTexts) -> dict[str, Figure]:
     """How many texts have other ids, with the first difference in words as its detail."""
     errors, first = 0, None
     for number, (text, expected, starts) in enumerate(zip(told.texts, told.ids, told.starts, strict=True)):

@@ -15,6 +15,7 @@ from exporter.measure.held import held
 from exporter.measure.size import sizes
 from exporter.pipeline.choosing import Choosing, budget, keeps_name, stricter, unnamed
 from exporter.pipeline.measuring import Bench
+from exporter.pipeline.packing import pack, packing_identity
 from exporter.pipeline.plan import Plan, Wanted
 from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy
@@ -69,6 +70,7 @@ class Exports:
         made_of.append(self.calibration.name if self.calibration and wanted.calibrates else None)
         if self.plan.embedding is not None:
             made_of.append(modules_identity(self.plan.source.checkpoint.path))
+        made_of.append(packing_identity(wanted.target, self.checkpoint.path))
         if how is not None:
             made_of += [how, self.plan.calibration]
         return store.content_key(["artifact, weights held", made_of, machine.versions()])
@@ -170,6 +172,8 @@ class Exports:
                 policy=None if quantization is None else quantization["policy"],
                 reference=self.output / "reference",
             )
+        weights = [*done["weights"], *self._carry_modules(folder)]
+        done["extras"] = [*done["extras"], *pack(wanted.target, self.checkpoint.path, folder, source.task)]
         facts = {
             "variant": str(variant),
             "task": source.task,
@@ -181,7 +185,6 @@ class Exports:
             "quantization": quantization,
             **{name: done[name] for name in _FACTS},
         }
-        weights = [*done["weights"], *self._carry_modules(folder)]
         return store.write_manifest(folder, key, weights, facts)
 
     def _carry_modules(self, folder: Path) -> list[str]:

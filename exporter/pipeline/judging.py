@@ -1,4 +1,4 @@
-"""The last step of a run: every row judged by its gates, and the report written."""
+"""The last step of a run: every row judged by its gates, the report and each artifact's README.md written."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from exporter import __version__
 from exporter.errors import EXIT_BUILD, EXIT_GATE, EXIT_OK
 from exporter.job import Job
 from exporter.measure.gates import judge, unjudged
+from exporter.pipeline.readme import write_readmes
 from exporter.report.document import VERSION
 from exporter.report.files import write_report
 from exporter.report.result import Result
@@ -22,7 +23,7 @@ _TOLD = 3  # figures that are no numbers, in a row's reason
 
 
 def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: Path) -> dict[str, Any]:
-    """Judges the rows by their gates, and writes and returns the report."""
+    """Judges the rows by their gates, writes and returns the report, and says in each artifact what was found."""
     asked = frozenset(name for name, limit in asdict(job.gates(Gates())).items() if limit is not None)
     for row in rows:
         if row.status == "ok" and row.variant != known.REFERENCE:
@@ -53,6 +54,7 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
         "exit_status": status,
     }
     write_report(report, output)
+    write_readmes(report, output)
     return report
 
 

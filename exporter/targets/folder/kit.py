@@ -1,7 +1,8 @@
-"""Kits: what travels with a target's artifacts, as template files in targets/NAME/ beside this package.
+"""Kits: what travels with a target's artifacts, as files in targets/NAME/ beside this package.
 
 A template is text of this project only. What comes out of a model's files is handed to it as a value, and a value is
-never a template; what its place demands of it (a shell's word, a string of Triton's) is a filter's work.
+never a template; what its place demands of it (a shell's word, a string of Triton's) is a filter's work. Programs, in a
+folder for each task, are copied as they are: what they need of an artifact they read in its folder.
 """
 
 from __future__ import annotations
@@ -10,20 +11,34 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+ANY = "any"  # the kit of every target: what is common to their READMEs and programs
+
 
 def kit(target: str) -> Path:
-    """A target's folder of templates: inside the installed package, or at the root of a checkout."""
+    """A target's folder of files: inside the installed package, or at the root of a checkout."""
     package = Path(__file__).resolve().parents[2]
     installed = package / "kits" / target
     return installed if installed.is_dir() else package.parent / "targets" / target
 
 
+def programs(target: str, task: str) -> dict[str, Path]:
+    """The files of targets/TARGET/TASK and of targets/any/TASK by their names; none where nobody has the task."""
+    folders = [kit(name) / task for name in (ANY, target)]
+    found = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
+    return {path.name: path for path in found if path.is_file()}
+
+
 def render(target: str, file: str, filters: Mapping[str, Callable[..., str]], /, **values: Any) -> str:
     """The text of targets/TARGET/FILE.jinja with these values. A name that nobody gave a value is an error."""
+    return render_in([kit(target)], file, filters, **values)
+
+
+def render_in(folders: list[Path], file: str, filters: Mapping[str, Callable[..., str]], /, **values: Any) -> str:
+    """The same of FILE.jinja in the first of some folders that has it; it can extend a template of any of them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(  # no autoescape: none of these files is HTML
-        loader=FileSystemLoader(kit(target)),
+        loader=FileSystemLoader(folders),
         undefined=StrictUndefined,
         autoescape=False,  # noqa: S701
         trim_blocks=True,

@@ -17,6 +17,7 @@ from typing import Any
 
 from exporter.errors import BuildError, JobError
 from exporter.targets.folder.files import copy_configuration, hard_link, model_name
+from exporter.targets.folder.kit import kit, programs
 from exporter.targets.gguf import proof
 from exporter.targets.gguf.converter import convert, fetch
 from exporter.targets.gguf.imatrix import ImportanceMatrix, from_calibration, read_imatrix, write_imatrix
@@ -246,6 +247,9 @@ GGUF = Target(
     export=export,
     open=open_gguf,
     weights=weights_of,
+    run='python {folder}/run.py "Once upon a time"',
+    kit=kit("gguf"),
+    programs=lambda folder, task: programs("gguf", task),
     options=GgufOptions,
     prepare=prepare,
     calibrates=calibrates,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.targets.folder.files import copy_configuration
+from exporter.targets.folder.kit import kit, programs
 from exporter.targets.onnx.half import half, overflowing
 from exporter.targets.onnx.kernels import Labels, describe, weight_products
 from exporter.targets.onnx.options import OnnxOptions
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _ROTARY = ("cos_cache", "sin_cache")  # the builder's names
+_GENAI = "genai_config.json"  # what onnxruntime-genai opens a folder by
 
 
 def export(request: ExportRequest) -> Exported:
@@ -64,7 +66,7 @@ def export(request: ExportRequest) -> Exported:
     model = ir.load(float_graph)
     _load_small_tensors(model)
     notes = [f"traced by {line}" for line in (model.metadata_props.get("exporter"),) if line and "not " in line]
-    genai = float_graph.parent / "genai_config.json"
+    genai = float_graph.parent / _GENAI
     if genai.is_file():
         shutil.copyfile(genai, request.folder / genai.name)
         notes.append("batches of unequal lengths are padded on the right: the fused attention counts the mask")
@@ -110,7 +112,7 @@ def _number_head_size(float_graph: Path) -> None:
     """Writes the cache's head size as a number where the builder left a symbol: transformers.js reads it there."""
     import onnx_ir as ir
 
-    genai = json.loads(float_graph.with_name("genai_config.json").read_text(encoding="utf-8"))
+    genai = json.loads(float_graph.with_name(_GENAI).read_text(encoding="utf-8"))
     model = ir.load(float_graph)
     for value in (*model.graph.inputs, *model.graph.outputs):
         if str(value.name).startswith(("past_key_values.", "present.")) and value.shape is not None:
@@ -153,6 +155,14 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to ONNX yet"
     return None
+
+
+def clients(folder: Path, task: str) -> dict[str, Path]:
+    """The programs that run an artifact: run.py by onnxruntime-genai where its builder described the graph."""
+    found = programs("onnx", task)
+    if task == GENERATION and not (folder / _GENAI).is_file():
+        found["run.py"] = found.pop("run_onnxruntime.py")
+    return found
 
 
 # Measured: KL of SmolLM2-135M; then of random BERTs without a policy, on 185 lines, a number's error, three labels'
@@ -261,6 +271,9 @@ ONNX = Target(
     export=export,
     open=open_onnx,
     weights=weights_of,
+    run='python {folder}/run.py "Once upon a time"',
+    kit=kit("onnx"),
+    programs=clients,
     # float16 is checked for overflow on the calibration's windows.
     calibrates=lambda precision, options: precision == "fp16",
     options=OnnxOptions,

@@ -1,4 +1,4 @@
-"""What others need to serve or rebuild an engine: a model repository for Triton, and NVIDIA's command line.
+"""What others need to serve, run or rebuild an engine: a model repository for Triton, and NVIDIA's command lines.
 
 Triton's TensorRT backend opens TensorRT's engines, not TensorRT-RTX's: the repository of the latter, and of a graph
 without an engine, holds the ONNX file for Triton's ONNX Runtime backend.
@@ -14,11 +14,12 @@ from typing import Any
 
 from exporter.targets.folder.files import hard_link, model_name
 from exporter.targets.folder.kit import render
+from exporter.targets.onnx_graph.traced import NEW, PAST, TOTAL
 from exporter.targets.tensorrt.build import PLAN, How
 from exporter.targets.tensorrt.platform import Platform
-from exporter.targets.tensorrt.profile import Port, Shapes
+from exporter.targets.tensorrt.profile import Dimensions, Port, Profile, Shapes
 
-REBUILD = "rebuild.sh"
+REBUILD, RUN = "rebuild.sh", "run.sh"
 _KINDS = {
     "FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16", "INT64": "INT64", "INT32": "INT32", "BOOL": "BOOL",
 }  # fmt: skip
@@ -77,4 +78,24 @@ def rebuild_command(platform: Platform, shapes: Mapping[str, Shapes], how: How) 
     return render(
         "tensorrt", REBUILD, {"word": shlex.quote},
         platform=platform, plan=PLAN, shapes=points, how=how, capabilities=capabilities,
+    )  # fmt: skip
+
+
+def run_command(platform: Platform, dimensions: Mapping[str, Dimensions], profile: Profile) -> str:
+    """A shell script that runs the engine once, on random numbers, and times it.
+
+    A decoder takes one token after a text of the profile's usual length: its first inputs would be an empty cache.
+    """
+    decoder = any(PAST in each for each in dimensions.values())
+    length = profile.length.opt
+    sizes: dict[str, int] = {name: each.opt for name, each in profile.axes().items()}
+    if decoder:
+        sizes |= {NEW: 1, PAST: length - 1, TOTAL: length}
+    shapes = ",".join(
+        f"{name}:{'x'.join(str(sizes[axis]) if isinstance(axis, str) else str(axis) for axis in each)}"
+        for name, each in dimensions.items()
+    )
+    return render(
+        "tensorrt", RUN, {"word": shlex.quote},
+        platform=platform, plan=PLAN, rebuild=REBUILD, shapes=shapes, decoder=decoder,
     )  # fmt: skip

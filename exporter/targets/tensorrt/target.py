@@ -20,6 +20,7 @@ from typing import Any
 from exporter.distribution import install_command
 from exporter.errors import BuildError, JobError, unknown
 from exporter.targets.folder.files import copy_configuration
+from exporter.targets.folder.kit import kit
 from exporter.targets.onnx_graph.held import weights_of
 from exporter.targets.tensorrt.build import How, build, failed, parse
 from exporter.targets.tensorrt.graph import OPERATORS, write_graph
@@ -39,7 +40,7 @@ from exporter.targets.tensorrt.platform import (
 from exporter.targets.tensorrt.profile import Profile, ports
 from exporter.targets.tensorrt.quantize import SCHEMES, cannot_express
 from exporter.targets.tensorrt.runner import open_engine
-from exporter.targets.tensorrt.serving import REBUILD, rebuild_command, write_repository
+from exporter.targets.tensorrt.serving import REBUILD, RUN, rebuild_command, run_command, write_repository
 from exporter.targets.tensorrt.stand_in import open_stand_in
 from exporter.types import (
     GENERATION,
@@ -95,6 +96,7 @@ def export(platform: Platform, request: ExportRequest) -> Exported:
         error.build = told | (error.build or {})
         raise
     (folder / REBUILD).write_text(rebuild_command(platform, shapes, how), encoding="utf-8")
+    (folder / RUN).write_text(run_command(platform, dimensions, profile), encoding="utf-8")
     write_repository(folder, request.checkpoint.source, platform, inputs, outputs)
     there = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     extras = sorted(name for name in there if name not in (*files, *_SHIPPED))
@@ -275,6 +277,8 @@ TENSORRT_TARGET = Target(
     export=partial(export, TENSORRT),
     open=partial(open_folder, TENSORRT),
     weights=weights_of,
+    run="sh {folder}/run.sh",
+    kit=kit("tensorrt"),
     options=TensorrtOptions,
     prepare=partial(prepare, TENSORRT),
     calibrates=lambda precision, options: precision in ("fp16", "int8", "int8-weight"),  # float16's overflow too

@@ -19,8 +19,9 @@ from exporter.checkpoint.opened import TorchDecoder, TorchRunner
 from exporter.checkpoint.opened import open_checkpoint as open_checkpoint
 from exporter.errors import BuildError, JobError
 from exporter.scheme import Scheme
+from exporter.targets.folder.kit import kit, programs
 from exporter.targets.torch.held import weights_of
-from exporter.targets.torch.static import cannot_express, export_static, load_static
+from exporter.targets.torch.static import WEIGHTS, cannot_express, export_static, load_static
 from exporter.types import GENERATION, Exported, ExportRequest, Gates, Precision, Target, agreement
 
 
@@ -89,6 +90,13 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     return None
 
 
+def clients(folder: Path, task: str) -> dict[str, Path]:
+    """The programs that run an artifact: transformers alone does not open int8-static's, and exporter does."""
+    if (folder / WEIGHTS).is_file():
+        return {"run.py": kit("torch") / "run_with_exporter.py"}
+    return programs("torch", task)
+
+
 # Measured: KL of SmolLM2-135M; then of random BERTs, on 185 lines, a number's error and three labels' agreement. bf16
 # 0.0009, 0.032, 98%; int8-dynamic (KL not measured), 0.13, 97%; int8-static 0.013 under its policy, no classifier yet.
 TORCH = Target(
@@ -147,5 +155,8 @@ TORCH = Target(
     export=export,
     open=open_torch,
     weights=weights_of,
+    run='python {folder}/run.py "Once upon a time"',
+    kit=kit("torch"),
+    programs=clients,
     schemes=cannot_express,
 )

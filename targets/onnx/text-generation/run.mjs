@@ -1,0 +1,33 @@
+// Continues a text with the model in this folder, in Node, by transformers.js.
+//
+//     npm install @huggingface/transformers
+//     node run.mjs "Once upon a time"
+
+import { existsSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+
+import { AutoModelForCausalLM, AutoTokenizer, env } from "@huggingface/transformers";
+
+const folder = dirname(fileURLToPath(import.meta.url));
+// Nothing is fetched: the folder's path stands for the model's name.
+env.allowRemoteModels = false;
+env.localModelPath = "";
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { tokens: { type: "string", short: "n", default: "40" }, ids: { type: "boolean", default: false } },
+});
+const tokenizer = await AutoTokenizer.from_pretrained(folder);
+const model = await AutoModelForCausalLM.from_pretrained(folder, {
+  subfolder: "", // model.onnx lies beside this file; by default it is looked for in onnx/
+  dtype: "fp32", // the file's name has no ending; how wide the weights are, the graph says by itself
+  device: "cpu",
+  use_external_data_format: existsSync(join(folder, "model.onnx_data")),
+});
+const inputs = await tokenizer(positionals[0] ?? "Once upon a time");
+// Always the most likely token. For chance: do_sample: true, and temperature, top_p, top_k.
+const output = await model.generate({ ...inputs, max_new_tokens: Number(values.tokens), do_sample: false });
+const ids = output.tolist()[0].slice(inputs.input_ids.dims[1]).map(Number);
+console.log(values.ids ? ids.join(" ") : tokenizer.decode(ids, { skip_special_tokens: true }));

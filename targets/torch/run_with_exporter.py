@@ -1,0 +1,54 @@
+"""Runs the model in this folder by exporter itself: transformers alone finds no weights that it knows here.
+
+Prints a continued text; or for an encoder its hidden states' shape, for a classifier its logits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, GenerationConfig
+
+from exporter.targets.torch.target import open_torch
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("text", nargs="?", default="Once upon a time")
+    parser.add_argument("-n", "--tokens", type=int, default=40, help="how many to add to a text (%(default)s)")
+    parser.add_argument("--ids", action="store_true", help="print the new tokens' ids: to compare formats by them")
+    asked = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(HERE)
+    ids = np.array(tokenizer(asked.text)["input_ids"], np.int64)
+    task = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))["task"]
+    with open_torch(HERE, torch.get_num_threads()) as runner:
+        if task != "text-generation":
+            answer = runner.logits(ids)
+            print(answer.tolist() if task == "text-classification" else f"hidden states {list(answer.shape)}")
+            return
+        said = (
+            GenerationConfig.from_pretrained(HERE).eos_token_id if (HERE / "generation_config.json").is_file() else None
+        )
+        ends = {said} if isinstance(said, int) else set(said or ())
+        began, new = perf_counter(), list[int]()
+        logits = runner.prefill(ids)
+        while len(new) < asked.tokens:
+            new.append(int(logits.argmax()))
+            if new[-1] in ends:
+                break
+            logits = runner.step(new[-1])
+    seconds = perf_counter() - began
+    print(" ".join(map(str, new)) if asked.ids else tokenizer.decode(new, skip_special_tokens=True))
+    print(f"{len(new)} tokens in {seconds:.2f} s, the prompt's {len(ids)} included", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
