@@ -66,4 +66,4 @@ def _divergence(expected: Floats, got: Floats) -> Doubles:
 
 def _cosine(expected: Floats, got: Floats) -> float:
     a, b = (mean_pooled(states).astype(np.float64) for states in (expected, got))
-    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30))
+    return float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)
