@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,17 @@ def test_a_run_proves_it(out):
     assert row["artifact"]["bytes"] == (folder / "npz-fp16" / "model.npz").stat().st_size
     assert row["speed"]["decode_tokens_per_s"] > 0
     assert row["artifact"]["size_ratio"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_report_has_the_line_that_runs_it(out):
+    folder, report = out
+    assert [winner["what"] for winner in report["winners"]] == ["smallest", "fastest decode", "fastest prefill"]
+    for winner in report["winners"]:
+        assert (winner["variant"], winner["folder"]) == ("npz:fp16", "npz-fp16")
+        assert str(folder) in winner["run"]
+    mine = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["sh", "-c", winner["run"]], env=mine, capture_output=True, text=True, check=True)
+    assert "model.norm.weight.npy" in done.stdout
 
 
 def test_its_version_is_recorded_so_that_an_upgrade_exports_again(out):

@@ -1,7 +1,8 @@
-"""The last step of a run: every row judged by its gates, and the report written."""
+"""The last step of a run: every row judged by its gates, the best of them named, and the report written."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,8 +16,9 @@ from exporter.measure.gates import judge, unjudged
 from exporter.report.document import VERSION
 from exporter.report.files import write_report
 from exporter.report.result import Result
+from exporter.report.winners import winners
 from exporter.targets import known
-from exporter.types import Gates
+from exporter.types import Gates, Target
 
 _TOLD = 3  # figures that are no numbers, in a row's reason
 
@@ -43,17 +45,28 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
     status = EXIT_OK if all(row.passed for row in rows) else EXIT_GATE
     if any(row.status == "failed" for row in rows):
         status = EXIT_BUILD
-    report = {
+    report: dict[str, Any] = {
         "schema_version": VERSION,
         "exporter_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **described,
         "results": [row.to_json() for row in rows],
+        "winners": [],
         "passed": status == EXIT_OK,
         "exit_status": status,
     }
+    targets = {str(row.variant): row.target for row in rows}
+    for winner in winners(report):
+        # As the user named the folder: the line is for where the command was typed.
+        folder = job.output.expanduser() / winner["folder"]
+        report["winners"].append(winner | {"run": line_of(known.get(targets[winner["variant"]]), folder)})
     write_report(report, output)
     return report
+
+
+def line_of(target: Target, folder: Path) -> str | None:
+    """What a person types to run a target's artifact; None where it knows no line."""
+    return target.run.replace("{folder}", shlex.quote(str(folder))) or None
 
 
 def _refuse_odd(row: Result) -> None:
