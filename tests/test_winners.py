@@ -145,6 +145,9 @@ def test_rows_of_one_round_only_are_compared():
 def test_a_speed_on_a_busy_machine_is_named_with_its_warning():
     title = "Smallest, fastest decode and fastest prefill within the gates"
     assert facts(timed({}, {}, {"other_cores": 7.9}))[title][1].endswith("; ⚠ on a busy machine")
+    assert facts(timed({}, {"other_cores": 7.9}, {}))[title][1].endswith(
+        "; ⚠ on a busy machine"
+    )  # its rival was slowed
     assert "⚠" not in facts(timed({}, {}, {}))[title][1]
 
 

@@ -124,9 +124,12 @@ def _fact(report: Row, rows: Mapping[str, Row], what: str, variants: Sequence[st
             words.append("timed in another round than the reference: not compared")
     if others:
         words.append(f"as fast within the spread: {', '.join(others)}")
-    left = sum(1 for one in _passed(report) if _rate(one, phase) and not timing.together(one, row))
+    timed = [one for one in _passed(report) if _rate(one, phase)]
+    compared = [one for one in timed if timing.together(one, row)]
+    left = len(timed) - len(compared)
     words += [f"{left} timed in another round: not compared"] * bool(left)
-    words += ["⚠ on a busy machine"] * any(timing.busy(report, rows[one]) for one in variants)
+    # Those that it was faster than may have been disturbed as well.
+    words += ["⚠ on a busy machine"] * any(timing.busy(report, one) for one in compared)
     return "; ".join(words)
 
 
