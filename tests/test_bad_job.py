@@ -8,6 +8,8 @@ from conftest import ROOT, SMALL
 from exporter.job import RENAMED, Job
 from exporter.pipeline import sections
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("flags", "says"),

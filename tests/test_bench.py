@@ -15,6 +15,8 @@ from bench.render import marked, pages, render
 from bench.rows import verdict
 from bench.sections import SECTIONS
 
+pytestmark = pytest.mark.quick
+
 FIELDS = {
     "schema_version", "name", "command", "date", "commit", "machine", "versions", "unknown", "taken_over", "reports",
     "figures",
@@ -152,6 +154,7 @@ def test_a_result_that_is_not_there_is_told(checkout, capsys):
     assert "bench/results/merge.json cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.program
 def test_an_unknown_bench_is_one_line():
     done = run_module("bench", "ggu")
     assert (done.returncode, done.stdout) == (2, "")

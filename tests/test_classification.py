@@ -16,6 +16,8 @@ from exporter.measure.quality import Answers, Passages, Reference
 from exporter.pipeline.reference import tokenize
 from exporter.types import CLASSIFICATION, FEATURES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Probe
 
+pytestmark = pytest.mark.quick
+
 RNG = np.random.default_rng(0)
 
 

@@ -23,6 +23,8 @@ from exporter.job import Job, flag
 from exporter.pipeline import sections
 from exporter.targets import known
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--no-speed", "--eval-tokens", 256, "--threads", 1)
 COMMANDS = (
@@ -81,6 +83,7 @@ def test_help_lists_all_commands(run_cli):
     assert [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "] == [*COMMANDS]
 
 
+@pytest.mark.program
 def test_help_imports_nothing_heavy():
     code = "import sys; sys.argv = ['exporter', '--help']\nfrom exporter.command.cli import main\n"
     code += "try: main()\nfinally: print(*sorted(sys.modules), file=sys.stderr)"
@@ -91,6 +94,7 @@ def test_help_imports_nothing_heavy():
     assert not loaded & HEAVY
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("name", ["exporter", "export"])
 def test_both_names_are_the_same_program(name):
     points = {point.name: point.value for point in metadata.entry_points(group="console_scripts") if point.name == name}

@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 from exporter.errors import JobError
 from exporter.measure.embedding import Embedding, module_files, modules_identity, read_embedding
 
+pytestmark = pytest.mark.quick
+
 STATES = np.random.default_rng(0).normal(0, 1, (5, 4)).astype(np.float32)
 CLS = {"word_embedding_dimension": 4, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
 MEAN = {"word_embedding_dimension": 4, "pooling_mode_mean_tokens": True}

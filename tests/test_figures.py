@@ -24,6 +24,8 @@ from exporter.pipeline.output import continues
 from exporter.pipeline.sections import read_sections
 from exporter.types import Checkpoint, Variant
 
+pytestmark = pytest.mark.quick
+
 ONNX = Variant("onnx", "fp32")
 GROUPS = {"artifact": {"engine": "one"}, "quality": {"kl": {"value": 0.1, "se": None, "detail": None}}}
 FLAGS = ("--eval-tokens", "256", "--threads", "1", "--repeats", "2")
@@ -153,6 +155,7 @@ def test_a_budget_has_room_for_a_first_round_and_for_those_that_fit():
 SPIN = "import time\nwhile time.process_time() < 0.3: pass"
 
 
+@pytest.mark.program
 def test_what_this_program_starts_is_not_others_load():
     before = load._own_seconds()
     subprocess.run([sys.executable, "-c", SPIN], check=True)
@@ -166,6 +169,7 @@ def test_what_this_program_starts_is_not_others_load():
     assert load._own_seconds() >= alive  # whose time stays when it ends
 
 
+@pytest.mark.program
 def test_what_others_compute_is_their_load():
     """A process that is no child of this one: started by one that has ended, in a session of its own."""
     watched, own, start = load.OtherLoad(), load._own_seconds(), time.perf_counter()

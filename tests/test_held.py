@@ -19,6 +19,8 @@ from exporter.targets.gguf.target import GGUF
 from exporter.targets.onnx.target import ONNX
 from exporter.types import Gates, Precision, Weight
 
+pytestmark = pytest.mark.quick
+
 NARROW = Precision("4-bit weights", Gates(min_named_share=0.5), bits=4, table_bits=8)
 
 

@@ -11,6 +11,8 @@ from exporter.report.result import Figure, Result
 from exporter.targets import known
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Gates, Variant
 
+pytestmark = pytest.mark.quick
+
 # What is measured of each task, and of each kind of classifier.
 MEASURED = {
     "generation": (GENERATION, ("ppl", "ppl_ratio", "kl", "top1", "cache_kl")),

@@ -18,6 +18,8 @@ from exporter.report.labelled import data_line, labelled_lines
 from exporter.report.result import Result
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Gates
 
+pytestmark = pytest.mark.quick
+
 pytest.importorskip("sklearn", reason="scikit-learn of the extra [data] is not installed")
 
 RNG = np.random.default_rng(0)

@@ -17,6 +17,8 @@ from exporter.report.result import Figure, Result
 from exporter.runner import Floats, Ids
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, SINGLE_LABEL, Gates, Probe
 
+pytestmark = pytest.mark.quick
+
 VOCABULARY = 600
 
 

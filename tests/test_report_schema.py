@@ -17,6 +17,8 @@ from exporter.report.render import FORMS
 from exporter.report.result import Figure, Result
 from exporter.types import Gates
 
+pytestmark = pytest.mark.quick
+
 DOCS = (Path(__file__).parent.parent / "docs" / "report.md").read_text(encoding="utf-8")
 OPEN = {"artifact", "quality", "speed", "memory", "build"}
 
@@ -73,6 +75,7 @@ def test_a_task_and_a_target_add_figures(make):
         (["results", 0, "quality"], "ppl_se", 0.1, "report.results[0].quality.ppl_se: 0.1 is no object"),
         (["results", 0, "quality", "kl"], "error", 0.1, "report.results[0].quality.kl: error is not known"),
         (["results", 0, "artifact"], "bytes", "5 MB", "report.results[0].artifact.bytes: '5 MB' is none of what"),
+        (["winners", 0], "folder", None, "report.winners[0].folder: None is no string"),
         (["machine"], "cores", None, "report.machine.cores: None is no integer"),
     ],
 )
@@ -134,7 +137,7 @@ def documented(section: str) -> set[str]:
     [
         ("The report", "Document"), ("`model`", "Model"), ("`evaluation`", "Evaluation"), ("`machine`", "Machine"),
         ("A row of `results`", "Row"), ("`artifact`", "Artifact"), ("`quality`", "Quality"), ("`speed`", "Speed"),
-        ("`memory`", "Memory"), ("`build`", "Build"), ("`gates`", "Gate"),
+        ("`memory`", "Memory"), ("`build`", "Build"), ("`gates`", "Gate"), ("`winners`", "Winner"),
     ],
 )  # fmt: skip
 def test_the_documentation_has_the_same_keys(section, part):
@@ -142,6 +145,16 @@ def test_the_documentation_has_the_same_keys(section, part):
 
 
 def test_the_documentation_leaves_no_part_out():
-    told = {"Document", "Model", "Evaluation", "Machine", "Row", "Gate", "Figure", *(group.title() for group in OPEN)}
+    told = {
+        "Document",
+        "Model",
+        "Evaluation",
+        "Machine",
+        "Row",
+        "Winner",
+        "Gate",
+        "Figure",
+        *(group.title() for group in OPEN),
+    }
     assert {"Document", *report_schema()["$defs"]} == told
     assert all(f'"{key}"' in DOCS for key in keys("Figure"))

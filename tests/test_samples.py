@@ -18,6 +18,8 @@ from exporter.report.render import render_html, render_markdown
 from exporter.report.result import Result
 from exporter.types import CLASSIFICATION, MULTI_LABEL, SINGLE_LABEL
 
+pytestmark = pytest.mark.quick
+
 
 class Counting:
     """A runner whose most likely next token is the last one plus `step`, of ten."""

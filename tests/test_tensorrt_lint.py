@@ -11,6 +11,8 @@ from tensorrt_parser import parse
 
 from exporter.targets.tensorrt.lint import refused
 
+pytestmark = pytest.mark.quick
+
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 
 

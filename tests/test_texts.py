@@ -6,6 +6,8 @@ from exporter.checkpoint.recipes import RECIPES
 from exporter.errors import JobError
 from exporter.pipeline.texts import TOPICS, calibration_text, evaluation_text, shared_passage, standard_library_topics
 
+pytestmark = pytest.mark.quick
+
 
 def test_the_text_is_never_the_evaluations(tmp_path):
     topics = standard_library_topics()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,8 +100,19 @@ def test_a_run_proves_it(out):
 def test_its_artifact_has_the_page_that_all_have(out):
     page = (out[0] / "npz-fp16" / "README.md").read_text()
     assert page.startswith("---\nlicense: ")
-    assert "No client of this format is known to exporter" in page
+    assert "\npython -m zipfile --list npz-fp16/model.npz\n" in page
     assert "| PPL ratio (± se) | " in page
+
+
+def test_the_report_has_the_line_that_runs_it(out):
+    folder, report = out
+    assert [winner["what"] for winner in report["winners"]] == ["smallest", "fastest decode", "fastest prefill"]
+    for winner in report["winners"]:
+        assert (winner["variant"], winner["folder"]) == ("npz:fp16", "npz-fp16")
+        assert str(folder) in winner["run"]
+    mine = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["sh", "-c", winner["run"]], env=mine, capture_output=True, text=True, check=True)
+    assert "model.norm.weight.npy" in done.stdout
 
 
 def test_its_version_is_recorded_so_that_an_upgrade_exports_again(out):

@@ -57,7 +57,7 @@ def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: A
     exporter run -m all-minilm-l6-v2 --target onnx:all -o out/minilm
     exporter run -m ./llama --adapter ./lora --target onnx:int8-weight --max-ppl-ratio 1.01 -o out/llama
     """
-    from exporter.command.show import Screen, print_plan, print_result
+    from exporter.command.show import Screen, print_next, print_plan, print_result
     from exporter.job import Job, load_job
 
     job = load_job(Job, given(flags), config)
@@ -74,6 +74,8 @@ def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: A
         print_plan(described, form)
         return
     print_result(report, job.output, form)
+    if form == "human":
+        print_next(job)
     sys.exit(report["exit_status"])
 
 

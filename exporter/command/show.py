@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +20,9 @@ from rich.table import Table
 from exporter.errors import ExporterError
 from exporter.process import WorkerFailed
 from exporter.types import Variant
+
+if TYPE_CHECKING:
+    from exporter.job import Job
 
 _LOG_WIDTH = 110  # of what is written to a file or a pipe, where no terminal says its own
 
@@ -96,10 +101,10 @@ def time_left(done: int, total: int, elapsed: float) -> str:
 
 
 def print_result(report: Mapping[str, Any], folder: Path, form: str) -> None:
-    """The table and where the report is; or the report as one line of JSON."""
+    """The table, which artifact to take, and where the report is; or the report as one line of JSON."""
     from exporter.report.labelled import data_line
-    from exporter.report.render import print_table
     from exporter.report.table import clean
+    from exporter.report.terminal import print_table, print_winners
 
     if form == "json":
         print(json.dumps(report, allow_nan=False))
@@ -108,7 +113,30 @@ def print_result(report: Mapping[str, Any], folder: Path, form: str) -> None:
     print_table(report, console)
     if data := report["evaluation"].get("data"):
         console.print(f"labelled data: {clean(data_line(data))}", markup=False, highlight=False, soft_wrap=True)
+    print_winners(report, folder, console)
     console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_next(job: Job) -> None:
+    """What to do after a first try, for a person at a terminal: one who has brought a model knows."""
+    from exporter.checkpoint.load import is_recipe
+
+    if not (sys.stdout.isatty() and is_recipe(job.model)):
+        return
+    console = stdout()
+    console.print("next: open the report in a browser; your own model (a folder or a hub id):", highlight=False)
+    words = [_program(), "run -m MODEL", *(["--adapter LORA"] if job.adapter else []), "-o out/mine"]
+    console.print(f"  {' '.join(words)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _program() -> str:
+    """This program as it is typed here: by its name where a shell finds it, else as it was called."""
+    called = Path(sys.argv[0])
+    if called.name not in ("exporter", "export"):
+        return f"{shlex.quote(sys.executable)} -m exporter"
+    found = shutil.which("exporter")
+    by_name = found is not None and Path(found).parent.resolve() == called.parent.resolve()
+    return "exporter" if by_name else shlex.quote(str(called.with_name("exporter")))
 
 
 def print_plan(described: Mapping[str, Any], form: str) -> None:

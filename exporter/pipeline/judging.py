@@ -1,4 +1,4 @@
-"""The last step of a run: every row judged by its gates, the report and each artifact's README.md written."""
+"""The last step of a run: every row judged by its gates, the best of them named, the report and READMEs written."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from exporter import __version__
 from exporter.errors import EXIT_BUILD, EXIT_GATE, EXIT_OK
 from exporter.job import Job
 from exporter.measure.gates import judge, unjudged
-from exporter.pipeline.readme import write_readmes
+from exporter.pipeline.readme import line_of, write_readmes
 from exporter.report.document import VERSION
 from exporter.report.files import write_report
 from exporter.report.result import Result
+from exporter.report.winners import winners
 from exporter.targets import known
 from exporter.types import Gates
 
@@ -44,15 +45,21 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
     status = EXIT_OK if all(row.passed for row in rows) else EXIT_GATE
     if any(row.status == "failed" for row in rows):
         status = EXIT_BUILD
-    report = {
+    report: dict[str, Any] = {
         "schema_version": VERSION,
         "exporter_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **described,
         "results": [row.to_json() for row in rows],
+        "winners": [],
         "passed": status == EXIT_OK,
         "exit_status": status,
     }
+    targets = {str(row.variant): row.target for row in rows}
+    for winner in winners(report):
+        # As the user named the folder: the line is for where the command was typed.
+        folder = job.output.expanduser() / winner["folder"]
+        report["winners"].append(winner | {"run": line_of(known.get(targets[winner["variant"]]), folder)})
     write_report(report, output)
     write_readmes(report, output)
     return report

@@ -71,7 +71,7 @@ def readme(
         summary=target.summary,
         about=target.precisions[precision].summary,
         task=manifest["task"],
-        line=_line(target, folder),
+        line=line_of(target, folder.name),
         example=" ".join(map(shlex.quote, EXAMPLES[manifest["task"]])),
         files=files,
         weights=[(file, _size(files[file]["bytes"])) for file in manifest["weights"]],
@@ -144,9 +144,9 @@ def _speed_notes(report: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]
     return [note for note in timing.notes({**report, "results": two}) if not note.startswith(f"speed of {reference}:")]
 
 
-def _line(target: Target, folder: Path) -> str:
-    """The line that a person types beside the artifact."""
-    return target.run.replace("{folder}", shlex.quote(folder.name))
+def line_of(target: Target, folder: Path | str) -> str | None:
+    """What a person types to run a target's artifact, where its folder has this name; None where it knows no line."""
+    return target.run.replace("{folder}", shlex.quote(str(folder))) or None
 
 
 def _job(job: Mapping[str, Any], variant: str) -> str:

@@ -165,6 +165,15 @@ class Row(_Closed):
     )
 
 
+class Winner(_Closed):
+    """An artifact that is the first of those that passed their gates, in one thing."""
+
+    what: Literal["smallest", "fastest decode", "fastest prefill"] = Field(description="In what.")
+    variant: str = Field(description="Its target and precision, such as onnx:int8-weight.")
+    folder: str = Field(description="Its folder in the output, as in its row.")
+    run: str | None = Field(description="The line that runs it, for a shell; null: its target knows none.")
+
+
 class Model(_Closed):
     """The checkpoint that was exported."""
 
@@ -226,5 +235,8 @@ class Document(_Closed):
     machine: Machine
     job: dict[str, Any] = Field(description="The job with every default; `exporter schema` has its keys.")
     results: list[Row] = Field(description="The reference, then an artifact each.")
+    winners: list[Winner] = Field(
+        description="Which artifacts to take: rows that nothing tells apart have an entry each, the smallest first."
+    )
     passed: bool = Field(description="Whether every artifact was built and kept its gates.")
     exit_status: int = Field(description="What the command exits with: 0, 3 a gate failed, 4 one was not built.")

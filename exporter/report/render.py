@@ -1,4 +1,4 @@
-"""report.json and its forms: a page, a comment for a pull request, test cases for CI, a table for the terminal.
+"""report.json and its forms: a page, a comment for a pull request, test cases for CI. The terminal's is terminal.py.
 
 The report is a plain dict and the one source: whatever is shown can be made again from report.json alone. Text that
 comes from a model's files is data: it is escaped in every form, and characters that XML forbids are dropped.
@@ -11,19 +11,15 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from exporter.report import charts, table, timing
+from exporter.report import charts, table, timing, winners
 from exporter.report.built import build_lines
 from exporter.report.labelled import data_line, labelled_lines
 from exporter.report.merged import merge_lines
 from exporter.report.quantized import quantization_lines
 from exporter.report.samples import samples_lines, side_by_side
 from exporter.report.training import training_lines, training_plot
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 Report = Mapping[str, Any]
 _REASON = 300  # characters of a reason in the short forms: GitHub refuses a comment of more than 65,536
@@ -48,7 +44,9 @@ def render_html(report: Report) -> str:
         rows=[(row, table.verdict(report, row)) for row in report["results"]],
         columns=table.columns(report),
         details=table.detail_columns(report),
-        highlights=list(table.highlights(report)),
+        reference=winners.reference(report),
+        winners=list(winners.told(report)),
+        nothing_passed=winners.nothing_passed(report),
         plots=_plots(report),
         generates=table.generates(report),
         summary=table.summary(report),
@@ -136,6 +134,7 @@ def render_markdown(report: Report) -> str:
         kept = sum(gate["passed"] for gate in row["gates"])
         gates = f"{kept}/{len(row['gates'])}" if row["gates"] else "–"
         lines.append(f"| {' | '.join([_code(table.name(row)), table.verdict(report, row), *cells, gates])} |")
+    lines += _markdown_winners(report)
     failed = [
         f"- {_code(table.name(row))} {_text(table.failure(gate))}"
         for row in report["results"]
@@ -162,6 +161,16 @@ def render_markdown(report: Report) -> str:
     if notes := timing.notes(report):
         lines += ["", "**Speed**", "", *(f"- {_text(note)}" for note in notes)]
     return "\n".join([*lines, *_markdown_details(report)]) + "\n"
+
+
+def _markdown_winners(report: Report) -> list[str]:
+    """Which artifact to take. The line that runs it is whole, and nothing in it but what a reader would copy."""
+    lines = []
+    for one in winners.told(report):
+        lines.append(f"- {one.title}: {_code(one.variant)}, {_text('; '.join(one.facts))}; folder {_code(one.folder)}")
+        lines += [f"  <pre>{_entities(' '.join(one.run.splitlines()))}</pre>"] if one.run else []
+    lines += filter(None, [winners.nothing_passed(report)])
+    return ["", "**Which to take**", "", *lines] if lines else []
 
 
 def _told(report: Report, about: Callable[[table.Row], Iterable[str]]) -> list[tuple[table.Row, list[str]]]:
@@ -195,6 +204,11 @@ def _text(value: str) -> str:
     """User text on one line of Markdown: nothing in it is markup, ends a table cell or mentions a person."""
     text = re.sub(r"[&<>|]", lambda match: f"&#{ord(match[0])};", table.clip(value, _REASON))
     return re.sub(r"[\\`*_\[\]~]", r"\\\g<0>", text).replace("@", "@&#8203;")
+
+
+def _entities(value: str) -> str:
+    """Text inside HTML's own tags, where Markdown is no markup."""
+    return re.sub(r"[&<>|@]", lambda match: f"&#{ord(match[0])};", value)
 
 
 def _code(value: str) -> str:
@@ -246,55 +260,3 @@ FORMS: Mapping[str, Callable[[Report], str]] = {
     "report.md": render_markdown,
     "junit.xml": render_junit,
 }
-
-
-_COLOURS = {"passed": "green", "gate failed": "red", "failed": "red", "skipped": "yellow"}
-
-
-def print_table(report: Report, console: Console) -> None:
-    """The table for a terminal, and below it a line for everything that failed or was skipped.
-
-    On a narrow terminal columns are left out, the least important first, and a line says which.
-    """
-    from rich.text import Text
-
-    report = table.clean(report)
-    columns = every = table.columns(report)
-    wide = console.options.update(width=1000)
-    for gap, least in ((1, ""), (0, ""), (0, "RSS"), (0, "Prefill"), (0, "KL"), (0, "Top-1")):
-        columns = [column for column in columns if column.title != least]
-        view = _terminal_table(report, columns, gap)
-        if view.__rich_measure__(console, wide).maximum <= console.width:
-            break
-    lines: list[Text] = []
-    for row in report["results"]:
-        what = [table.failure(gate) for gate in row["gates"] if not gate["passed"]]
-        if row["status"] != "ok":
-            what.append(f"{row['status']}: {row['reason']}")
-        elif row["speed"]["untimed"]:
-            what.append(f"quality: {row['artifact']['engine']}; latency: {row['speed']['untimed']}")
-        lines += [Text.assemble((table.name(row), "bold"), "  ", table.clip(text, _REASON)) for text in what]
-    lines += [Text(note) for note in (*timing.notes(report), *filter(None, [table.short_text(report)]))]
-    dropped = [column.title for column in every if column not in columns]
-    if dropped:
-        lines.append(Text(f"left out for want of width: {', '.join(dropped)}", style="dim"))
-    # Texts, not strings: rich would take the brackets in a name for its markup.
-    console.print(view, *lines, sep="\n")
-
-
-def _terminal_table(report: Report, columns: list[table.Column], gap: int) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    view = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
-    view.add_column("\ntarget", overflow="fold", max_width=24)
-    view.add_column("status\ngates", no_wrap=True)
-    for column in columns:
-        view.add_column(Text(f"{column.title}\n{column.unit}"), justify="right", no_wrap=True)
-    for row in report["results"]:
-        verdict, gates = table.verdict(report, row), row["gates"]
-        kept = f" {sum(gate['passed'] for gate in gates)}/{len(gates)}" if gates else ""
-        status = Text(f"{'failed' if verdict == 'gate failed' else verdict}{kept}", style=_COLOURS.get(verdict, ""))
-        view.add_row(Text(table.name(row)), status, *(Text(column.shown(report, row) or "–") for column in columns))
-    return view

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,31 +65,6 @@ def summary(report: Row) -> str:
         return "Only the reference was measured"
     listed = ", ".join(f"{count} {what}" for count, what in parts if count)
     return f"Of {total} artifact{'s' if total > 1 else ''}: {listed}"
-
-
-def highlights(report: Row) -> Iterator[tuple[str, str, str, str]]:
-    """What a reader in a hurry wants, each as (title, variant, figure, against the reference)."""
-    speed = "decode_tokens_per_s" if generates(report) else "prefill_tokens_per_s"
-    passed = [row for row in report["results"] if verdict(report, row) == "passed"]
-    base: Row = timing.reference_of(report) or {}
-    rate = base["speed"][speed] if base else None
-    if base and base["artifact"]["bytes"]:
-        yield "Reference", name(base), f"{megabytes(base['artifact']['bytes'])} MB", f"{_rate(rate) or '–'} tokens/s"
-    sized = [row for row in passed if row["artifact"]["size_ratio"]]
-    if sized:
-        small = min(sized, key=lambda row: float(row["artifact"]["size_ratio"]))
-        size, ratio = small["artifact"]["bytes"], small["artifact"]["size_ratio"]
-        yield "Smallest that passed", name(small), f"{megabytes(size)} MB", f"{_times(ratio)} × the size"
-    if timed := [row for row in passed if row["speed"][speed]]:
-        alike = [row for row in timed if timing.together(row, base)] if rate else []
-        # Of those that were not timed beside the reference, only the ones of one round are compared with each other.
-        group = alike or [row for row in timed if timing.together(row, max(timed, key=timing.when))]
-        fast = max(group, key=lambda row: float(row["speed"][speed]))
-        told = [f"{fast['speed'][speed] / rate:.1f} × the speed"] if alike and rate else []
-        told += ["timed in another round than the reference: not compared"] if rate and not alike else []
-        told += [f"{left} timed in another round: not compared"] if (left := len(timed) - len(group)) else []
-        told += ["⚠ on a busy machine"] if timing.busy(report, fast) else []
-        yield "Fastest that passed", name(fast), f"{_rate(fast['speed'][speed])} tokens/s", "; ".join(told)
 
 
 def scored(report: Row) -> str:
@@ -166,13 +141,15 @@ def _with_error(value: float | None, error: float | None) -> str | None:
     return f"{text} ± {error:.4f}" if fixed and error >= 1e-4 else f"{text} ± {error:.1g}"
 
 
-def _rate(value: float | None) -> str | None:
+def rate(value: float | None) -> str | None:
+    """Tokens per second, or anything else of which three digits say enough."""
     if value is None:
         return None
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
 
 
-def _times(value: float | None) -> str | None:
+def times(value: float | None) -> str | None:
+    """A ratio."""
     return None if value is None else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
@@ -197,7 +174,7 @@ def latency(row: Row, phase: str, percentile: str) -> float | None:
 
 
 def _percentiles(row: Row, phase: str) -> str | None:
-    values = [_rate(latency(row, phase, p)) for p in ("p50", "p90", "p99")]
+    values = [rate(latency(row, phase, p)) for p in ("p50", "p90", "p99")]
     return None if not any(values) else " / ".join(value or "–" for value in values)
 
 
@@ -226,10 +203,10 @@ class Column:
 
 _SIZE = (
     Column("Size", "MB", lambda row: megabytes(row["artifact"]["bytes"])),
-    Column("Size", "×", lambda row: _times(row["artifact"]["size_ratio"])),
+    Column("Size", "×", lambda row: times(row["artifact"]["size_ratio"])),
 )
 _TOP1 = Column("Top-1", "agree", lambda row: _percent(value(row, "top1")))
-_PREFILL = Column("Prefill", "tok/s", lambda row: _rate(row["speed"]["prefill_tokens_per_s"]), timed=True)
+_PREFILL = Column("Prefill", "tok/s", lambda row: rate(row["speed"]["prefill_tokens_per_s"]), timed=True)
 _RSS = Column("RSS", "MB", lambda row: megabytes(row["memory"]["peak_rss_bytes"]))
 _GENERATION = (
     *_SIZE,
@@ -237,7 +214,7 @@ _GENERATION = (
     Column("KL", "nats", lambda row: _small(value(row, "kl"))),
     _TOP1,
     _PREFILL,
-    Column("Decode", "tok/s", lambda row: _rate(row["speed"]["decode_tokens_per_s"]), timed=True),
+    Column("Decode", "tok/s", lambda row: rate(row["speed"]["decode_tokens_per_s"]), timed=True),
     _RSS,
 )
 _ENCODER = (
@@ -251,7 +228,7 @@ _ENCODER = (
     Column("Error", "of sd", lambda row: _small(value(row, "regression_error"))),
     Column("Spearman", "rank", lambda row: _floored(value(row, "spearman"), 4)),
     _PREFILL,
-    Column("Latency", "ms p50", lambda row: _rate(latency(row, "prefill", "p50")), timed=True),
+    Column("Latency", "ms p50", lambda row: rate(latency(row, "prefill", "p50")), timed=True),
     _RSS,
 )
 _DETAILS = (
@@ -268,12 +245,12 @@ _DETAILS = (
     Column("Prefill", "ms p50 / p90 / p99", lambda row: _percentiles(row, "prefill"), timed=True),
     Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode"), timed=True),
     Column("Named", "share", lambda row: _percent(row["artifact"].get("named_share"))),
-    Column("Weights", "bits", lambda row: _times(row["artifact"].get("bits_per_weight"))),
-    Column("Proven", "tokens", lambda row: _rate(row["artifact"].get("proven_tokens"))),
+    Column("Weights", "bits", lambda row: times(row["artifact"].get("bits_per_weight"))),
+    Column("Proven", "tokens", lambda row: rate(row["artifact"].get("proven_tokens"))),
     Column("Tokenizer", "MB", lambda row: megabytes(row["artifact"]["tokenizer_bytes"])),
-    Column("Engine", "× graph", lambda row: _times((row["build"]["engine"] or {}).get("engine_over_onnx"))),
+    Column("Engine", "× graph", lambda row: times((row["build"]["engine"] or {}).get("engine_over_onnx"))),
     Column("ONNX Runtime", "from", lambda row: _opens(row["build"].get("graph"))),
-    Column("Export", "s", lambda row: _rate(row["build"]["export_s"])),
+    Column("Export", "s", lambda row: rate(row["build"]["export_s"])),
     Column("Export RSS", "MB", lambda row: megabytes(row["build"]["export_peak_rss_bytes"])),
     Column("Engine", "", lambda row: row["artifact"]["engine"]),
     Column("Folder", "", lambda row: row["path"]),

@@ -9,6 +9,7 @@ from typing import Any
 from exporter.job import RENAMED
 from exporter.report.document import VERSION
 from exporter.report.result import Result
+from exporter.report.winners import winners
 
 READABLE = (1, VERSION)
 
@@ -28,7 +29,17 @@ _PLACES = {
 
 
 def upgraded(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report of any of the READABLE versions as one of the newest. No figure is made up: what it lacks is null."""
+    """A report of any of the READABLE versions as one of the newest. No figure is made up: what it lacks is null.
+
+    Who won is found in its rows; the lines that run them it does not have.
+    """
+    new = _regrouped(report)
+    if "winners" not in new and "results" in new:
+        new["winners"] = winners(new)
+    return new
+
+
+def _regrouped(report: Mapping[str, Any]) -> dict[str, Any]:
     report = {**report, "evaluation": dict(report.get("evaluation", {}))}
     for later in ("tokens", "pooling", "data"):
         report["evaluation"].setdefault(later, None)  # in its place where it is there: the page lists them in order

@@ -100,4 +100,5 @@ NPZ = Target(
     export=export,
     open=NpzRunner,
     options=NpzOptions,
+    run="python -m zipfile --list {folder}/model.npz",
 )
