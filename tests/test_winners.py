@@ -11,7 +11,7 @@ from reports import ROWS, encoder, generation, hostile, judged, nothing
 from rich.console import Console
 from test_report import all_forms, timed
 
-from exporter.pipeline.judging import line_of
+from exporter.pipeline.readme import line_of
 from exporter.report.render import render_html, render_markdown
 from exporter.report.terminal import print_winners
 from exporter.report.winners import NOTHING, told, winners
