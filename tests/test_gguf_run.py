@@ -16,7 +16,6 @@ from clients import PROMPT, client, ids
 
 from exporter import Job, run
 from exporter.errors import BuildError, JobError
-from exporter.measure.samples import greedy
 from exporter.report.table import value
 from exporter.runner import CachedRunner, TokenizingRunner
 from exporter.targets.gguf import converter
@@ -104,8 +103,17 @@ def test_the_folder(done):
 def test_its_program_continues_a_text_as_the_runner_does(done, llama):
     folder = done[1] / "gguf-q8_0"
     prompt = np.array(transformers.AutoTokenizer.from_pretrained(llama)(PROMPT)["input_ids"], np.int64)
+    tokens = ids(folder)
+    assert 2 in tokens or len(tokens) == 24
     with GGUF.open(folder, 1) as runner:
-        assert ids(folder) == greedy(runner, prompt, [2], 24)
+        # llama-cpp-python sets another attention than llama.cpp's default, and random weights leave the likeliest
+        # tokens close together.
+        logits, missed = runner.prefill(prompt), []
+        for token in tokens:
+            missed.append((logits.max() - logits[token]) / logits.std())
+            logits = runner.step(token)
+    assert max(missed) < 0.02, missed
+    assert sum(one == 0 for one in missed) > 12, missed
     assert client(folder, PROMPT)  # as text
 
 
