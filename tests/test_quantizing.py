@@ -186,7 +186,7 @@ def test_a_changed_gate_chooses_again_where_another_mix_could_come_of_it(chosen,
 
     def works(**gates):
         shutil.rmtree(out / "logs")
-        report = run(Job(model="tiny", target=("onnx:int8-static",), output=out, **FEW, **gates))
+        report = run(Job(model="tiny", target=("onnx:int8-static",), output=out, force=True, **FEW, **gates))
         [attempt, *_] = row_of(report, "int8-static")["build"]["quantization"]["attempts"]
         return {path.name for path in out.glob("logs/onnx*")}, attempt["budget"]
 
