@@ -4,17 +4,16 @@ than the model's own code hides behind what few bits cost.
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from exporter.errors import BuildError
 from exporter.measure.arithmetic import Doubles, divergence_of, log_softmax, top_of
 from exporter.measure.lengths import LENGTHS, Lengths, compare_lengths
 from exporter.measure.quality import ANSWERS, Reference, finite, mean_pooled
 from exporter.runner import Floats
+from exporter.targets.folder.proven import prove_once
 from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
 from exporter.types import GENERATION, ExportRequest, Probe
 
@@ -26,14 +25,7 @@ def prove(file: Path, request: ExportRequest) -> None:
 
     Compared once for a file: what came out stands beside it. Without a reference there is nothing to compare with.
     """
-    if request.reference is None:
-        return
-    said = file.with_suffix(".proof.json")
-    if not said.is_file():
-        request.progress("proving the float file", 0, 0)
-        said.write_text(json.dumps(_wrong(file, request, request.reference)), encoding="utf-8")
-    if (wrong := json.loads(said.read_text(encoding="utf-8"))) is not None:
-        raise BuildError(f"its float16 file does not agree with the reference ({wrong}); nothing was quantized")
+    prove_once(file.with_suffix(".proof.json"), request, "float16 file", partial(_wrong, file, request))
 
 
 def _wrong(file: Path, request: ExportRequest, folder: Path) -> str | None:

@@ -1,10 +1,7 @@
-"""The float graph held against its checkpoint, before anything is quantized: what a quantized graph has wrong of its
-own and what it has from the float one cannot be told apart afterwards.
-"""
+"""The float graph held against its checkpoint, before anything is quantized of it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,13 +10,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from exporter.checkpoint.opened import open_checkpoint
-from exporter.errors import BuildError
 from exporter.measure.lengths import LENGTHS, Lengths, compare_lengths, told_of
 from exporter.measure.quality import ANSWERS, Reference, compare_probe
 from exporter.store import read_manifest
+from exporter.targets.folder.proven import disagrees, prove_once
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
 from exporter.types import GENERATION, ExportRequest, Probe
 
+_WHAT = "float graph"
 _LOGIT_ERROR = 1e-3  # of answers about 1, as the gate of the float32 artifact; of the largest answer where that is more
 _CACHE_KL = 1e-6
 
@@ -31,23 +29,16 @@ def prove(float_graph: Path, request: ExportRequest, runnable: Callable[[Path, P
     the reference (its weights are rounded already), it is run itself, by torch. Without a reference there is no probe.
     `runnable` writes the graph (first path) as ONNX Runtime runs it (second), where that is another.
     """
-    if request.reference is None:
-        return
-    said = float_graph.with_name("proof.json")
-    if not said.is_file():
-        request.progress("proving the float graph", 0, 0)
+
+    def wrong(reference: Path) -> str | None:
+        if runnable is None:
+            return _wrong(float_graph, request, reference)
         with TemporaryDirectory(dir=float_graph.parent) as beside:
-            run = Path(beside) / float_graph.name if runnable else float_graph
-            if runnable:
-                runnable(float_graph, run)
-            wrong = _wrong(run, request, request.reference)
-        said.write_text(json.dumps(wrong), encoding="utf-8")
-    if (wrong := json.loads(said.read_text(encoding="utf-8"))) is not None:
-        raise _disagrees(wrong)
+            run = Path(beside) / float_graph.name
+            runnable(float_graph, run)
+            return _wrong(run, request, reference)
 
-
-def _disagrees(wrong: str) -> BuildError:
-    return BuildError(f"its float graph does not agree with the reference ({wrong}); nothing was quantized")
+    prove_once(float_graph.with_name("proof.json"), request, _WHAT, wrong)
 
 
 def _wrong(float_graph: Path, request: ExportRequest, folder: Path) -> str | None:
@@ -69,7 +60,7 @@ def _wrong(float_graph: Path, request: ExportRequest, folder: Path) -> str | Non
             figures = compare_probe(runner, probe, task, longest)
         drift = compare_lengths(graph, lengths, task, lambda done, total: None)[1]
     except Exception as error:  # whatever the engine raises of a graph that it does not take
-        raise _disagrees(" ".join(str(error).split())[:300] or type(error).__name__) from error
+        raise disagrees(_WHAT, " ".join(str(error).split())[:300] or type(error).__name__) from error
     answers = probe.answers[np.isfinite(probe.answers)]
     worst = figures["logit_error"].value or 0.0
     if worst > _LOGIT_ERROR * max(1.0, float(np.abs(answers).max(initial=0.0))):
