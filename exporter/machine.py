@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from exporter import distribution
+from exporter import distribution, forkserver
 
 # The packages whose versions decide what an artifact is.
 PACKAGES = (
@@ -88,11 +88,9 @@ def peak_rss() -> int:
     own, started = (
         resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Linux hands ru_maxrss on through fork and exec: a large parent's memory would be taken for this process's.
-        [line] = [line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")]
-        own = int(line.split()[1]) * 1024
+    if sys.platform == "linux":
+        # ru_maxrss is handed on through fork and exec: a large parent's memory would be taken for this process's.
+        own = forkserver.resident("VmHWM") + forkserver.unread()
     return max(own, started)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from exporter.errors import EXIT_JOB, BuildError, ExporterError, JobError
+from exporter.forkserver import Process, Start, attend, shared, stay, warm_up
 from exporter.store import cache_folder, disk_full, writable
 from exporter.types import Checkpoint
 
@@ -100,6 +102,22 @@ class WorkerFailed(BuildError):
         return cls(_first_line(error), "".join(traceback.format_exception(error)))
 
 
+def worker_environment(threads: int) -> dict[str, str]:
+    """What a worker has in its environment besides its parent's. Raises BuildError where the cache cannot be used."""
+    cache = cache_folder()
+    writable(cache, "set EXPORTER_CACHE to another folder")  # torch's import alone makes a folder there
+    return {
+        "HF_HUB_OFFLINE": "1",  # what must be downloaded has been, by the parent
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.31 would send events, and leave a session's file in /tmp
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),  # else in /tmp
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
 class Worker:
     """`with Worker(log, threads) as worker: worker(operation, key=value)`: a function of this program, called there.
 
@@ -107,39 +125,26 @@ class Worker:
     """
 
     def __init__(
-        self, log: Path, threads: int, progress: Progress = silent, environment: Mapping[str, str] | None = None
+        self,
+        log: Path,
+        threads: int,
+        progress: Progress = silent,
+        environment: Mapping[str, str] | None = None,
+        start: Start = shared,
     ) -> None:
+        """`start`: where its process comes from; `fresh` where its memory must be nobody's but its own."""
         self._log, self._threads, self._progress = log, threads, progress
-        self._environment = dict(environment or {})
-        self._process: subprocess.Popen[str] | None = None
+        self._environment, self._start = dict(environment or {}), start
+        self._process: Process | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def _start(self) -> subprocess.Popen[str]:
-        cache = cache_folder()
-        writable(cache, "set EXPORTER_CACHE to another folder")  # torch's import alone makes a folder there
-        quiet = {
-            "HF_HUB_OFFLINE": "1",  # what must be downloaded has been, by the parent
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.31 would send events, and leave a session's file in /tmp
-            "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),  # else in /tmp
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "OMP_NUM_THREADS": str(self._threads),
-            "PYTHONUNBUFFERED": "1",
-        }
+    def _begin(self) -> Process:
+        environment = os.environ | worker_environment(self._threads) | self._environment
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", _CHILD],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=os.environ | quiet | self._environment,
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the whole group
-                text=True,
-            )
+            return self._start([sys.executable, "-m", _CHILD], environment, log)
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if self._process is None:
@@ -165,7 +170,7 @@ class Worker:
 
     def _ask(self, name: str, args: dict[str, Any]) -> Any:
         if self._process is None:
-            self._process = self._start()
+            self._process = self._begin()
         requests, replies = self._process.stdin, self._process.stdout
         assert requests is not None
         assert replies is not None
@@ -193,7 +198,7 @@ class Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def _death(self, name: str, process: subprocess.Popen[str]) -> WorkerFailed:
+    def _death(self, name: str, process: Process) -> WorkerFailed:
         status = process.wait()
         how = f"killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
         if status == -signal.SIGKILL:
@@ -212,6 +217,16 @@ def _signal_name(number: int) -> str:
 def _plain(value: Any) -> Any:
     """A path or a dataclass as JSON has it."""
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def begin(arguments: Sequence[str], operations: Mapping[str, Operation]) -> None:
+    """The child's program: a worker, or the server that forks workers where it is given its connection or its path."""
+    if arguments:
+        [place] = arguments
+        warm_up()
+        if not (attend(socket.socket(fileno=int(place))) if place.isdigit() else stay(Path(place))):
+            return
+    serve(operations)
 
 
 def serve(operations: Mapping[str, Operation]) -> None:

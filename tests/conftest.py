@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytest_plugins = ["forkservers"]
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--no-speed", "--eval-tokens", 256, "--threads", 1)
 STEP = re.compile(r"\[\d+/\d+\] .+  \d+\.\d s\n")  # that is done, and how long it took

@@ -73,11 +73,13 @@ def remove(path):
 
 
 def workers(run):
-    """A run's workers; the system's own little programs that Python asks something of come and go beside them."""
+    """A run's workers, forks of a server or not; the system's own little programs come and go beside them."""
     found = []
-    for child in run.children():
+    for child in run.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            found += [child] if "exporter.pipeline.worker" in child.cmdline() else []
+            *_, module, number = ["", *child.cmdline()]
+            forked = number.isdigit() and child.ppid() != run.pid
+            found += [child] if (module if forked else number) == "exporter.pipeline.worker" else []
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from exporter import store
 from exporter.checkpoint.problem import problem_of
 from exporter.errors import JobError
+from exporter.forkserver import ForkServer, Start
 from exporter.job import Job
 from exporter.pipeline.merging import merge_stage
 from exporter.pipeline.plan import make_plan
@@ -42,6 +43,7 @@ class Choosing:
     log: Path
     progress: Progress
     prepared: Path
+    start: Start
 
     def prepare(self, text: dict[str, Any]) -> None:
         """Finds what a mix is chosen from; once, however many are tried."""
@@ -54,7 +56,7 @@ class Choosing:
         return record
 
     def _ask(self, operation: Operation, **args: Any) -> Any:
-        with Worker(self.log, self.threads, self.progress, HUGE_PAGES) as worker:
+        with Worker(self.log, self.threads, self.progress, HUGE_PAGES, self.start) as worker:
             return worker(operation, checkpoint=self.checkpoint, threads=self.threads, how=self.how, **args)
 
 
@@ -156,7 +158,11 @@ def make_policy(job: Job, file: Path, progress: Progress, stepped: Stepped = unh
     file = file.expanduser()
     store.writable(file.parent, "choose another file with --policy-out")
     log = store.cache_folder() / "logs" / "calibrate.log"
-    with TemporaryDirectory() as name, Worker(log, job.threads, progress) as worker:
+    with (
+        TemporaryDirectory() as name,
+        ForkServer() as server,
+        Worker(log, job.threads, progress, start=server.start) as worker,
+    ):
         folder = Path(name)
         plan = make_plan(job.model_copy(update={"output": folder}), worker)
         if len(plan.wanted) != 1 or plan.wanted[0].how is None:
@@ -174,7 +180,7 @@ def make_policy(job: Job, file: Path, progress: Progress, stepped: Stepped = unh
         checkpoint, _ = merge_stage(job, plan.source, plan.text, worker, progress)
         steps("look at each layer")
         began = perf_counter()
-        choosing = Choosing(checkpoint, wanted.how, job.threads, log, progress, folder / "prepared")
+        choosing = Choosing(checkpoint, wanted.how, job.threads, log, progress, folder / "prepared", server.start)
         choosing.prepare(plan.calibration)
         steps("choose")
         progress(f"choosing the policy of {wanted.variant}", 0, 0)

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from exporter import machine, store
+from exporter.forkserver import Start, fresh, shared
 from exporter.measure.embedding import module_files, modules_identity
 from exporter.measure.gates import judge
 from exporter.measure.held import held
@@ -41,6 +42,7 @@ class Exports:
     bench: Bench
     scored: int
     trained: Policy | None = None  # what the checkpoint was trained for
+    start: Start = shared
 
     def export(self, wanted: Wanted, row: Result) -> None:
         """Publishes a row's folder, unless the same artifact is there undamaged, and fills in what is known of it."""
@@ -112,7 +114,7 @@ class Exports:
         began, elsewhere = perf_counter(), 0.0  # seconds of export and measurement
         quantized, prepared = (self.scratch / f"{variant.folder}-{what}" for what in ("float", "prepared"))
         log = self.output / "logs" / f"{variant.folder}.quantize.log"
-        choosing = Choosing(self.checkpoint, how, self.plan.job.threads, log, self.progress, prepared)
+        choosing = Choosing(self.checkpoint, how, self.plan.job.threads, log, self.progress, prepared, self.start)
         choosing.prepare(self.plan.calibration)
         while True:
             self.progress(f"choosing the policy of {variant}", 0, 0)
@@ -158,7 +160,10 @@ class Exports:
         if quantization:
             shutil.rmtree(mine, ignore_errors=True)  # of the mix before: another checkpoint
         mine.mkdir(exist_ok=True)
-        with Worker(self.output / "logs" / f"{variant.folder}.export.log", threads, self.progress) as worker:
+        # Only where it imports torch itself: its peak memory is a figure.
+        start = self.start if wanted.target.with_torch and not any(mine.iterdir()) else fresh
+        log = self.output / "logs" / f"{variant.folder}.export.log"
+        with Worker(log, threads, self.progress, start=start) as worker:
             done = worker(
                 export_artifact,
                 target=variant.target,

@@ -15,6 +15,7 @@ from typing import Any
 
 from exporter import machine
 from exporter.errors import BuildError, ExporterError
+from exporter.forkserver import Start, fresh, shared
 from exporter.measure import latency, quality
 from exporter.measure.latency import Budget, Round, summarize
 from exporter.measure.lengths import FIGURE, LENGTHS, PROVEN, Lengths, compare_lengths
@@ -56,10 +57,14 @@ class Bench:
         progress: Progress,
         failed: Failed,
         figures: Figures | None = None,
+        start: Start = shared,
     ) -> None:
-        """`figures`: those that are stored; None: all is measured, and nothing is stored."""
+        """`figures`: those that are stored; None: all is measured, and nothing is stored.
+
+        `start`: of what measures quality; speed is measured in processes whose memory is the artifact's alone.
+        """
         self._output, self._checkpoint, self._threads = output, checkpoint, threads
-        self._figures = figures
+        self._figures, self._start = figures, start
         self._max_length = max_length or 1 << 20
         self._progress, self._failed = progress, failed
 
@@ -114,7 +119,8 @@ class Bench:
         told = self._what(row) | {"folder": folder}
         measured = self._stored("quality", row, told)
         if measured is None:
-            with self._worker(row, "quality") as worker:
+            start = self._start if known.get(row.target).with_torch else fresh
+            with self._worker(row, "quality", start) as worker:
                 measured = worker(measure_quality, **told)
             self._keep("quality", row, told, measured)
         row.samples = measured["samples"]
@@ -167,7 +173,7 @@ class Bench:
     def _speed(self, rows: Sequence[Result], rounds: int, budget: Budget, about: dict[str, Any]) -> None:
         times: list[list[Round]] = [[] for _ in rows]
         with ExitStack() as stack:
-            workers = [stack.enter_context(self._worker(row, "speed")) for row in rows]
+            workers = [stack.enter_context(self._worker(row, "speed", fresh)) for row in rows]
             jobs = list(zip(rows, workers, times, strict=True))
             for done, (row, worker, _) in enumerate(jobs):
                 self._progress("opening for speed", done, len(rows))
@@ -196,8 +202,9 @@ class Bench:
     def _open(self, row: Result, worker: Worker) -> None:
         row.artifact |= worker(open_for_speed, **self._timing(row))
 
-    def _worker(self, row: Result, what: str) -> Worker:
-        return Worker(self._output / "logs" / f"{row.variant.folder}.{what}.log", self._threads, self._progress)
+    def _worker(self, row: Result, what: str, start: Start) -> Worker:
+        log = self._output / "logs" / f"{row.variant.folder}.{what}.log"
+        return Worker(log, self._threads, self._progress, start=start)
 
     def _what(self, row: Result) -> dict[str, Any]:
         return {

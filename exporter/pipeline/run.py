@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter import machine, store
+from exporter.forkserver import ForkServer, Start
 from exporter.job import Job
 from exporter.pipeline.calibrating import calibrated
 from exporter.pipeline.exporting import Exports
@@ -30,14 +31,18 @@ def run(job: Job, progress: Progress = silent, failed: Failed = nobody, stepped:
     """Does a job and returns its report, which is in the output folder too. Raises ExporterError before any work."""
     output = job.output.expanduser().resolve()
     store.writable(output)
-    with store.output_lock(output, job.wait, progress), store.swept(output, *store.working_folders()):
-        return _run(job, output, progress, failed, stepped)
+    with (
+        store.output_lock(output, job.wait, progress),
+        store.swept(output, *store.working_folders()),
+        ForkServer() as server,
+    ):
+        return _run(job, output, progress, failed, stepped, server.start)
 
 
-def _run(job: Job, output: Path, progress: Progress, failed: Failed, stepped: Stepped) -> dict[str, Any]:
+def _run(job: Job, output: Path, progress: Progress, failed: Failed, stepped: Stepped, start: Start) -> dict[str, Any]:
     here = machine.describe(job.threads)  # first of all: the load average must be that of others
-    # One process for all that needs torch before the exports: importing it takes as long as a small export.
-    with Worker(output / "logs" / "prepare.log", job.threads, progress, HUGE_PAGES) as worker:
+    # One process for all that is done before the exports: what one operation reads, those after it find in memory.
+    with Worker(output / "logs" / "prepare.log", job.threads, progress, HUGE_PAGES, start) as worker:
         plan = make_plan(job, worker)
         _take_over(output, plan)
         steps = Steps(stepped, plan.steps())
@@ -57,10 +62,11 @@ def _run(job: Job, output: Path, progress: Progress, failed: Failed, stepped: St
     checkpoint = replace(checkpoint, parameters=reference["parameters"])
     evaluation = {"text": plan.text, "tokens": job.eval_tokens, "window": plan.window, "stride": plan.stride}
     figures = Figures(output, evaluation, use=not job.remeasure)
-    bench = Bench(output, checkpoint, plan.source.max_length, job.threads, progress, failed, figures)
+    bench = Bench(output, checkpoint, plan.source.max_length, job.threads, progress, failed, figures, start)
     rows = [reference_row(reference)]
     with store.temporary_folder(output, "scratch") as scratch:
-        exports = Exports(plan, checkpoint, calibration, output, scratch, progress, bench, reference["scored"], policy)
+        made = (plan, checkpoint, calibration, output, scratch, progress, bench, reference["scored"], policy)
+        exports = Exports(*made, start=start)
         for wanted in plan.wanted:
             steps(f"export {wanted.variant}")
             row = Result(wanted.variant.target, wanted.variant.precision)

@@ -5,6 +5,8 @@ Each operation stands beside the code that asks for it. exporter/process.py has 
 
 from __future__ import annotations
 
+import sys
+
 from exporter.pipeline.calibrating import collect_statistics
 from exporter.pipeline.choosing import choose_policy, prepare_policy
 from exporter.pipeline.exporting import export_artifact
@@ -15,7 +17,7 @@ from exporter.pipeline.quantized_base import dequantize_base
 from exporter.pipeline.reference import measure_reference
 from exporter.pipeline.source import inspect_checkpoint, prepare_recipe
 from exporter.pipeline.training import train_checkpoint
-from exporter.process import Operation, serve
+from exporter.process import Operation, begin
 
 OPERATIONS: dict[str, Operation] = {
     operation.__name__: operation
@@ -38,4 +40,4 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 if __name__ == "__main__":
-    serve(OPERATIONS)
+    begin(sys.argv[1:], OPERATIONS)

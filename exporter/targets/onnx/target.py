@@ -265,6 +265,7 @@ ONNX = Target(
     },
     default="int8",
     aliases={"int8": {GENERATION: "int8-weight", FEATURES: "int8-dynamic", CLASSIFICATION: "int8-dynamic"}},
+    with_torch=True,
     requires=("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai"),
     extra="onnx",
     check=check,

@@ -266,6 +266,7 @@ TENSORRT_TARGET = Target(
     summary="NVIDIA TensorRT: datacenter and workstation GPUs, Triton",
     precisions=PRECISIONS,
     default="fp16",
+    with_torch=True,
     requires=("onnx", "onnx_ir", "onnxruntime", "torch"),
     builds_with=lambda options: (TENSORRT.module,) if options.engine else (),
     extra="tensorrt",

@@ -149,6 +149,7 @@ TORCH = Target(
         ),
     },
     default="fp32",
+    with_torch=True,
     requires=("torch", "transformers"),
     extra="torch",
     check=check,
