@@ -117,15 +117,16 @@ def test_its_program_continues_a_text_as_the_runner_does(done, llama):
     assert client(folder, PROMPT)  # as text
 
 
-def test_what_is_there_is_reused_and_another_option_is_another_artifact(llama, converter_cache, tmp_path):
-    def weights():
-        return next((tmp_path / "gguf-q4_k_m").glob("*Q4_K_M.gguf")).stat().st_mtime_ns
+def test_what_is_there_is_reused_and_another_option_is_another_artifact(done, llama, converter_cache, tmp_path):
+    out = shutil.copytree(done[1], tmp_path / "out")
 
-    run(job(llama, tmp_path, "gguf"))
+    def weights():
+        return next((out / "gguf-q4_k_m").glob("*Q4_K_M.gguf")).stat().st_mtime_ns
+
     first = weights()
-    run(job(llama, tmp_path, "gguf"))
+    run(job(llama, out, "gguf", force=True))
     assert weights() == first
-    report = run(job(llama, tmp_path, "gguf", gguf={"imatrix": "off"}, force=True))
+    report = run(job(llama, out, "gguf", gguf={"imatrix": "off"}, force=True))
     assert weights() != first
     assert "without importance matrix" in rows_of(report)["q4_k_m"]["reason"]
 
