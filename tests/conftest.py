@@ -61,8 +61,8 @@ def demo(run_cli, together):
         if needed:
             done = run_cli(
                 "run", "-m", "tiny", "--adapter", "models/tiny/adapter",
-                "--eval-text", "models/tiny/adapter/eval.txt", "--eval-tokens", "4096", "--repeats", "1",
-                "--threads", "1", "-t", "torch:all", "-t", "onnx:all", "-o", output,
+                "--eval-text", "models/tiny/adapter/eval.txt", "--eval-tokens", "4096", "--calib-tokens", "4096",
+                "--repeats", "1", "--threads", "1", "-t", "torch:all", "-t", "onnx:all", "-o", output,
             )  # fmt: skip
             assert done.returncode == 0, done.stdout + done.stderr
             assert "report.html" in done.stdout

@@ -280,7 +280,7 @@ def test_another_text_and_damaged_figures_are_measured_again(again, out, tiny):
     assert second.logs == {"onnx-fp32.quality"}
     assert "quality measured again: what was stored of it is damaged" in second.rows["onnx-fp32"]["reason"]
     assert second.rows["onnx-fp32"]["quality"]["kl"]["value"] < 1
-    third = again("--eval-text", tiny / "adapter" / "eval.txt", "--force")
+    third = again("--eval-text", tiny / "adapter" / "eval.txt", "--force", "--no-speed")
     assert {log for log in third.logs if log.endswith("quality")} == {"onnx-fp32.quality", "onnx-int8-weight.quality"}
     assert "the reference's answers" in third.rows["onnx-int8-weight"]["reason"]
 

@@ -31,6 +31,7 @@ def test_smollm2(tmp_path):
         target=("onnx:fp32", "onnx:int8-weight"),
         output=tmp_path / "out",
         offline=True,
+        stride=512,
         sample=("The first thing",),
         **TEXTS,
     )
@@ -112,8 +113,8 @@ def test_sensitivity_finds_smollm2_known_outliers():
 
     folder = prepare(RECIPES["smollm2-135m"], lambda holder: None)  # made in the cache, or there already
     model = load_model(folder, GENERATION, "float32").eval()
-    ids = AutoTokenizer.from_pretrained(folder)(standard_library_topics())["input_ids"][: 5 * 256]
-    windows = torch.tensor(ids).reshape(5, 256)
+    ids = AutoTokenizer.from_pretrained(folder)(standard_library_topics())["input_ids"][: 5 * 128]
+    windows = torch.tensor(ids).reshape(5, 128)
     found = collect(model, windows[1:], lambda done, total: None)
     layers = {}
     for name, layer in linear_layers(model).items():
