@@ -13,13 +13,13 @@ demo: $(BASE)
 		-t torch:bf16 -t onnx:fp32 -t onnx:int8-weight -t onnx:int4-weight -o out/demo --force \
 		--eval-tokens 2048 --repeats 3 --policy off
 
-# Pure logic: what is chosen, and what holds it to that, stands in tests/conftest.py.
+# Pure logic: what is chosen, and what holds it to that, stands in tests/quick.py.
 quick: $(STAMP)
 	$(BIN)/python -m pytest --quick
 
-# Two at a time, a file on one of them: what a file's tests share is made once.
+# Two at a time, a file on one of them: what a file's tests share is made once. The longest first (tests/quick.py).
 test: $(STAMP) $(NODE)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .

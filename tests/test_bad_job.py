@@ -172,34 +172,34 @@ def test_a_cache_that_is_not_writable(run_cli, out, tiny, tmp_path, command):
 
 
 @pytest.mark.parametrize("flags", [[], ["--force"]])
-def test_foreign_files_in_the_output_are_never_touched(run_cli, out, flags):
+def test_foreign_files_in_the_output_are_never_touched(run_here, out, flags):
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    done = run_cli("run", *SMALL, "-m", "tiny", *flags, "-o", out)
+    done = run_here("run", *SMALL, "-m", "tiny", *flags, "-o", out)
     assert done.returncode == 2
     assert done.stderr == f"error: {out} holds other files (thesis.tex); choose a new folder with -o\n"
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
     assert (out / "thesis.tex").read_text() == "years of work"
 
 
-def test_the_model_folder_as_output(run_cli, model):
+def test_the_model_folder_as_output(run_here, model):
     folder = model()
     before = sorted(folder.iterdir())
-    done = run_cli("run", *SMALL, "-m", folder, "-o", folder)
+    done = run_here("run", *SMALL, "-m", folder, "-o", folder)
     assert done.returncode == 2
     assert "holds other files" in done.stderr
     assert sorted(folder.iterdir()) == before
 
 
-def test_another_jobs_results_need_force(run_cli, out):
+def test_another_jobs_results_need_force(run_here, out):
     (out / "onnx-fp16").mkdir(parents=True)
     (out / "onnx-fp16" / "manifest.json").write_text("{}")
     (out / "job.json").write_text(json.dumps({"model": "another"}))
-    done = run_cli("run", *SMALL, "-m", "tiny", "-o", out)
+    done = run_here("run", *SMALL, "-m", "tiny", "-o", out)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {out} holds another job's results; choose another folder with -o")
     assert "replace them with --force" in done.stderr
     assert (out / "onnx-fp16" / "manifest.json").exists()
-    forced = run_cli("run", *SMALL, "-m", "tiny", "--target", "torch:fp32", "--force", "-o", out)
+    forced = run_here("run", *SMALL, "-m", "tiny", "--target", "torch:fp32", "--force", "-o", out)
     assert forced.returncode == 0, forced.stderr
     assert not (out / "onnx-fp16").exists()

@@ -1,11 +1,9 @@
-"""The command line as a user meets it: help, schema, precedence, listings, doctor, verify, report."""
+"""The command line as a user meets it: help, schema, precedence, and what is wrong in a line."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -15,18 +13,16 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from conftest import ROOT, last_json
 
 import exporter
 from exporter.command.cli import cli
 from exporter.command.flags import headed
 from exporter.job import Job, flag
 from exporter.pipeline import sections
-from exporter.targets import known
 
 pytestmark = pytest.mark.quick
 
-ROOT = Path(__file__).resolve().parent.parent
-SMALL = ("--no-speed", "--eval-tokens", 256, "--threads", 1)
 COMMANDS = (
     "bench",
     "calibrate",
@@ -53,27 +49,6 @@ HEAVY = {
     "transformers",
     "yaml",
 }
-
-
-def last_json(done):
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def fake_install(site, name, version):
-    """What metadata sees of an installed package."""
-    info = site / f"{name}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-
-
-@pytest.fixture(scope="module")
-def built(run_cli, tmp_path_factory):
-    """The output of a run."""
-    out = tmp_path_factory.mktemp("built") / "out"
-    done = run_cli("run", "-m", "models/tiny", "--target", "torch:bf16", *SMALL, "-o", out)
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 def test_help_lists_all_commands(run_cli):
@@ -109,8 +84,8 @@ OPTIONS = {
 }
 
 
-def test_run_help_shows_every_field_with_its_default(run_cli):
-    words = " ".join(run_cli("run", "--help").stdout.split())
+def test_run_help_shows_every_field_with_its_default(run_here):
+    words = " ".join(run_here("run", "--help").stdout.split())
     assert {"--gguf-split-max-size", "--tensorrt-rtx-compute-capability", "--qat-steps"} <= OPTIONS.keys()
     for name, field in (FIELDS | OPTIONS).items():
         assert f" {name} " in words
@@ -121,8 +96,9 @@ def test_run_help_shows_every_field_with_its_default(run_cli):
         assert f"[default: {default}]" in words
 
 
-def test_the_common_flags_are_on_the_first_screen(run_cli):
-    screen = run_cli("run", "--help", env={"COLUMNS": "100"}).stdout.splitlines()[:24]
+def test_the_common_flags_are_on_the_first_screen(run_here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    screen = run_here("run", "--help").stdout.splitlines()[:24]
     assert screen[0].startswith("Usage:")
     common = screen[screen.index("Common:") + 1 :]
     common = common[: common.index("")]
@@ -148,8 +124,8 @@ def test_every_flag_is_under_one_heading(command):
     )
 
 
-def test_schema_names_every_key_with_its_default(run_cli):
-    done = run_cli("schema")
+def test_schema_names_every_key_with_its_default(run_here):
+    done = run_here("schema")
     schema = json.loads(done.stdout)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert set(schema["properties"]) == {*Job.model_fields, "onnx", "gguf", "tensorrt", "tensorrt-rtx", "qat"}
@@ -173,8 +149,8 @@ def named(schema, model):
             assert about["default"] == json.loads(json.dumps(field.default))
 
 
-def test_schema_takes_one_target_or_several_as_the_job_file_does(run_cli):
-    kinds = {kind["type"] for kind in json.loads(run_cli("schema").stdout)["properties"]["target"]["anyOf"]}
+def test_schema_takes_one_target_or_several_as_the_job_file_does(run_here):
+    kinds = {kind["type"] for kind in json.loads(run_here("schema").stdout)["properties"]["target"]["anyOf"]}
     assert kinds == {"string", "array"}
 
 
@@ -207,11 +183,11 @@ def test_flags_win_over_the_job_file(run_cli, tmp_path):
     assert resolved["task"] == "text-generation"  # found out
 
 
-def test_flags_win_over_the_file_within_a_section_too(run_cli, tmp_path):
+def test_flags_win_over_the_file_within_a_section_too(run_here, tmp_path):
     job = {"gguf": {"imatrix": "off", "split_max_size": "3G"}, "tensorrt": {"engine": False}, "qat": True}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({"model": "tiny", "target": "torch:bf16", **job}))
     flags = ("--gguf-split-max-size", "4G", "--tensorrt-engine", "--qat-steps", 7, "--gguf-tensor", "a=f16")
-    done = run_cli(
+    done = run_here(
         "run", "--config", tmp_path / "job.yaml", *flags, "-o", tmp_path / "b", "--dry-run", "--format", "json",
     )  # fmt: skip
     planned = last_json(done)
@@ -231,9 +207,9 @@ def test_flags_win_over_the_file_within_a_section_too(run_cli, tmp_path):
         ("model: [tiny\n", "is not valid YAML"),
     ],
 )
-def test_a_wrong_job_file_is_one_line_and_status_2(run_cli, tmp_path, text, complaint):
+def test_a_wrong_job_file_is_one_line_and_status_2(run_here, tmp_path, text, complaint):
     (tmp_path / "job.yaml").write_text(text)
-    done = run_cli("run", "--config", tmp_path / "job.yaml")
+    done = run_here("run", "--config", tmp_path / "job.yaml")
     assert done.returncode == 2
     assert complaint in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -245,118 +221,9 @@ def test_a_misspelt_flag_and_command_get_the_nearest(run_cli):
     assert run_cli("rum").returncode == 2
 
 
-def test_targets_lists_every_precision_with_its_gates(run_cli):
-    listed = last_json(run_cli("targets", "--format", "json"))
-    rows = {(row["target"], row["precision"]): row for row in listed["targets"]}
-    assert {("torch", "fp32"), ("onnx", "fp32"), ("onnx", "int8-weight")} <= set(rows)
-    assert all(row["summary"] for row in rows.values())
-    assert rows["onnx", "fp32"]["gates"]["max_logit_error"] == 0.001
-    assert rows["onnx", "fp32"]["unavailable"] is None
-    assert "tiny" in listed["recipes"]
-
-
-def test_one_target_has_its_precisions_gates_options_and_an_example(run_cli):
-    listed = last_json(run_cli("targets", "gguf", "--format", "json"))
-    gates = {row["precision"]: row["gates"] for row in listed["precisions"]}
-    assert gates["q4_k_m"]["max_ppl_ratio"] == 1.1
-    assert [(one["flag"], one["key"], one["default"]) for one in listed["options"]] == [
-        ("--gguf-imatrix", "gguf: {imatrix: …}", "auto"),
-        ("--gguf-tensor", "gguf: {tensor: …}", ""),
-        ("--gguf-split-max-size", "gguf: {split_max_size: …}", ""),
-    ]
-    assert listed["example"] == "exporter run -m MODEL -t gguf:q4_k_m --gguf-tensor ffn_down=q6_k -o out/gguf"
-    human = run_cli("targets", "tensorrt-rtx", env={"COLUMNS": "60"}).stdout
-    assert "--no-tensorrt-rtx-engine\n" in human
-    assert "{compute_capability: …}" in human
-    assert "no options of its own" in run_cli("targets", "torch").stdout
-
-
-@pytest.mark.parametrize("name", [name for name, target in known.BUILTIN.items() if target.options])
-def test_the_example_of_a_target_is_a_job(run_cli, name):
-    """All of it is read; what stops it is the model, which is no one's."""
-    example = last_json(run_cli("targets", name, "--format", "json"))["example"]
-    done = run_cli(*shlex.split(example)[1:], "--dry-run")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert "MODEL" in done.stderr
-
-
-def test_a_misspelt_target_gets_the_nearest(run_cli):
-    done = run_cli("targets", "guff")
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: unknown target 'guff'; did you mean gguf?\n")
-
-
-@pytest.mark.parametrize("command", [("targets",), ("targets", "tensorrt-rtx"), ("doctor",)], ids=" ".join)
-def test_listings_fit_80_columns(run_cli, command):
-    done = run_cli(*command, env={"COLUMNS": "80"})
-    assert done.returncode == 0, done.stderr
-    kept = ("trouble: ", "exporter run ")  # lines to be copied
-    long = [line for line in done.stdout.splitlines() if len(line) > 80 and not line.startswith(kept)]
-    assert long == []
-
-
-def test_doctor_tells_what_decides_a_result(run_cli):
-    facts = last_json(run_cli("doctor", "--format", "json", env={"OMP_NUM_THREADS": "3"}))
-    assert facts["cpu"]
-    assert facts["threads"] == facts["cores"] > 0
-    assert facts["memory_bytes"] >= facts["memory_available_bytes"] > 0
-    assert facts["environment"]["OMP_NUM_THREADS"] == "3"
-    assert facts["versions"]["exporter"] == exporter.__version__
-    assert facts["versions"]["onnxruntime"] == metadata.version("onnxruntime")
-    assert {"cpu_features", "gpu", "gpus", "cache", "cache_free_bytes", "troubles"} <= set(facts)
-    assert "No known trouble." in run_cli("doctor").stdout or facts["troubles"]
-
-
-def test_doctor_knows_the_bad_pairs(run_cli, tmp_path):
-    fake_install(tmp_path, "onnxruntime_gpu", "1.31.0")
-    fake_install(tmp_path, "onnxruntime_genai", "0.13.1")
-    fake_install(tmp_path, "optimum_onnx", "0.1.0")
-    fake_install(tmp_path, "transformers", "4.57.1")
-    facts = last_json(run_cli("doctor", "--format", "json", env={"PYTHONPATH": str(tmp_path), "PYTORCH_JIT": "0"}))
-    troubles = "\n".join(facts["troubles"])
-    assert "onnxruntime and onnxruntime-gpu share one folder" in troubles
-    assert "onnxruntime-genai 0.13.1 writes the wrong rope_theta" in troubles
-    assert "pip uninstall optimum-onnx" in troubles
-    assert "transformers 4.57.1 is not >=" in troubles
-    assert "unset PYTORCH_JIT" in troubles
-    human = run_cli("doctor", env={"PYTHONPATH": str(tmp_path)})
-    assert "trouble: onnxruntime and onnxruntime-gpu" in human.stdout
-    assert human.returncode == 0
-
-
-def test_verify_finds_a_changed_byte(run_cli, built, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(built, copy)
-    whole = run_cli("verify", copy, "--format", "json")
-    assert whole.returncode == 0
-    assert json.loads(whole.stdout) == {"torch-bf16": [], "reference": []}
-    model = copy / "torch-bf16" / "model.safetensors"
-    data = bytearray(model.read_bytes())
-    data[len(data) // 2] ^= 1
-    model.write_bytes(data)
-    (copy / "reference" / "reference.npz").unlink()
-    damaged = run_cli("verify", copy)
-    assert damaged.returncode != 0
-    assert "torch-bf16: model.safetensors has other contents than when it was written" in damaged.stdout
-    assert "reference: reference.npz is missing" in damaged.stdout
-
-
-def test_report_renders_again(run_cli, built, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(built, copy)
-    names = ("report.html", "report.md", "junit.xml")
-    before = {name: (copy / name).read_bytes() for name in names}
-    for name in names:
-        (copy / name).unlink()
-    done = run_cli("report", copy)
-    assert done.returncode == 0, done.stderr
-    assert "torch:bf16" in done.stdout
-    assert {name: (copy / name).read_bytes() for name in names} == before
-
-
 @pytest.mark.parametrize("command", ["report", "bench", "verify"])
-def test_a_folder_without_results_is_refused(run_cli, command, tmp_path):
-    done = run_cli(command, tmp_path)
+def test_a_folder_without_results_is_refused(run_here, command, tmp_path):
+    done = run_here(command, tmp_path)
     assert done.returncode == 2
     assert str(tmp_path) in done.stderr
     assert "Traceback" not in done.stderr

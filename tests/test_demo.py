@@ -55,9 +55,9 @@ def test_what_it_installs_are_the_base_dependencies_alone():
     assert "LLAMA" not in " ".join(recipe("$(BASE)"))  # which needs a compiler
 
 
-def test_its_command_is_a_job(run_cli, tmp_path):
+def test_its_command_is_a_job(run_here, tmp_path):
     words = [str(tmp_path / "out") if word == "out/demo" else word for word in command()]
-    done = run_cli(*words, "--dry-run")
+    done = run_here(*words, "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
     for variant in ("torch:bf16", "onnx:fp32", "onnx:int8-weight", "onnx:int4-weight"):
         assert f"# export, check and measure {variant}\n" in done.stdout

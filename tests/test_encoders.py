@@ -68,7 +68,9 @@ def test_family(architecture, tmp_path):
             eval_text=tmp_path / "text",
             eval_tokens=1024,
             window=64,
+            calib_tokens=2048,
             speed=False,
+            threads=1,
             min_cosine=0.5,
         )
     )
@@ -93,11 +95,11 @@ def test_family(architecture, tmp_path):
     assert {"model.onnx", "config.json", "tokenizer.json", "manifest.json"} <= names
 
 
-def test_the_bare_target_means_int8_dynamic_for_an_encoder_and_int8_weight_for_a_decoder(run_cli, tmp_path, tiny):
+def test_the_bare_target_means_int8_dynamic_for_an_encoder_and_int8_weight_for_a_decoder(run_here, tmp_path, tiny):
     torch.manual_seed(0)
     transformers.BertModel(FAMILIES["BertModel"]).save_pretrained(tmp_path / "bert")
     tokenizer(tmp_path / "bert", 500)
     for model, meant in ((tmp_path / "bert", "onnx:int8-dynamic"), (tiny, "onnx:int8-weight")):
-        done = run_cli("run", "-m", model, "-o", tmp_path / "out", "--dry-run", "--format", "json")
+        done = run_here("run", "-m", model, "-o", tmp_path / "out", "--dry-run", "--format", "json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["job"]["target"] == [meant]

@@ -41,7 +41,9 @@ def test_family(architecture, tiny, tmp_path):
         output=tmp_path / "out",
         eval_tokens=512,
         window=128,
+        calib_tokens=2048,
         speed=False,
+        threads=1,
     )
     rows = {row["precision"]: row for row in run(job)["results"] if row["target"] == "onnx"}
     assert {row["status"] for row in rows.values()} == {"ok"}, rows

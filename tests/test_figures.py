@@ -214,23 +214,23 @@ def test_time_left_is_of_what_is_left_and_never_0():
 
 
 @pytest.fixture(scope="module")
-def first(run_cli, tmp_path_factory):
+def first(run_here, tmp_path_factory):
     """A run's output, which each test copies."""
     out = tmp_path_factory.mktemp("figures") / "out"
-    done = run_cli("run", "-m", "tiny", *FLAGS, "-t", "onnx:fp32", "-t", "onnx:int8-weight", "-o", out)
+    done = run_here("run", "-m", "tiny", *FLAGS, "-t", "onnx:fp32", "-t", "onnx:int8-weight", "-o", out)
     assert done.returncode == 0, done.stderr
     return out
 
 
 @pytest.fixture
-def again(run_cli, first, out):
+def again(run_here, first, out):
     """again(*flags): the job once more, with flags more or other ones; what was measured (by the logs), the report."""
     shutil.copytree(first, out)
 
     def run(*flags, targets=("onnx:fp32", "onnx:int8-weight"), status=0):
         shutil.rmtree(out / "logs")
         asked = [word for target in targets for word in ("-t", target)]
-        done = run_cli("run", "-m", "tiny", *FLAGS, *asked, "-o", out, *flags)
+        done = run_here("run", "-m", "tiny", *FLAGS, *asked, "-o", out, *flags)
         assert done.returncode == status, done.stderr
         logs = {path.name.removesuffix(".log") for path in out.glob("logs/*.log")} - {"prepare"}
         report = json.loads((out / "report.json").read_text())
@@ -280,7 +280,7 @@ def test_another_text_and_damaged_figures_are_measured_again(again, out, tiny):
     assert second.logs == {"onnx-fp32.quality"}
     assert "quality measured again: what was stored of it is damaged" in second.rows["onnx-fp32"]["reason"]
     assert second.rows["onnx-fp32"]["quality"]["kl"]["value"] < 1
-    third = again("--eval-text", tiny / "adapter" / "eval.txt", "--force")
+    third = again("--eval-text", tiny / "adapter" / "eval.txt", "--force", "--no-speed")
     assert {log for log in third.logs if log.endswith("quality")} == {"onnx-fp32.quality", "onnx-int8-weight.quality"}
     assert "the reference's answers" in third.rows["onnx-int8-weight"]["reason"]
 

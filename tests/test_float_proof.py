@@ -19,10 +19,10 @@ from exporter.types import GENERATION, Checkpoint, ExportRequest
 
 
 @pytest.fixture(scope="module")
-def whole(run_cli, tmp_path_factory):
+def whole(run_here, tmp_path_factory):
     """The shipped model's float graph and the reference's answers."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    done = run_cli("run", *SMALL, "-m", "tiny", "-t", "onnx:fp32", "-o", out)
+    done = run_here("run", *SMALL, "-m", "tiny", "-t", "onnx:fp32", "-o", out)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 

@@ -81,9 +81,9 @@ def test_the_shipped_models_artifacts_are_what_they_are_called(demo):
             assert artifact["named_share"] == (None if precision == "fp32" else 1)
 
 
-def test_a_gate_that_no_4_bit_mix_keeps_is_not_passed_in_float(run_cli, out):
+def test_a_gate_that_no_4_bit_mix_keeps_is_not_passed_in_float(run_here, out):
     gate = ("--max-ppl-ratio", 1.0000001, "--calib-tokens", 2048)
-    done = run_cli("run", "-m", "models/tiny", "-t", "onnx:int4-weight", *gate, *SMALL, "-o", out)
+    done = run_here("run", "-m", "models/tiny", "-t", "onnx:int4-weight", *gate, *SMALL, "-o", out)
     assert done.returncode == 3, done.stderr
     row = json.loads((out / "report.json").read_text())["results"][1]
     failed = {gate["name"]: gate for gate in row["gates"] if not gate["passed"]}
@@ -104,9 +104,9 @@ def odd_width(tiny, tmp_path_factory):
     return folder
 
 
-def the_name_fails(run_cli, model, out):
+def the_name_fails(run_here, model, out):
     """The one gate that a model fails at onnx:int8-weight, which is that of the precision's name."""
-    done = run_cli("run", "-m", model, "-t", "onnx:int8-weight", *SMALL, "-o", out)
+    done = run_here("run", "-m", model, "-t", "onnx:int8-weight", *SMALL, "-o", out)
     assert done.returncode == 3, done.stderr
     row = json.loads((out / "report.json").read_text())["results"][1]
     [gate] = [gate for gate in row["gates"] if not gate["passed"]]
@@ -114,8 +114,8 @@ def the_name_fails(run_cli, model, out):
     return gate
 
 
-def test_rows_that_no_block_divides_are_told(run_cli, odd_width, out):
-    gate = the_name_fails(run_cli, odd_width, out)
+def test_rows_that_no_block_divides_are_told(run_here, odd_width, out):
+    gate = the_name_fails(run_here, odd_width, out)
     assert gate["value"] < 0.25  # only the attention's last product has rows of 64
     assert "rows of 72 are no multiple of the block of 32" in gate["detail"]
 
@@ -134,8 +134,8 @@ def mixture(tiny, tmp_path_factory):
     return folder
 
 
-def test_experts_that_stay_in_float_are_told(run_cli, mixture, out):
-    gate = the_name_fails(run_cli, mixture, out)
+def test_experts_that_stay_in_float_are_told(run_here, mixture, out):
+    gate = the_name_fails(run_here, mixture, out)
     assert gate["value"] < 0.5
     assert "experts" in gate["detail"]
 

@@ -209,13 +209,13 @@ def saved(model, tiny, folder):
     return folder
 
 
-def test_a_window_that_a_graph_lost_fails_its_row_and_a_whole_one_is_proven(tiny, tmp_path, run_cli, out):
+def test_a_window_that_a_graph_lost_fails_its_row_and_a_whole_one_is_proven(tiny, tmp_path, run_here, out):
     """onnxruntime-genai's builder knows no window for Mistral; transformers' own code does."""
     sizes = _SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 256, "sliding_window": 128}
     folder = saved(transformers.MistralForCausalLM(transformers.MistralConfig(**sizes)), tiny, tmp_path / "model")
     targets = ("-t", "onnx:fp32", "-t", "onnx:int8-weight", "-t", "torch:bf16")
     job = ("run", *SMALL, "--window", 64, "-m", folder, *targets, "-o", out)
-    done = run_cli(*job, "--proven-length", 200)
+    done = run_here(*job, "--proven-length", 200)
     rows = {row["precision"]: row for row in json.loads((out / "report.json").read_text())["results"]}
     wrong, right = rows["fp32"], rows["bf16"]  # the reference's own row comes first
     assert done.returncode == 4, done.stdout + done.stderr  # a gate of one, and one that was not built

@@ -54,23 +54,23 @@ def start():
 
 
 @pytest.mark.parametrize("command", ["run", "merge", "bench", "report"])
-def test_the_second_refuses_and_says_who_is_there(start, run_cli, tiny, out, command):
+def test_the_second_refuses_and_says_who_is_there(start, run_here, tiny, out, command):
     out.mkdir()
     report = '{"schema_version": 2}'
     if command in ("bench", "report"):
         (out / "report.json").write_text(report)
     first = start(HOLD, out, 60)
     flags = {"run": ["-m", tiny, *SMALL, "-o", out], "merge": ["-m", tiny, "--adapter", tiny / "adapter", "-o", out]}
-    done = run_cli(command, *flags.get(command, [out]))
+    done = run_here(command, *flags.get(command, [out]))
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
     assert done.stderr.startswith(f"error: {out} is in use by exporter's process {first.pid}, since ")
     assert done.stderr.endswith("; wait for it with --wait, or choose another folder\n")
     assert [path.name for path in out.iterdir()] == (["report.json"] if command in ("bench", "report") else [])
 
 
-def test_the_second_waits_where_it_is_told_to(start, run_cli, tiny, out):
+def test_the_second_waits_where_it_is_told_to(start, run_here, tiny, out):
     first = start(HOLD, out, 4)
-    done = run_cli("merge", "-m", tiny, "--adapter", tiny / "adapter", "-o", out, "--wait", "-v")
+    done = run_here("merge", "-m", tiny, "--adapter", tiny / "adapter", "-o", out, "--wait", "-v")
     assert done.returncode == 0, done.stderr
     assert first.poll() == 0
     assert f"waiting for exporter's process {first.pid}, since " in done.stderr
@@ -160,31 +160,31 @@ def test_two_runs_of_one_job_at_once_are_both_right(tiny, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def mixed(run_cli, tiny, tmp_path_factory):
+def mixed(run_here, tiny, tmp_path_factory):
     """Two outputs of two models under the same names, each whole."""
     place = tmp_path_factory.mktemp("two")
     for name, more in (("plain", ()), ("adapted", ("--adapter", tiny / "adapter"))):
-        done = run_cli("run", "-m", tiny, *more, *SMALL, "-t", "torch:bf16", "-o", place / name)
+        done = run_here("run", "-m", tiny, *more, *SMALL, "-t", "torch:bf16", "-o", place / name)
         assert done.returncode in (0, 3), done.stderr
-        assert run_cli("verify", place / name).returncode == 0
+        assert run_here("verify", place / name).returncode == 0
     return place
 
 
 @pytest.mark.parametrize("name", ["torch-bf16", "reference"])
-def test_verify_finds_an_artifact_of_another_model(run_cli, mixed, tmp_path, name):
+def test_verify_finds_an_artifact_of_another_model(run_here, mixed, tmp_path, name):
     shutil.copytree(mixed / "plain", tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / name)
     shutil.copytree(mixed / "adapted" / name, tmp_path / "out" / name)
-    done = run_cli("verify", tmp_path / "out")
+    done = run_here("verify", tmp_path / "out")
     assert done.returncode == 2
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert lines[name].startswith("it is of another model (")
     assert [line for other, line in lines.items() if other != name] == ["whole"]
 
 
-def test_verify_finds_what_the_report_tells_of_and_is_not_there(run_cli, mixed, tmp_path):
+def test_verify_finds_what_the_report_tells_of_and_is_not_there(run_here, mixed, tmp_path):
     shutil.copytree(mixed / "plain", tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "torch-bf16")
-    done = run_cli("verify", tmp_path / "out", "--format", "json")
+    done = run_here("verify", tmp_path / "out", "--format", "json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["torch-bf16"] == ["the report tells of it, and it has no manifest that can be read"]

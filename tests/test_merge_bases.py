@@ -15,9 +15,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def merge(run_cli, out):
+def merge(run_here, out):
     def run(*args):
-        done = run_cli("merge", "-o", out, "--threads", 1, "--format", "json", *args)
+        done = run_here("merge", "-o", out, "--threads", 1, "--format", "json", *args)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -25,9 +25,9 @@ def merge(run_cli, out):
 
 
 @pytest.fixture
-def refused(run_cli, out):
+def refused(run_here, out):
     def run(*args):
-        done = run_cli("merge", "-o", out, "--threads", 1, *args)
+        done = run_here("merge", "-o", out, "--threads", 1, *args)
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert not out.exists()
         return done.stderr
@@ -88,11 +88,11 @@ def test_a_choice_of_base_that_makes_no_sense(refused, nf4, plain_adapter):
     assert "is quantized already (nf4)" in refused("-m", nf4, "--adapter", plain_adapter, "--base-quant", "nf4")
 
 
-def test_a_float_base_of_an_adapter_that_records_a_quantized_one(run_cli, tmp_path, plain_adapter):
+def test_a_float_base_of_an_adapter_that_records_a_quantized_one(run_here, tmp_path, plain_adapter):
     config = plain_adapter / "adapter_config.json"
     recorded = json.loads(config.read_text()) | {"base_model_name_or_path": "unsloth/tiny-bnb-4bit"}
     config.write_text(json.dumps(recorded))
-    done = run_cli(
+    done = run_here(
         "run", "-m", "tiny", "--adapter", plain_adapter, "-t", "torch:fp32", "--no-speed", "--eval-tokens", 256,
         "-o", tmp_path / "run",
     )  # fmt: skip

@@ -24,9 +24,9 @@ FILES = {
 
 
 @pytest.fixture
-def merge(run_cli, out):
-    def run(*args, output=out, **settings):
-        return run_cli("merge", "-m", "tiny", "-o", output, "--threads", 1, *args, **settings)
+def merge(run_here, out):
+    def run(*args, output=out):
+        return run_here("merge", "-m", "tiny", "-o", output, "--threads", 1, *args)
 
     return run
 
@@ -35,9 +35,9 @@ def merge(run_cli, out):
 def refused(merge, out):
     """Runs a merge that cannot work; the one line that says why. Nothing is left of it."""
 
-    def run(*args, status=2, **settings):
+    def run(*args, status=2, output=out):
         before = sorted(out.parent.rglob("*"))
-        done = merge(*args, **settings)
+        done = merge(*args, output=output)
         assert (done.returncode, done.stdout) == (status, ""), done.stderr
         assert sorted(out.parent.rglob("*")) == before
         return the_error(done.stderr)
@@ -76,8 +76,8 @@ def truth(tiny, ids):
         return model(ids).logits
 
 
-def test_a_merged_folder_is_a_checkpoint_and_says_how_it_was_proven(merge, run_cli, out, truth, ids):
-    done = merge("--adapter", ADAPTER, "--format", "json")
+def test_a_merged_folder_is_a_checkpoint_and_says_how_it_was_proven(run_cli, out, truth, ids):
+    done = run_cli("merge", "-m", "tiny", "-o", out, "--threads", 1, "--adapter", ADAPTER, "--format", "json")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == FILES
     record = json.loads(done.stdout.splitlines()[-1])

@@ -10,7 +10,7 @@ from conftest import SMALL
 NAMES = ["a b 'c' \"d\"", "モデル-ü", "-rf", "{{7*7}}", "<script>alert(1)<_script>", "[bold]$(x)&amp;|*"]
 
 
-def test_every_name_is_shown_as_it_is(run_cli, tiny, tmp_path):
+def test_every_name_is_shown_as_it_is(run_here, tiny, tmp_path):
     """One job with all the names at once: an adapter of each, merged in order, from a folder with a relative path."""
     model = tmp_path / NAMES[0]
     shutil.copytree(tiny, model, ignore=shutil.ignore_patterns("adapter"))
@@ -21,7 +21,7 @@ def test_every_name_is_shown_as_it_is(run_cli, tiny, tmp_path):
     for name in NAMES:
         shutil.copytree(tiny / "adapter", tmp_path / "adapters" / name)
         flags += ["--adapter", f"adapters/{name}"]
-    done = run_cli("run", *SMALL, "-m", NAMES[0], *flags, "-t", "onnx:fp32", "-o", NAMES[4], cwd=tmp_path)
+    done = run_here("run", *SMALL, "-m", NAMES[0], *flags, "-t", "onnx:fp32", "-o", NAMES[4], cwd=tmp_path)
     model.chmod(0o755)
     assert done.returncode == 0, done.stderr
     out = tmp_path / NAMES[4]
@@ -38,9 +38,9 @@ def test_every_name_is_shown_as_it_is(run_cli, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["-rf", "{{7*7}}"])
-def test_every_name_can_be_a_models_and_an_outputs(run_cli, tiny, tmp_path, name):
+def test_every_name_can_be_a_models_and_an_outputs(run_here, tiny, tmp_path, name):
     (tmp_path / name).symlink_to(tiny)
-    planned = run_cli("run", "-m", name, "-o", f"{name} out", "--dry-run", "--format", "json", cwd=tmp_path)
+    planned = run_here("run", "-m", name, "-o", f"{name} out", "--dry-run", "--format", "json", cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
     assert json.loads(planned.stdout)["job"]["model"] == name
     assert json.loads(planned.stdout)["job"]["output"] == f"{name} out"

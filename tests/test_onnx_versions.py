@@ -151,14 +151,14 @@ def test_a_version_that_is_none(value, said):
 
 
 @pytest.fixture(scope="module")
-def held(run_cli, tmp_path_factory):
+def held(run_here, tmp_path_factory):
     """The shipped decoder in every precision, for an old runtime and for a very old one."""
     outputs = {}
     for oldest, precisions in (("1.20", PRECISIONS), ("1.18", ("fp32",))):
         output = tmp_path_factory.mktemp("held") / "out"
         wanted = [word for one in precisions for word in ("-t", f"onnx:{one}")]
         more = ("--policy", "off", "--onnx-min-onnxruntime", oldest)
-        done = run_cli("run", *SMALL, "-m", "models/tiny", *wanted, *more, "-o", output)
+        done = run_here("run", *SMALL, "-m", "models/tiny", *wanted, *more, "-o", output)
         outputs[oldest] = (done, json.loads((output / "report.json").read_text()), output)
     return outputs
 

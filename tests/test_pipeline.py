@@ -65,12 +65,12 @@ def test_fewer_bits_cost_more_and_no_more_than_they_must(report, variant, kl):
     assert value(row_of(report, "onnx:fp32"), "kl") < value(row, "kl") < kl
 
 
-def test_the_adapter_is_in_the_model(report, demo, run_cli, tmp_path):
+def test_the_adapter_is_in_the_model(report, run_here, tmp_path):
     """The merged model is better at what the adapter was trained on than the base is."""
     assert "merged LoRA adapter" in " ".join(report["model"]["history"])
-    done = run_cli(
-        "run", "-m", "tiny", "--eval-text", "models/tiny/adapter/eval.txt",
-        "--no-speed", "-t", "onnx:fp32", "-o", tmp_path / "o",
+    done = run_here(
+        "run", "-m", "tiny", "--eval-text", "models/tiny/adapter/eval.txt", "--threads", 1,
+        "--no-speed", "-t", "torch:bf16", "-o", tmp_path / "o",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     base = json.loads((tmp_path / "o" / "report.json").read_text())
@@ -153,7 +153,8 @@ def test_tensors_that_the_model_has_no_place_for_are_named_in_the_report(tmp_pat
     shutil.copytree(tiny, tmp_path / "model")
     config = json.loads((tiny / "config.json").read_text()) | {"num_hidden_layers": 2}
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    job = Job(model=str(tmp_path / "model"), target="onnx:fp32", output=tmp_path / "out", eval_tokens=256, speed=False)
+    small = {"eval_tokens": 256, "threads": 1, "speed": False}
+    job = Job(model=str(tmp_path / "model"), target="torch:bf16", output=tmp_path / "out", **small)
     [note] = run(job)["model"]["notes"]
     assert "model.layers.2.input_layernorm.weight" in note
     assert "6 more" in note

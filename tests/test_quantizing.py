@@ -133,12 +133,12 @@ def test_integer_kernels_are_counted_in_the_graph_that_runs(chosen):
     )
 
 
-def test_a_policy_is_edited_and_given(chosen, run_cli, tmp_path):
+def test_a_policy_is_edited_and_given(chosen, run_here, tmp_path):
     output, report = chosen
     text = yaml.safe_load((output / "onnx-int4-weight" / "policy.yaml").read_text())
     text["modules"][DOWN] = "float"
     (tmp_path / "my policy's.yaml").write_text(yaml.safe_dump(text))
-    done = run_cli(
+    done = run_here(
         "run", "-m", "tiny", "-t", "onnx:int4-weight", "--policy", tmp_path / "my policy's.yaml", "--no-speed",
         "--eval-tokens", 512, "--calib-tokens", 2048, "--threads", 1, "--format", "json", "-o", tmp_path / "out",
     )  # fmt: skip
@@ -153,9 +153,9 @@ def test_a_policy_is_edited_and_given(chosen, run_cli, tmp_path):
     assert value(row, "kl") < value(before, "kl")
 
 
-def test_calibrate_writes_the_policy_that_run_would_use(chosen, run_cli, tmp_path):
+def test_calibrate_writes_the_policy_that_run_would_use(chosen, run_here, tmp_path):
     output, _ = chosen
-    done = run_cli(
+    done = run_here(
         "calibrate", "-m", "tiny", "-t", "onnx:int8-static", "--calib-tokens", 2048, "--eval-tokens", 512,
         "--threads", 1, "--policy-out", tmp_path / "policy.yaml",
     )  # fmt: skip
@@ -241,7 +241,7 @@ def test_what_cannot_be_made_is_said_before_any_work(refused, tmp_path, modules,
     assert said in refused("-m", "tiny", "-t", target, "--policy", tmp_path / "policy.yaml")
 
 
-def test_a_policy_of_another_checkpoint(refused, run_cli, tiny, tmp_path):
+def test_a_policy_of_another_checkpoint(refused, run_here, tiny, tmp_path):
     """Whatever the text or the way of the merge: with its own weights it is taken, with others only when told."""
     file, adapter = tmp_path / "policy.yaml", ("--adapter", tiny / "adapter")
     asked = ("-m", "tiny", "-t", "onnx:int4-weight", "--policy", file)
@@ -254,7 +254,7 @@ def test_a_policy_of_another_checkpoint(refused, run_cli, tiny, tmp_path):
     ways = ((), adapter, (*adapter, *other))
     own, merged, again = (re.search(r"this is tiny \((\w+)…\)", refused(*asked, *more))[1] for more in ways)
     assert own != merged == again
-    done = run_cli("run", *asked, "--force-policy", *SMALL, "--format", "json", "-o", tmp_path / "forced")
+    done = run_here("run", *asked, "--force-policy", *SMALL, "--format", "json", "-o", tmp_path / "forced")
     notes = json.loads(done.stdout.splitlines()[-1])["model"]["notes"]
     assert [note for note in notes if note.endswith("used all the same (--force-policy).")] == notes
 

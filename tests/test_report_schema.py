@@ -31,11 +31,11 @@ def whole(report: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def test_the_command_prints_it(run_cli):
-    printed = json.loads(run_cli("schema", "report").stdout)
+def test_the_command_prints_it(run_here):
+    printed = json.loads(run_here("schema", "report").stdout)
     assert printed == {"$schema": "https://json-schema.org/draft/2020-12/schema", **report_schema()}
-    assert run_cli("schema", "job").stdout == run_cli("schema").stdout
-    wrong = run_cli("schema", "rows")
+    assert run_here("schema", "job").stdout == run_here("schema").stdout
+    wrong = run_here("schema", "rows")
     assert wrong.returncode == 2
     assert "'rows' is not one of 'job', 'report'" in wrong.stderr
 

@@ -95,10 +95,10 @@ def test_it_is_as_the_schema_says(old):
     assert list(complaints(upgraded(old))) == []
 
 
-def test_the_same_markdown_comes_of_it(run_cli, tmp_path):
+def test_the_same_markdown_comes_of_it(run_here, tmp_path):
     folder = shutil.copytree(OLD, tmp_path / "out")
     (folder / "report.md").unlink()
-    done = run_cli("report", folder)
+    done = run_here("report", folder)
     assert done.returncode == 0, done.stderr
     before, which, after = re.split(
         r"(?<=\n)(\*\*Which to take\*\*\n.*?)(?=\*\*)", (folder / "report.md").read_text(), flags=re.S
@@ -108,13 +108,13 @@ def test_the_same_markdown_comes_of_it(run_cli, tmp_path):
     assert json.loads((folder / "report.json").read_text())["schema_version"] == 2
 
 
-def test_bench_measures_what_it_tells_of(old, run_cli, tmp_path):
+def test_bench_measures_what_it_tells_of(old, run_here, tmp_path):
     """Beside it artifacts and a reference as they are written today; only the report is old."""
     out = tmp_path / "out"
     made = run(Job(model="tiny", target="onnx:int8-weight", output=out, eval_tokens=256, speed=False, threads=1))
     old["results"] = old["results"][:2]
     (out / "report.json").write_text(json.dumps(old))
-    done = run_cli("bench", out, "--threads", 1)
+    done = run_here("bench", out, "--threads", 1)
     assert done.returncode == 3, done.stderr  # its job had a gate that so few tokens cannot pass
     again = read_report(out)
     assert list(complaints(again)) == []

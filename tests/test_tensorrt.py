@@ -75,7 +75,7 @@ def test_rows(done):
 
 def test_int8_under_a_policy(tmp_path):
     """Signed Q/DQ where the policy allows; the engine's own log says that its products became integers."""
-    options = {"tensorrt-rtx": {"compute_capability": ["sm89"]}}
+    options = {"tensorrt-rtx": {"compute_capability": ["sm89"]}, "calib_tokens": 2048, "speed": False}
     report = run(job("tiny", tmp_path / "out", "tensorrt-rtx:int8", max_ppl_ratio=1.1, **options))
     assert report["passed"], report["results"]
     row = rows_of(report)["int8"]

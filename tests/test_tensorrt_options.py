@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
 
 def test_without_an_engine(tmp_path):
     """TensorRT itself is not needed then; TensorRT-RTX's parser still reads the graph."""
-    small = {"eval_tokens": 256, "window": 64, "threads": 1}
+    small = {"eval_tokens": 256, "window": 64, "threads": 1, "speed": False}
     report = run(Job(model="tiny", target="tensorrt", output=tmp_path / "out", tensorrt={"engine": False}, **small))
     row = report["results"][-1]
     assert report["passed"], row

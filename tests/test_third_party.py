@@ -120,8 +120,8 @@ def test_its_version_is_recorded_so_that_an_upgrade_exports_again(out):
     assert manifest["versions"]["exporter-npz"] == "0.1.0"
 
 
-def test_where_it_is_not_installed_its_artifact_is_skipped(run_cli, out):
-    done = run_cli("bench", out[0], "--format", "json")
+def test_where_it_is_not_installed_its_artifact_is_skipped(run_here, out):
+    done = run_here("bench", out[0], "--format", "json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert row_of(report, "npz")["status"] == "skipped"
@@ -150,13 +150,13 @@ def test_its_own_refusal_is_told_before_any_work(run_cli, npz, tmp_path):
     assert "unknown precision of npz 'int8'" in done.stderr
 
 
-def test_its_options_are_flags_a_section_and_in_the_schema(run_cli, npz, tmp_path):
+def test_its_options_are_flags_a_section_and_in_the_schema(run_cli, run_here, npz, tmp_path):
     shown = run_cli("run", "--help", env=npz).stdout
     heading = "npz (NumPy's .npz, an example of a third party's target):"
     assert "--npz-compress" in shown.partition(heading)[2].partition("Running:")[0]
     schema = json.loads(run_cli("schema", env=npz).stdout)["properties"]["npz"]
     assert (schema["type"], schema["properties"]["compress"]["default"]) == ("object", False)
-    assert "npz" not in json.loads(run_cli("schema").stdout)["properties"]
+    assert "npz" not in json.loads(run_here("schema").stdout)["properties"]
     told = json.loads(run_cli("targets", "npz", "--format", "json", env=npz).stdout)
     assert [(one["flag"], one["key"], one["default"]) for one in told["options"]] == [
         ("--npz-compress", "npz: {compress: …}", "off")
@@ -166,18 +166,19 @@ def test_its_options_are_flags_a_section_and_in_the_schema(run_cli, npz, tmp_pat
     done = run_cli("run", *flags, env=npz)
     assert done.returncode == 2
     assert "unknown option of npz 'compres'; did you mean compress?" in done.stderr
-    assert "unknown section 'npz'" in run_cli("run", *flags[:2], *flags[4:]).stderr
+    assert "unknown section 'npz'" in run_here("run", *flags[:2], *flags[4:]).stderr
 
 
-@pytest.mark.parametrize("way", ["flag", "yaml"])
-def test_its_option_changes_what_it_writes(run_cli, npz, out, tmp_path, way):
-    (tmp_path / "job.yaml").write_text("npz: {compress: true}" if way == "yaml" else "{}")
-    flags = ("--npz-compress",) if way == "flag" else ()
-    done = run_cli(
-        "run", "-m", "models/tiny", "-t", "npz", *flags, "--config", tmp_path / "job.yaml", "--no-speed", *LIGHT,
-        "-o", tmp_path / "out", env=npz,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_its_option_changes_what_it_writes(run_cli, npz, out, tmp_path):
+    """As a flag and as a section it is the same job, whose artifact is reused."""
+    (tmp_path / "job.yaml").write_text("npz: {compress: true}")
+    manifest, written = tmp_path / "out" / "npz-fp16" / "manifest.json", []
+    for asked in (("--npz-compress",), ("--config", tmp_path / "job.yaml")):
+        command = ("run", "-m", "models/tiny", "-t", "npz", *asked, "--no-speed", *LIGHT, "-o", tmp_path / "out")
+        done = run_cli(*command, env=npz)
+        assert done.returncode == 0, done.stderr
+        written.append(manifest.stat().st_mtime_ns)
+    assert written[0] == written[1]
     row = row_of(json.loads((tmp_path / "out" / "report.json").read_text()), "npz")
     assert row["status"] == "ok"
     assert row["artifact"]["bytes"] < 0.99 * row_of(out[1], "npz")["artifact"]["bytes"]

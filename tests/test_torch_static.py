@@ -274,8 +274,8 @@ def test_a_policy_that_cannot_be_had_is_said(tiny, tmp_path, policy, said):
         write(tmp_path / "out", tiny, GENERATION, policy)
 
 
-def test_it_is_listed_and_refuses_a_models_own_code(run_cli):
-    assert "int8-static" in run_cli("targets").stdout
+def test_it_is_listed_and_refuses_a_models_own_code(run_here):
+    assert "int8-static" in run_here("targets").stdout
     assert "would run that code" in TORCH.check({"auto_map": {"AutoModel": "x"}}, GENERATION, "int8-static")
 
 
