@@ -32,6 +32,7 @@ COMMANDS = (
     "calibrate",
     "doctor",
     "fetch",
+    "inspect",
     "merge",
     "report",
     "run",

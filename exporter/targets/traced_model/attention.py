@@ -1,8 +1,8 @@
 """The attention that is traced: transformers lets its attention function be chosen, and this one's trace converts.
 
 transformers' own repeats keys with sizes that it multiplies while it is traced; coremltools 9 makes an array of one
-number of such a product, and numpy 2.4 refuses to make a number of that (its `_cast`). Here no size is computed, so that
-nothing of another package has to be changed.
+number of such a product, and numpy 2.4 refuses to make a number of that (in its `_cast`). Here no size is computed, so
+that nothing of another package has to be changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BEYOND = ("s_aux", "position_bias")
 
 
 def use_attention(model: Any, fused: bool) -> None:
-    """Lets a model attend so; `fused`: by torch's one operator, which engines have one of. Others keep their own way."""
+    """Lets a model attend so; `fused`: by torch's one operator, which engines have too. Others keep their own way."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 

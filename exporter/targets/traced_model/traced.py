@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     import torch
 
 OUTPUTS = {FEATURES: "last_hidden_state", CLASSIFICATION: "logits", GENERATION: "logits"}
-BATCH, NEW, TOTAL = "batch_size", "sequence_length", "total_sequence_length"  # sizes that vary, as ONNX graphs call them
+BATCH, NEW, TOTAL = (
+    "batch_size",
+    "sequence_length",
+    "total_sequence_length",
+)  # sizes that vary, as ONNX graphs call them
 # Sizes at the trace: above 1, which tracers take for a constant, and all different from one another.
 SAMPLE = {BATCH: 2, NEW: 3, TOTAL: 8}
 KEYS, VALUES = "key_cache", "value_cache"
