@@ -13,13 +13,14 @@ from coreml_models import FAMILIES, TASKS, VOCABULARY, export, random_model
 from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.errors import BuildError, JobError
 from exporter.measure.held import held
-from exporter.quantization.grid import quantized
+from exporter.quantization.grid import quantized, rounded_input
 from exporter.scheme import Scheme
 from exporter.targets.coreml.held import weights_of
 from exporter.targets.coreml.options import CoremlOptions
 from exporter.targets.coreml.palette import palettes
 from exporter.targets.coreml.precisions import cannot_express
 from exporter.targets.coreml.target import COREML, prepare
+from exporter.targets.coreml.weights import BLOCKS, CHANNELS
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Preparation
 
 pytest.importorskip("coremltools")
@@ -128,15 +129,15 @@ def test_an_encoder_takes_any_length_and_batch(kind, artifacts, models):
 def rounded(model, precision):
     """The model with each linear layer as a precision's form leaves it, the untied ones and not the small."""
     copy = type(model).from_pretrained(model.config._name_or_path, dtype=torch.float32).eval()
-    for layer in linear_layers(copy).values():
+    for name, layer in linear_layers(copy).items():
         weight = weight_of(layer)
         if weight.data_ptr() == copy.get_input_embeddings().weight.data_ptr() or weight.numel() < 2048:
             continue
-        if precision.startswith("palettize"):
+        if precision.startswith("palettize") and name != "lm_head":
             tables, indices = palettes(weight.numpy(), int(precision[-1]), 16)
             new = np.take_along_axis(np.repeat(tables, 16, 0), indices.astype(np.int64), 1)
         else:
-            scheme = Scheme(weight="int8", group=None) if precision == "int8" else Scheme(weight="int4", group=32)
+            scheme = CHANNELS if precision == "int8" or name == "lm_head" else BLOCKS
             new = quantized(weight.contiguous(), scheme).floats().numpy()
         weight.copy_(torch.from_numpy(new))
     return copy
@@ -164,7 +165,34 @@ def test_a_policy_mixes_forms_by_layer(models, place):
     bits = {one.name: one.bits for one in weights_of(folder)}
     assert [bits[name] for name in sorted(bits) if "layers_0_self_attn_q" in name] == [16]
     assert [bits[name] for name in sorted(bits) if "layers_0_self_attn_k" in name] == [8]
-    assert list(bits.values()).count(4) == len(names) - 3  # the head is among them: it is tied
+    assert list(bits.values()).count(4) == len(names) - 2
+
+
+def test_static_inputs_are_rounded_once_for_all_that_share_them(models, place):
+    checkpoint, task, model = models("qwen3")
+    names = [name for name in linear_layers(model) if name != "lm_head"]
+    seen = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, given, name=name: seen.__setitem__(name, float(given[0].abs().max())))
+        for name, layer in linear_layers(model).items()
+    ]
+    answer(model, IDS[:20], task)
+    for hook in hooks:
+        hook.remove()
+    static = {"weight": "int8", "group": None, "input": "static"}
+    policy = {name: Scheme(**static, range=(-seen[name], seen[name])) for name in names}
+    folder = place / "static"
+    export(checkpoint, task, "int8-static", folder, place / "qwen3-auto-scratch", policy=policy)
+    operators = COREML.inspects[".mlpackage"](folder / "model.mlpackage")["functions"][0]["operators"]
+    assert operators["quantize"] == operators["dequantize"] == 8  # of two layers: q, k and v; o; gate and up; down
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, given, name=name: (rounded_input(given[0], policy[name]),) if name in policy else None
+        )
+        for name, layer in linear_layers(meant := rounded(model, "int8")).items()
+    ]
+    with COREML.open(folder, 1) as runner:
+        close(runner.logits(IDS[:20]), answer(meant, IDS[:20], task), 0.05)  # a code more or less here and there
 
 
 def test_weights_that_lie_on_their_grid_stay_there(models, place):

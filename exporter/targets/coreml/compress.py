@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.quantization.grid import levels, quantized
+from exporter.quantization.grid import input_grid, levels, quantized
 from exporter.runner import Floats
 from exporter.scheme import Scheme
 from exporter.targets.coreml.options import STATES as IOS18
@@ -44,14 +44,19 @@ def compress(
         def apply(self, program: Any) -> None:
             for function in program.functions.values():
                 with function:
+                    static = {}
                     for op in list(function.operations):
                         name = wanted.get(op.outputs[0].name) if op.op_type == "const" else None
                         if name is not None:
-                            made = _made(op, forms[name], places[name], weight(name), importance.get(name), system)
+                            form = forms[name]
+                            made = _made(op, form, places[name], weight(name), importance.get(name), system)
                             function.replace_uses_of_var_after_op(
                                 anchor_op=op, old_var=op.outputs[0], new_var=made, no_check_var_types=True
                             )
                             function.remove_ops([op])
+                            if isinstance(form, Scheme) and form.input == "static":
+                                static[made] = form
+                    round_inputs(function, static)
 
     model = ct.models.MLModel(str(package), skip_model_load=True)
     _apply_graph_pass(model, Compression(), skip_model_load=True).save(str(to))
@@ -82,6 +87,29 @@ def _scaled(op: Any, scheme: Scheme, place: Place, weight: Floats, system: int) 
     stored = np.ascontiguousarray(codes).astype(types.nptype_from_builtin(types.string_to_builtin(scheme.weight)))
     scale = np.ascontiguousarray(scales).astype(kind)
     return mb.constexpr_blockwise_shift_scale(data=stored, scale=scale, before_op=op, name=name)
+
+
+def round_inputs(function: Any, schemes: Mapping[Any, Scheme]) -> None:
+    """Rounds what is multiplied with these weights to int8, in fixed ranges about 0; of one input and range once."""
+    from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
+
+    rounded: dict[tuple[Any, float], Any] = {}
+    for op in list(function.operations):
+        place = {"linear": "weight", "matmul": "y"}.get(op.op_type)
+        scheme = schemes.get(op.inputs[place]) if place else None
+        if scheme is None:
+            continue
+        x = op.inputs["x"]
+        step = np.float16(max(input_grid(scheme)[0], _SMALLEST))
+        if (x, float(step)) not in rounded:
+            codes = mb.quantize(input=x, scale=step, output_dtype="int8", before_op=op, name=f"{op.name}_input_codes")
+            rounded[x, float(step)] = mb.dequantize(input=codes, scale=step, before_op=op, name=f"{op.name}_input")
+        kept = {name: value for name, value in op.inputs.items() if value is not None}
+        made = getattr(mb, op.op_type)(**{**kept, "x": rounded[x, float(step)]}, before_op=op, name=f"{op.name}_static")
+        function.replace_uses_of_var_after_op(anchor_op=op, old_var=op.outputs[0], new_var=made)
+        name = op.outputs[0].name
+        function.remove_ops([op])
+        made.name = name
 
 
 def _codes(weight: Floats, scheme: Scheme) -> tuple[NDArray[np.int8], Floats]:

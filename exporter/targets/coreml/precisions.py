@@ -11,7 +11,12 @@ from exporter.types import Gates, Precision, agreement
 
 FLOATS = ("fp32", "fp16")
 # What a policy chooses from for each precision, cheapest first; then float, which is float16 here.
-SCHEMES: Mapping[str, tuple[Scheme, ...]] = {"int8": (CHANNELS,), "int4": (BLOCKS, CHANNELS)}
+STATIC = Scheme(weight="int8", group=None, input="static", signed=True)
+SCHEMES: Mapping[str, tuple[Scheme, ...]] = {
+    "int8": (CHANNELS,),
+    "int8-static": (STATIC, CHANNELS),
+    "int4": (BLOCKS, CHANNELS),
+}
 GROUPS = (16, 32, 64, 128, 256)
 
 
@@ -20,12 +25,16 @@ def cannot_express(precision: str, scheme: Scheme) -> str | None:
     if precision not in SCHEMES:
         return f"coreml:{precision} takes no policy; those that do: {', '.join(SCHEMES)}"
     bits = {one.bits for one in SCHEMES[precision]}
+    signed = scheme.symmetric and scheme.group is None and (scheme.signed or scheme.symmetric_input)
+    if precision == "int8-static" and scheme.weight == "int8" and scheme.input == "static" and signed:
+        return None
     if scheme.input == "float" and scheme.symmetric and scheme.bits in bits and scheme.group in (None, *GROUPS):
         return None
     kinds = " or ".join(sorted({one.weight for one in SCHEMES[precision]}))
     groups = ", ".join(map(str, GROUPS))
+    static = "int8 per channel, symmetric, with a static input that is signed (zero point 0); "
     return (
-        f"coreml:{precision} cannot express {scheme}; it takes {kinds}, symmetric, per channel or in groups of "
+        f"coreml:{precision} cannot express {scheme}; it takes {static * (precision == 'int8-static')}{kinds}, symmetric, per channel or in groups of "
         f"{groups}, with a float input; float"
     )
 
@@ -69,6 +78,21 @@ PRECISIONS: Mapping[str, Precision] = {
         ),
         by_task=agreement(0.93),
         schemes=SCHEMES["int8"],
+        bits=8,
+        table_bits=16,
+    ),
+    "int8-static": Precision(
+        "int8 weights per channel and activations in ranges fixed by calibration, where the policy allows",
+        Gates(
+            max_ppl_ratio=1.02,
+            max_kl=0.03,
+            min_cosine=0.98,
+            max_regression_error=0.25,
+            max_cache_kl=0.01,
+            min_named_share=0.5,
+        ),
+        by_task=agreement(0.9),
+        schemes=SCHEMES["int8-static"],
         bits=8,
         table_bits=16,
     ),

@@ -23,7 +23,7 @@ from exporter.targets.coreml.convert import PACKAGE, convert, name_it
 from exporter.targets.coreml.held import weights_of
 from exporter.targets.coreml.inspection import inspect
 from exporter.targets.coreml.opened import open_folder
-from exporter.targets.coreml.options import BLOCKS, SYSTEMS, CoremlOptions
+from exporter.targets.coreml.options import BLOCKS, ROUNDED_INPUTS, SYSTEMS, CoremlOptions
 from exporter.targets.coreml.precisions import FLOATS, PRECISIONS, cannot_express
 from exporter.targets.coreml.weights import Place, dump, find_places, forms_of, load
 from exporter.targets.folder.files import copy_configuration, model_name
@@ -40,6 +40,8 @@ def export(request: ExportRequest) -> Exported:
     options: CoremlOptions = request.options
     precision, to = request.precision, request.folder / PACKAGE
     check_schemes(request.policy, lambda scheme: cannot_express(precision, scheme))
+    if precision == "int8-static" and request.policy is None:
+        raise BuildError("coreml:int8-static needs a policy with the ranges of its inputs; 'exporter run' makes one")
     package = _float_package(request, half=precision != "fp32")
     notes: list[str] = []
     if precision in FLOATS:
@@ -139,6 +141,8 @@ def prepare(wanted: Preparation) -> str | None:
         raise JobError(f"--coreml-cache state needs --coreml-target {newer}; {options.target} has no states")
     if wanted.precision in ("int4", "palettize6", "palettize4") and options.system < BLOCKS:
         return f"{options.target} has no {wanted.precision} weights: give --coreml-target {newer}, or int8"
+    if wanted.precision == "int8-static" and options.system < ROUNDED_INPUTS:
+        return f"{options.target} rounds no activations: give --coreml-target iOS17 or later, or int8"
     if options.max_length is not None and options.max_length < wanted.window:
         raise JobError(
             f"--coreml-max-length {options.max_length} is less than what is measured on, {wanted.window} tokens: "

@@ -25,12 +25,13 @@ SMALL = 2048  # numbers: coremltools' own limit, below which a table costs more 
 
 @dataclass(frozen=True)
 class Place:
-    """A linear layer's constant. `turned`: it is stored as [K, N]."""
+    """A linear layer's constant. `turned`: it is stored as [K, N]; `head`: it makes a language model's logits."""
 
     constant: str
     turned: bool
     rows: int  # N
     inputs: int  # K
+    head: bool
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ def find_places(program: Program, model: Any) -> dict[str, Place]:
         value = op.outputs[0].val if op.op_type == "const" else None
         if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "f":
             constants.setdefault(_key(value), []).append((op.outputs[0].name, value))
-    shared = shared_weights(model)
+    shared, head = shared_weights(model), model.get_output_embeddings()
     places = {}
     for name, layer in linear_layers(model).items():
         if name in shared:
             continue
         weight = weight_of(layer).detach().numpy()
         if (found := _find(weight, constants)) is not None:
-            places[name] = Place(*found, *weight.shape)
+            places[name] = Place(*found, *weight.shape, head=layer is head)
     return places
 
 
@@ -116,7 +117,9 @@ def forms_of(
 
 
 def usual(precision: str, place: Place) -> Form:
-    """A precision's own form for a layer: where blocks do not divide it, a scale per channel."""
+    """A precision's own form for a layer; a scale per channel for a head, and where blocks do not divide a layer."""
+    if place.head:
+        return CHANNELS
     if precision.startswith("palettize"):
         return Palette(int(precision[-1]), int(np.gcd(ROWS, place.rows)))
     if precision == "int4" and place.inputs % (BLOCKS.group or 1) == 0:
