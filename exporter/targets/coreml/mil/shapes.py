@@ -44,6 +44,8 @@ def flatten2d(x: Array, axis: Any = 1) -> Array:
 
 
 def concat(values: Sequence[Array], axis: Any, interleave: Any = False) -> Array:
+    if not np.ndim(values[0]):  # scalars, of which coremltools makes the bounds of slices
+        return np.stack(values)
     if not interleave:
         return np.concatenate(values, axis=int(axis))
     axis = int(axis) % values[0].ndim
