@@ -185,12 +185,10 @@ def test_static_inputs_are_rounded_once_for_all_that_share_them(models, place):
     export(checkpoint, task, "int8-static", folder, place / "qwen3-auto-scratch", policy=policy)
     operators = COREML.inspects[".mlpackage"](folder / "model.mlpackage")["functions"][0]["operators"]
     assert operators["quantize"] == operators["dequantize"] == 8  # of two layers: q, k and v; o; gate and up; down
-    hooks = [
-        layer.register_forward_pre_hook(
-            lambda _, given, name=name: (rounded_input(given[0], policy[name]),) if name in policy else None
-        )
-        for name, layer in linear_layers(meant := rounded(model, "int8")).items()
-    ]
+    meant = rounded(model, "int8")
+    for name, layer in linear_layers(meant).items():
+        if name in policy:
+            layer.register_forward_pre_hook(lambda _, given, name=name: (rounded_input(given[0], policy[name]),))
     with COREML.open(folder, 1) as runner:
         close(runner.logits(IDS[:20]), answer(meant, IDS[:20], task), 0.05)  # a code more or less here and there
 

@@ -68,7 +68,9 @@ def test_it_is_a_table_for_people(graph, capsys):
 
 
 def test_what_cannot_be_read(graph, tmp_path, capsys):
-    with pytest.raises(JobError, match=r"gone\.onnx is not there; give a model file \(.*\.mlpackage.*\) or an artifact"):
+    with pytest.raises(
+        JobError, match=r"gone\.onnx is not there; give a model file \(.*\.mlpackage.*\) or an artifact"
+    ):
         found(tmp_path / "gone.onnx")
     (tmp_path / "other").mkdir()
     with pytest.raises(JobError, match="it is none, and holds none"):

@@ -32,10 +32,11 @@ def cannot_express(precision: str, scheme: Scheme) -> str | None:
         return None
     kinds = " or ".join(sorted({one.weight for one in SCHEMES[precision]}))
     groups = ", ".join(map(str, GROUPS))
-    static = "int8 per channel, symmetric, with a static input that is signed (zero point 0); "
+    whole = "int8 per channel, symmetric, with a static input that is signed (zero point 0); "
+    static = whole if precision == "int8-static" else ""
     return (
-        f"coreml:{precision} cannot express {scheme}; it takes {static * (precision == 'int8-static')}{kinds}, symmetric, per channel or in groups of "
-        f"{groups}, with a float input; float"
+        f"coreml:{precision} cannot express {scheme}; it takes {static}{kinds}, symmetric, per channel or in groups "
+        f"of {groups}, with a float input; float"
     )
 
 

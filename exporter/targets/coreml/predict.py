@@ -1,4 +1,4 @@
-"""A package run by Core ML itself, through coremltools' predict: macOS alone has that. Not run yet (CONTRIBUTING.md)."""
+"""A package run by Core ML itself, by coremltools' predict: macOS alone has that. Not run yet (CONTRIBUTING.md)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Core ML for macOS and iOS: converted by coremltools, compressed weight by weight, proven without a Mac.
 
 The folder holds model.mlpackage, which Xcode and coremltools open, and the checkpoint's configuration and tokenizer.
-Apple's framework predicts on macOS only: elsewhere the program is run by exporter's own reference evaluator, which tells
-what it answers and never its speed. Needs the extra [coreml].
+Apple's framework predicts on macOS only: elsewhere the program is run by exporter's own evaluator, which tells what it
+answers and never its speed. Needs the extra [coreml].
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporter.targets.coreml.convert import PACKAGE, convert, name_it
 from exporter.targets.coreml.held import weights_of
 from exporter.targets.coreml.inspection import inspect
 from exporter.targets.coreml.opened import open_folder
-from exporter.targets.coreml.options import BLOCKS, ROUNDED_INPUTS, SYSTEMS, CoremlOptions
+from exporter.targets.coreml.options import BLOCKS, ROUNDED_INPUTS, SYSTEMS, USUAL_LENGTH, CoremlOptions
 from exporter.targets.coreml.precisions import FLOATS, PRECISIONS, cannot_express
 from exporter.targets.coreml.weights import Place, dump, find_places, forms_of, load
 from exporter.targets.folder.files import copy_configuration, model_name
@@ -117,8 +117,7 @@ def _compressed(request: ExportRequest, package: Path, to: Path) -> list[str]:
 def _unplaced(
     policy: Mapping[str, Scheme | None] | None, places: Mapping[str, Place], layers: Mapping[str, Any]
 ) -> list[str]:
-    """A note on what a policy compresses and the program does not hold by itself. Raises BuildError for unknown names.
-    """
+    """A note on what a policy compresses and the program does not hold by itself. Raises BuildError for strange names."""
     left = [name for name, scheme in (policy or {}).items() if scheme is not None and name not in places]
     for name in left:
         if name not in layers:
@@ -143,10 +142,11 @@ def prepare(wanted: Preparation) -> str | None:
         return f"{options.target} has no {wanted.precision} weights: give --coreml-target {newer}, or int8"
     if wanted.precision == "int8-static" and options.system < ROUNDED_INPUTS:
         return f"{options.target} rounds no activations: give --coreml-target iOS17 or later, or int8"
-    if options.max_length is not None and options.max_length < wanted.window:
+    limit = options.max_length or USUAL_LENGTH
+    if limit < wanted.window:
         raise JobError(
-            f"--coreml-max-length {options.max_length} is less than what is measured on, {wanted.window} tokens: "
-            f"raise it, or give --window {options.max_length}"
+            f"--coreml-max-length {limit} is less than what is measured on, {wanted.window} tokens: "
+            f"raise it, or give --window {limit}"
         )
     return None
 

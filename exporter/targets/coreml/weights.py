@@ -108,7 +108,9 @@ def forms_of(
             continue
         group = form.group if isinstance(form, Scheme) else None
         if group is not None and system < GROUPED:
-            raise BuildError(f"the policy: {name} is in groups of {group}, which iOS{system} has not; give it per channel")
+            raise BuildError(
+                f"the policy: {name} is in groups of {group}, which iOS{system} has not; give it per channel"
+            )
         if group is not None and place.inputs % group:
             wrong = f"{place.inputs} inputs, no multiple of the group {group}"
             raise BuildError(f"the policy: {name} has {wrong}; give it another group, or float")
