@@ -20,7 +20,7 @@ _LONG = 100  # characters of a metadata's value that are shown
 
 
 def print_inspected(path: Path, form: str) -> None:
-    """A file, or an artifact's folder with one. Raises JobError for what no target knows, BuildError for a broken one."""
+    """A file, or an artifact's folder with one. Raises JobError where no target knows it; BuildError: it is broken."""
     file, inspect = found(path)
     told = {"file": str(file), **inspect(file)}
     if form == "json":

@@ -117,7 +117,7 @@ def _compressed(request: ExportRequest, package: Path, to: Path) -> list[str]:
 def _unplaced(
     policy: Mapping[str, Scheme | None] | None, places: Mapping[str, Place], layers: Mapping[str, Any]
 ) -> list[str]:
-    """A note on what a policy compresses and the program does not hold by itself. Raises BuildError for strange names."""
+    """A note on what a policy compresses and the program does not hold by itself. Raises BuildError for no layer."""
     left = [name for name, scheme in (policy or {}).items() if scheme is not None and name not in places]
     for name in left:
         if name not in layers:
