@@ -16,6 +16,7 @@ import numpy as np
 
 from exporter.errors import BuildError
 from exporter.targets.coreml.options import FUSED, USUAL_LENGTH, CoremlOptions
+from exporter.targets.coreml.traps import scalar_sizes
 from exporter.targets.traced_model.masks import CAUSAL, SLIDING
 from exporter.targets.traced_model.traced import (
     BATCH,
@@ -126,17 +127,18 @@ def _converted(traced: Traced, system: str, length: int, half: bool) -> MLModel:
         ct.StateType(ct.TensorType(shape=its.dimensions, dtype=np.float16), name) for name, its in traced.states.items()
     ]
     try:
-        return ct.convert(
-            traced.program,
-            source="pytorch",
-            convert_to="mlprogram",
-            inputs=inputs,
-            outputs=[ct.TensorType(name=traced.output, dtype=np.float32 if not traced.masks else kind)],
-            states=states or None,
-            minimum_deployment_target=getattr(ct.target, system),
-            compute_precision=ct.transform.FP16ComputePrecision(_in_half) if half else ct.precision.FLOAT32,
-            skip_model_load=True,
-        )
+        with scalar_sizes():
+            return ct.convert(
+                traced.program,
+                source="pytorch",
+                convert_to="mlprogram",
+                inputs=inputs,
+                outputs=[ct.TensorType(name=traced.output, dtype=np.float32 if not traced.masks else kind)],
+                states=states or None,
+                minimum_deployment_target=getattr(ct.target, system),
+                compute_precision=ct.transform.FP16ComputePrecision(_in_half) if half else ct.precision.FLOAT32,
+                skip_model_load=True,
+            )
     except Exception as error:  # whatever its passes run into
         told = " ".join(str(error).split())[:300]
         name = type(traced.model).__name__

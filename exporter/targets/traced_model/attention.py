@@ -1,8 +1,7 @@
 """The attention that is traced: transformers lets its attention function be chosen, and this one's trace converts.
 
-transformers' own repeats keys with sizes that it multiplies while it is traced; coremltools 9 makes an array of one
-number of such a product, and numpy 2.4 refuses to make a number of that (in its `_cast`). Here no size is computed, so
-that nothing of another package has to be changed.
+transformers' own repeats keys with sizes that it multiplies while it is traced; here none is computed, and a converter
+finds one operator, or a few plain ones.
 """
 
 from __future__ import annotations

@@ -185,6 +185,8 @@ def _traced(wrapper: torch.nn.Module, model: Any, given: Mapping[str, torch.Tens
         # A dozen for each model, about Python values that the trace keeps. Whether one of them mattered is measured: at
         # other sizes in the tests, and on every artifact by its gates.
         warnings.simplefilter("ignore", TracerWarning)
+        # TorchScript looks at every attribute of a module, transformers' deprecated ones too.
+        warnings.filterwarnings("ignore", r".* is deprecated and will be removed in v6", FutureWarning)
         # torch deprecates TorchScript as a whole; coremltools takes it best.
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)", DeprecationWarning)
         try:
