@@ -76,7 +76,8 @@ class CoremlStateless:
 
     def _read(self, ids: Ids, past: int, *state: Any) -> Floats:
         package = self._package
-        return package._ask(decoder_feeds(package._inputs, ids, past, package._window), *state)[0]
+        answer: Floats = package._ask(decoder_feeds(package._inputs, ids, past, package._window), *state)[0]
+        return answer
 
 
 class CoremlDecoder(CoremlStateless):
@@ -98,9 +99,9 @@ class CoremlDecoder(CoremlStateless):
         return self._extend(np.array([token], np.int64))
 
     def _extend(self, ids: Ids) -> Floats:
-        answer = self._read(ids, self._length, self._state)
+        last: Floats = self._read(ids, self._length, self._state)[-1]
         self._length += len(ids)
-        return answer[-1]
+        return last
 
 
 def open_predict(package: Path, task: str) -> CoremlEncoder | CoremlStateless:

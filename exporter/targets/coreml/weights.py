@@ -64,7 +64,7 @@ def find_places(program: Program, model: Any) -> dict[str, Place]:
             continue
         weight = weight_of(layer).detach().numpy()
         if (found := _find(weight, constants)) is not None:
-            places[name] = Place(*found, *weight.shape, head=layer is head)
+            places[name] = Place(*found, weight.shape[0], weight.shape[1], layer is head)
     return places
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from exporter.errors import BuildError
 
+_HALVES = ("INT4", "UINT4", "FLOAT4E2M1")  # two of them to a byte
+
 
 def inspect(path: Path) -> dict[str, Any]:
     """Inputs, outputs and operators of the graph, and bytes of its constants by type. Raises BuildError for no ONNX."""
@@ -41,15 +43,11 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def _bytes(tensor: Any) -> int:
-    """Of a tensor by its type and shape: the numbers may be in another file. Two of 4 bits share a byte."""
+    """Of a tensor by its type and shape: the numbers may be in another file."""
     import onnx
 
     kind = onnx.TensorProto.DataType.Name(tensor.data_type)
-    bits = (
-        4
-        if kind in ("INT4", "UINT4", "FLOAT4E2M1")
-        else 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    )
+    bits = 4 if kind in _HALVES else 8 * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     return -(-math.prod(tensor.dims) * bits // 8)
 
 

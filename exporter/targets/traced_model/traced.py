@@ -82,7 +82,8 @@ def trace_decoder(checkpoint: Checkpoint, length: int, stateful: bool, fused: bo
         def forward(self, input_ids: Any, position_ids: Any, *masks: Any) -> Any:
             cache = None
             if state is not None:
-                cache = buffered_cache(self.key_cache, self.value_cache, masks[0].shape[-1] - input_ids.shape[-1])
+                keys, values = self.get_buffer(KEYS), self.get_buffer(VALUES)
+                cache = buffered_cache(keys, values, masks[0].shape[-1] - input_ids.shape[-1])
             return self.wrapped(
                 input_ids=input_ids,
                 position_ids=position_ids,
@@ -179,7 +180,7 @@ def _loaded(checkpoint: Checkpoint, fused: bool) -> Any:
 def _traced(wrapper: torch.nn.Module, model: Any, given: Mapping[str, torch.Tensor]) -> torch.jit.ScriptModule:
     """The wrapper's trace on a sample; what was written to its buffers meanwhile is wiped."""
     import torch
-    from torch.jit import TracerWarning
+    from torch.jit._trace import TracerWarning
 
     with warnings.catch_warnings(), torch.no_grad():
         # A dozen for each model, about Python values that the trace keeps. Whether one of them mattered is measured: at
@@ -190,7 +191,8 @@ def _traced(wrapper: torch.nn.Module, model: Any, given: Mapping[str, torch.Tens
         # torch deprecates TorchScript as a whole; coremltools takes it best.
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)", DeprecationWarning)
         try:
-            program = torch.jit.trace(wrapper.eval(), tuple(given.values()), check_trace=False)
+            trace: Any = torch.jit.trace  # which torch leaves untyped
+            program: torch.jit.ScriptModule = trace(wrapper.eval(), tuple(given.values()), check_trace=False)
         except Exception as error:  # whatever the model's code runs into
             told = (str(error).splitlines() or [""])[0]
             name = type(model).__name__
