@@ -10,7 +10,7 @@ from exporter.errors import BuildError
 from exporter.runner import BatchRunner, BoundedRunner, CachedRunner, SegmentRunner, TracingRunner
 from exporter.targets.coreml.mil.runner import open_mil
 
-VOCABULARY, LENGTH, LAYERS, KV_HEADS, SIZE = 60, 48, 2, 2, 8
+VOCABULARY, LENGTH, LAYERS, HEADS, SIZE = 60, 48, 2, 4, 8
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, 20)
 
 
@@ -19,8 +19,8 @@ def llama():
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=KV_HEADS, max_position_embeddings=64, attn_implementation="sdpa", tie_word_embeddings=True,
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        num_key_value_heads=HEADS, max_position_embeddings=64, attn_implementation="sdpa", tie_word_embeddings=True,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     for weight in model.parameters():  # far enough from zero for the answers to differ
@@ -47,7 +47,7 @@ class Cached(torch.nn.Module):
         super().__init__()
         self.model = model
         for name in ("key_cache", "value_cache"):
-            self.register_buffer(name, torch.zeros(LAYERS, 1, KV_HEADS, LENGTH, SIZE))
+            self.register_buffer(name, torch.zeros(LAYERS, 1, HEADS, LENGTH, SIZE))
 
     def forward(self, input_ids, causal_mask, position_ids):
         from transformers.cache_utils import Cache
@@ -56,7 +56,7 @@ class Cached(torch.nn.Module):
 
         class Slices(Cache):
             def __init__(self):
-                pass
+                super().__init__([])
 
             def update(self, keys, values, layer, *_, **__):
                 end = causal_mask.shape[-1]
@@ -83,7 +83,7 @@ def converted(wrapper, folder, half, stateful):
         ct.TensorType("position_ids", (1, new), np.int32),
     ]
     states = [
-        ct.StateType(ct.TensorType(shape=(LAYERS, 1, KV_HEADS, LENGTH, SIZE), dtype=np.float16), name)
+        ct.StateType(ct.TensorType(shape=(LAYERS, 1, HEADS, LENGTH, SIZE), dtype=np.float16), name)
         for name in ("key_cache", "value_cache")
     ]
     example = (

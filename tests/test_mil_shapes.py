@@ -46,6 +46,10 @@ CASES = {
         lambda mb, x, n, **_: mb.concat(values=[x, n, x], axis=-1),
         lambda t: torch.cat([t["x"], t["n"], t["x"]], -1),
     ),
+    "concat_scalars": (
+        lambda mb, x, **_: mb.concat(values=[mb.gather(x=mb.shape(x=x), indices=1), 7], axis=0),
+        lambda t: torch.tensor([3, 7]),
+    ),
     "concat_interleaved": (
         lambda mb, x, **_: mb.concat(values=[x, mb.add(x=x, y=1.0)], axis=1, interleave=True),
         lambda t: torch.stack([t["x"], t["x"] + 1], 2).reshape(2, 6, 4),

@@ -119,7 +119,8 @@ class Compiler:
             else:
                 names[name] = bound[0][0]
         rule = OPERATORS.get(operation.kind)
-        return Step(operation, rule and rule.run, bool(rule and rule.rounds), constants, names, tuples, owned, frees)
+        run, rounds = (rule.run, rule.rounds) if rule else (None, False)
+        return Step(operation, run, rounds, constants, names, tuples, owned, frees)
 
 
 def bound(step: Step, values: Values) -> Values:

@@ -111,12 +111,12 @@ def _dequantized(data: Array, zero_point: Any, scale: Any, axis: Any) -> Array:
 
 def _along(parameter: Any, axis: Any, rank: int) -> Array:
     """A vector laid along the axis; a scalar as it is."""
-    parameter = np.asarray(parameter)
-    if parameter.ndim == 0:
-        return parameter
+    found: Array = np.asarray(parameter)
+    if found.ndim == 0:
+        return found
     shape = [1] * rank
     shape[int(axis)] = -1
-    return parameter.reshape(shape)
+    return found.reshape(shape)
 
 
 COMPRESSION: dict[str, Operator] = {

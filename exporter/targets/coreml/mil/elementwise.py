@@ -98,7 +98,8 @@ def clamped_relu(x: Array, alpha: Any, beta: Any) -> Array:
 
 
 def log(x: Array, epsilon: Any = 1e-45) -> Array:
-    return np.log(x + np.float32(epsilon))
+    found: Array = np.log(x + np.float32(epsilon))
+    return found
 
 
 def rsqrt(x: Array, epsilon: Any = 1e-12) -> Array:
@@ -108,14 +109,16 @@ def rsqrt(x: Array, epsilon: Any = 1e-12) -> Array:
 
 
 def inverse(x: Array, epsilon: Any = 1e-4) -> Array:
-    return np.reciprocal(x + np.float32(epsilon))
+    found: Array = np.reciprocal(x + np.float32(epsilon))
+    return found
 
 
 def power(x: Array, y: Any) -> Array:
     # A square is exact to the last bit and quick; norms are made of them.
     if np.ndim(y) == 0 and y == 2:
         return np.square(x)
-    return np.power(x, y)
+    found: Array = np.power(x, y)
+    return found
 
 
 def select(cond: Array, a: Array, b: Array) -> Array:

@@ -121,7 +121,7 @@ def scatter(
 def scatter_along_axis(
     data: Array, indices: Array, updates: Array, axis: Any = 0, mode: str = "add", validate_indices: Any = False
 ) -> Array:
-    key = list(np.indices(indices.shape, sparse=True))
+    key: list[Array] = list(np.indices(indices.shape, sparse=True))
     key[int(axis) % data.ndim] = indices
     return _scattered(data, tuple(key), updates, mode)
 

@@ -77,7 +77,8 @@ def read_function(package: Package, name: str | None = None) -> Function:
     block = message.block_specializations.get(message.opset)
     if block is None:
         raise BuildError(f"{package.path} is damaged: its function {chosen} has no block for {message.opset}")
-    inputs, states = {}, {}
+    inputs: dict[str, Type] = {}
+    states: dict[str, Type] = {}
     for value in message.inputs:
         where = states if value.type.WhichOneof("type") == "stateType" else inputs
         where[value.name] = read_type(value.type)

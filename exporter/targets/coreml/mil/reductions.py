@@ -25,7 +25,7 @@ def _reduction(function: Callable[..., Any]) -> Operator:
 
 def _log_sum_exp(x: Array, axis: Any, keepdims: bool) -> Array:
     largest = np.max(x, axis=axis, keepdims=True)
-    total = np.log(np.sum(np.exp(x - largest), axis=axis, keepdims=True)) + largest
+    total: Array = np.log(np.sum(np.exp(x - largest), axis=axis, keepdims=True)) + largest
     return total if keepdims else np.squeeze(total, axis)
 
 

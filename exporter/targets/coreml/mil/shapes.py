@@ -47,7 +47,7 @@ def concat(values: Sequence[Array], axis: Any, interleave: Any = False) -> Array
     if not np.ndim(values[0]):  # scalars, of which coremltools makes the bounds of slices
         return np.stack(values)
     if not interleave:
-        return np.concatenate(values, axis=int(axis))
+        return np.concatenate([np.atleast_1d(value) for value in values], axis=int(axis))  # sizes come as scalars
     axis = int(axis) % values[0].ndim
     stacked = np.stack(values, axis=axis + 1)
     shape = list(values[0].shape)
