@@ -44,8 +44,6 @@ def flatten2d(x: Array, axis: Any = 1) -> Array:
 
 
 def concat(values: Sequence[Array], axis: Any, interleave: Any = False) -> Array:
-    if not np.ndim(values[0]):  # scalars, of which coremltools makes the bounds of slices
-        return np.stack(values)
     if not interleave:
         return np.concatenate([np.atleast_1d(value) for value in values], axis=int(axis))  # sizes come as scalars
     axis = int(axis) % values[0].ndim
