@@ -50,7 +50,7 @@ GGML += -DGGML_NATIVE=OFF -DGGML_AVX2=$(call has,avx2) -DGGML_FMA=$(call has,fma
 endif
 LLAMA := CMAKE_ARGS="$(GGML)" $(BIN)/python -m pip install -q -c constraints.txt
 
-EXTRAS := dev,docs,torch,qlora,data
+EXTRAS := dev,docs,torch,qlora,data,coreml
 ifeq ($(shell uname -s),Linux)
 EXTRAS := $(EXTRAS),tensorrt-rtx  # builds engines without a GPU; there is no package of it for a Mac
 endif

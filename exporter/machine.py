@@ -32,6 +32,7 @@ PACKAGES = (
     "tensorrt",
     "tensorrt-rtx",
     "gguf",
+    "coremltools",
     "numpy",
 )
 # CPU features that decide which kernels an engine can use, in Linux's and macOS's words.

@@ -261,6 +261,8 @@ class Target:
     exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one. `weights` reads what
     the written files hold, of those that `Exported` calls weights: without it nothing is claimed of a precision's name.
     `with_torch`: its first export into a scratch folder loads the float model in torch; it may begin where torch is.
+    `inspects` tells what is in a file that ends so, such as {".npz": read}, for `exporter inspect`: a mapping with
+    format, functions (of each name, inputs, outputs, states, operators), bytes (of the weights by type), metadata.
     `run` is the line that a person types to run an artifact, with {folder} where its folder stands; "": none is known.
     `kit` is the folder that its README.md.jinja is in; `programs`: the clients that travel with a written artifact, by
     their names in its folder. None, and none: an artifact gets the README that all have in common, and no client.
@@ -286,6 +288,7 @@ class Target:
     fetch: Callable[[Path, Path | None], Path] | None = None  # (cache, a file at hand): what `exporter fetch` does
     weights: Callable[[Path, Sequence[str]], Sequence[Weight]] | None = None  # (artifact's folder, its files)
     with_torch: bool = False
+    inspects: Mapping[str, Callable[[Path], Mapping[str, Any]]] = field(default_factory=dict)
     run: str = ""
     kit: Path | None = None
     programs: Callable[[Path, str], Mapping[str, Path]] = lambda folder, task: {}  # (artifact's folder, task)

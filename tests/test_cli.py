@@ -28,6 +28,7 @@ COMMANDS = (
     "calibrate",
     "doctor",
     "fetch",
+    "inspect",
     "merge",
     "report",
     "run",

@@ -174,6 +174,21 @@ def verify(folder: Path, form: str) -> None:
 
 
 @cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@FORMAT
+def inspect(file: Path, form: str) -> None:
+    """Print what is in a model FILE: inputs, outputs, states, operators, and the weights' bytes by type.
+
+    \b
+    exporter inspect model.onnx
+    exporter inspect out/coreml-fp16           an artifact's folder: the .onnx, .gguf or .mlpackage in it
+    """
+    from exporter.command.inspect import print_inspected
+
+    print_inspected(file, form)
+
+
+@cli.command()
 @click.argument("target", required=False)
 @FORMAT
 def targets(target: str | None, form: str) -> None:

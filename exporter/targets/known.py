@@ -15,13 +15,14 @@ from pydantic import BaseModel
 
 from exporter.errors import BuildError, ExporterError, JobError, MissingPackage, unknown
 from exporter.job import Job
+from exporter.targets.coreml.target import COREML
 from exporter.targets.gguf.target import GGUF
 from exporter.targets.onnx.target import ONNX
 from exporter.targets.tensorrt.target import RTX_TARGET, TENSORRT_TARGET
 from exporter.targets.torch.target import TORCH
 from exporter.types import Target, Variant
 
-BUILTIN = {target.name: target for target in (TORCH, ONNX, GGUF, TENSORRT_TARGET, RTX_TARGET)}
+BUILTIN = {target.name: target for target in (TORCH, ONNX, GGUF, TENSORRT_TARGET, RTX_TARGET, COREML)}
 GROUP = "exporter.targets"
 REFERENCE = Variant("torch", "fp32")
 UNKNOWN = "unknown"  # the precision of a broken target's row under `all`

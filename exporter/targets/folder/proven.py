@@ -7,10 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
+from exporter.checkpoint.opened import open_checkpoint
 from exporter.errors import BuildError
-from exporter.types import ExportRequest
+from exporter.measure.arithmetic import divergence_of, log_softmax, top_of
+from exporter.measure.lengths import LENGTHS, Lengths, told_of
+from exporter.measure.quality import ANSWERS, Reference, finite, mean_pooled
+from exporter.runner import Floats, Runner
+from exporter.store import read_manifest
+from exporter.types import CLASSIFICATION, GENERATION, ExportRequest, Probe
+
+HALF_KL, HALF_COSINE = 1e-3, 0.999  # of float16 weights, as the gates of a float16 artifact
+_HALF_ERROR = 0.01  # of a classifier's largest answer
 
 
 def prove_once(said: Path, request: ExportRequest, what: str, wrong: Callable[[Path], str | None]) -> None:
@@ -30,3 +42,48 @@ def prove_once(said: Path, request: ExportRequest, what: str, wrong: Callable[[P
 
 def disagrees(what: str, wrong: str) -> BuildError:
     return BuildError(f"its {what} does not agree with the reference ({wrong}); nothing was quantized")
+
+
+def expected(request: ExportRequest, folder: Path) -> tuple[Reference, Probe, Lengths]:
+    """The reference of its folder, and what the request's own checkpoint answers to its probe and at its lengths.
+
+    Where the checkpoint is not the reference (its weights are rounded already), it is run itself, by torch.
+    """
+    checkpoint, task = request.checkpoint, request.checkpoint.task
+    reference, lengths = Reference.load(folder / ANSWERS), Lengths.load(folder / LENGTHS)
+    if (read_manifest(folder) or {}).get("model_sha256") == checkpoint.sha256:
+        return reference, reference.probe, lengths
+    opened = partial(open_checkpoint, checkpoint.path, task, request.threads, trust=checkpoint.trust_remote_code)
+    probe = reference.probe
+    with opened() as model:
+        probe = Probe(probe.ids, probe.mask, model.batch(probe.ids, probe.mask))
+    told = tuple(told_of(opened, one.length, task) for one in lengths.told)
+    return reference, probe, Lengths(lengths.window, told, lengths.unproven)
+
+
+def half_disagrees(runner: Runner, probe: Probe, task: str) -> str | None:
+    """How a form with float16 weights is off the probe's answers, in words; None: as little as float16 explains.
+
+    Each sequence without its padding, for an engine may know none.
+    """
+    answers = probe.answers if probe.alone is None else probe.alone
+    lengths = probe.mask.sum(axis=1)
+    asked = [(row[:length], whole[:length]) for row, length, whole in zip(probe.ids, lengths, answers, strict=True)]
+    if task == CLASSIFICATION:
+        asked = [(ids, whole[None]) for (ids, _), whole in zip(asked, answers, strict=True)]
+    pairs = [(expected, finite(ids, runner.logits(ids))) for ids, expected in asked]
+    if task == GENERATION:
+        parts = [divergence_of(top_of(log_softmax(expected)), log_softmax(got)) for expected, got in pairs]
+        kl = float(np.concatenate(parts).mean())
+        return f"KL {kl:.2g} nats on the probe" if not kl <= HALF_KL else None
+    if task == CLASSIFICATION:
+        error = max(float(np.abs(expected - got).max()) for expected, got in pairs)
+        allowed = _HALF_ERROR * max(1.0, *(float(np.abs(expected).max()) for expected, _ in pairs))
+        return f"logit error {error:.2g} on the probe" if not error <= allowed else None
+    cosine = float(np.mean([_cosine(*pair) for pair in pairs]))
+    return f"cosine {cosine:.4f} on the probe" if not cosine >= HALF_COSINE else None
+
+
+def _cosine(expected: Floats, got: Floats) -> float:
+    a, b = (mean_pooled(states).astype(np.float64) for states in (expected, got))
+    return float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)

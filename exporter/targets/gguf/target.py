@@ -18,9 +18,11 @@ from typing import Any
 from exporter.errors import BuildError, JobError
 from exporter.targets.folder.files import copy_configuration, hard_link, model_name
 from exporter.targets.folder.kit import kit, programs
+from exporter.targets.folder.proven import HALF_COSINE, HALF_KL
 from exporter.targets.gguf import proof
 from exporter.targets.gguf.converter import convert, fetch
 from exporter.targets.gguf.imatrix import ImportanceMatrix, from_calibration, read_imatrix, write_imatrix
+from exporter.targets.gguf.inspection import inspect
 from exporter.targets.gguf.modelfile import modelfile, written
 from exporter.targets.gguf.options import GgufOptions
 from exporter.targets.gguf.quantize import quantize
@@ -215,8 +217,8 @@ GGUF = Target(
             Gates(
                 max_tokenizer_errors=0,
                 max_ppl_ratio=1.005,
-                max_kl=proof.KL,
-                min_cosine=proof.COSINE,
+                max_kl=HALF_KL,
+                min_cosine=HALF_COSINE,
                 max_cache_kl=1e-3,
                 max_bits_per_weight=17,
             ),
@@ -247,6 +249,7 @@ GGUF = Target(
     export=export,
     open=open_gguf,
     weights=weights_of,
+    inspects={".gguf": inspect},
     run='python {folder}/run.py "Once upon a time"',
     kit=kit("gguf"),
     programs=lambda folder, task: programs("gguf", task),

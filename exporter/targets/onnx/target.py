@@ -33,6 +33,7 @@ from exporter.targets.onnx_graph.file import made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.genai import build_float, builder_takes
 from exporter.targets.onnx_graph.held import weights_of
+from exporter.targets.onnx_graph.inspection import inspect
 from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.session import open_onnx
 from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm, trace_encoder
@@ -272,6 +273,7 @@ ONNX = Target(
     export=export,
     open=open_onnx,
     weights=weights_of,
+    inspects={".onnx": inspect},
     run='python {folder}/run.py "Once upon a time"',
     kit=kit("onnx"),
     programs=clients,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import BuildError
-
 if TYPE_CHECKING:
     import torch
 
@@ -63,26 +61,3 @@ def encoder(model: torch.nn.Module, inputs: Sequence[str], output: str) -> torch
             return answer
 
     return Encoder().eval()
-
-
-def answer_shapes(model: Any) -> tuple[int, list[tuple[tuple[int, int], tuple[int, int]]]]:
-    """V, and for each layer the (heads, head size) of its keys and of its values, as the model itself builds them.
-
-    They are taken from a short forward: neither a configuration nor optimum's table of them knows all of the variants.
-    Raises BuildError where a layer keeps anything else than keys and values, such as the state of a linear attention.
-    """
-    import torch
-    from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
-
-    with torch.no_grad():
-        output = model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=True, return_dict=True)
-    name, cache = type(model).__name__, getattr(output, "past_key_values", None)
-    if not isinstance(cache, Cache):
-        raise BuildError(f"{name} cannot be exported: it has no KV cache, which a decoder's graph needs")
-    kinds = {type(layer) for layer in cache.layers}
-    strange = sorted(kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer})
-    if strange:
-        raise BuildError(f"{name} cannot be exported: its cache holds more than keys and values ({', '.join(strange)})")
-    layers: list[Any] = list(cache.layers)
-    pairs = [(layer.keys.shape, layer.values.shape) for layer in layers]
-    return output.logits.shape[-1], [((keys[1], keys[3]), (values[1], values[3])) for keys, values in pairs]

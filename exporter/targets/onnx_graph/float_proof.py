@@ -9,13 +9,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from exporter.checkpoint.opened import open_checkpoint
-from exporter.measure.lengths import LENGTHS, Lengths, compare_lengths, told_of
-from exporter.measure.quality import ANSWERS, Reference, compare_probe
-from exporter.store import read_manifest
-from exporter.targets.folder.proven import disagrees, prove_once
+from exporter.measure.lengths import compare_lengths
+from exporter.measure.quality import compare_probe
+from exporter.targets.folder.proven import disagrees, expected, prove_once
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
-from exporter.types import GENERATION, ExportRequest, Probe
+from exporter.types import GENERATION, ExportRequest
 
 _WHAT = "float graph"
 _LOGIT_ERROR = 1e-3  # of answers about 1, as the gate of the float32 artifact; of the largest answer where that is more
@@ -42,16 +40,8 @@ def prove(float_graph: Path, request: ExportRequest, runnable: Callable[[Path, P
 
 
 def _wrong(float_graph: Path, request: ExportRequest, folder: Path) -> str | None:
-    checkpoint, task = request.checkpoint, request.checkpoint.task
-    reference, lengths = Reference.load(folder / ANSWERS), Lengths.load(folder / LENGTHS)
-    probe, own = reference.probe, (read_manifest(folder) or {}).get("model_sha256") == checkpoint.sha256
-    if not own:
-        trust = checkpoint.trust_remote_code
-        opened = partial(open_checkpoint, checkpoint.path, task, request.threads, trust=trust)
-        with opened() as model:
-            probe = Probe(probe.ids, probe.mask, model.batch(probe.ids, probe.mask))
-        told = tuple(told_of(opened, one.length, task) for one in lengths.told)
-        lengths = Lengths(lengths.window, told, lengths.unproven)
+    task = request.checkpoint.task
+    reference, probe, lengths = expected(request, folder)
     kind = OnnxDecoder if task == GENERATION else OnnxRunner
     graph: Callable[[], OnnxRunner] = partial(kind, float_graph, request.threads)
     longest = max(reference.passages, key=len)[: reference.passages.window]

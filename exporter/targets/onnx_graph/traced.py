@@ -7,7 +7,6 @@ onnxruntime-genai and transformers.js share, and the weights are stored once, un
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from exporter.checkpoint.model import trust_code
 from exporter.errors import BuildError, unknown
 from exporter.targets.onnx_graph.attention_operator import standard, use_operator
-from exporter.targets.onnx_graph.cache_wrapper import answer_shapes, cached_decoder, encoder
+from exporter.targets.onnx_graph.cache_wrapper import cached_decoder, encoder
 from exporter.targets.onnx_graph.file import LIMIT, save_graph
 from exporter.targets.onnx_graph.tracing import Shapes, by_torch_export, by_torchscript
+from exporter.targets.traced_model.cache import answer_shapes
+from exporter.targets.traced_model.traced import encoder_inputs
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def trace_encoder(
     model.set_attn_implementation("eager")
     if attention:
         use_operator(model)
-    names = _encoder_inputs(checkpoint, model)
+    names = encoder_inputs(checkpoint, model)
     width = model.config.num_labels if task == CLASSIFICATION else model.config.hidden_size
     output = (BATCH, width) if task == CLASSIFICATION else (BATCH, NEW, width)
     inputs: Shapes = dict.fromkeys(names, (BATCH, NEW))
@@ -116,17 +117,6 @@ def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     model = model_class.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=trust)
     model.set_experts_implementation("batched_mm")
     return model.eval()
-
-
-def _encoder_inputs(checkpoint: Path, model: Any) -> list[str]:
-    """What a tokenizer feeds the model; without a tokenizer, segments only where the model has several kinds."""
-    taken = inspect.signature(model.forward).parameters
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    settings = checkpoint / "tokenizer_config.json"
-    said = json.loads(settings.read_text(encoding="utf-8")).get("model_input_names") if settings.is_file() else None
-    if said is None:
-        said = names if getattr(model.config, "type_vocab_size", 0) > 1 else names[:2]
-    return [name for name in names if name in taken and name in said]
 
 
 def _traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shapes, dynamo: bool) -> ir.Model:

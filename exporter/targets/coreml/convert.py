@@ -1,0 +1,179 @@
+"""A traced model to a program of Core ML, by coremltools: float32, or float16 but for what would overflow there.
+
+coremltools is imported when it is needed: it takes seconds, and tells on stderr which of its parts are for macOS alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.errors import BuildError
+from exporter.targets.coreml.options import FUSED, USUAL_LENGTH, CoremlOptions
+from exporter.targets.coreml.traps import scalar_sizes
+from exporter.targets.traced_model.masks import CAUSAL, SLIDING
+from exporter.targets.traced_model.traced import (
+    BATCH,
+    KEYS,
+    NEW,
+    TOTAL,
+    VALUES,
+    Dimensions,
+    Traced,
+    trace_decoder,
+    trace_encoder,
+)
+from exporter.types import GENERATION, Checkpoint
+
+if TYPE_CHECKING:
+    from coremltools.models import MLModel
+
+PACKAGE = "model.mlpackage"
+WINDOW, LENGTH = "sliding_window", "max_length"  # what a caller must know, among the model's metadata
+MAX_BATCH = 64  # of encoders: Core ML wants a limit
+# A sum of squares over the hidden size leaves float16's range: RMSNorm's, of which MIL has no operator.
+_FLOAT32 = frozenset({"pow", "reduce_mean", "reduce_sum_square", "rsqrt"})
+_DESCRIPTIONS = {
+    "input_ids": "Token ids.",
+    "attention_mask": "1 for a token, 0 for padding.",
+    "token_type_ids": "0 for the first of two texts, 1 for the second.",
+    "position_ids": "The tokens' positions, counted from 0 at the beginning of the text, cached ones included.",
+    CAUSAL: "Added to the attention's scores: 0 where a token sees another, -30000 where not; over the cache and the "
+    "new tokens.",
+    SLIDING: "The same for layers with a sliding window, which hides what lies further back.",
+    KEYS: "The keys of all layers, written by the model.",
+    VALUES: "The values of all layers, written by the model.",
+    "logits": "For each token the scores of the next, or a text's scores of each class.",
+    "last_hidden_state": "The last layer's states of each token.",
+}
+
+
+def longest(checkpoint: Checkpoint, options: CoremlOptions) -> int:
+    """Tokens of the longest text that a program is made for. Raises BuildError for more than the model takes."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
+    known = [getattr(config.get_text_config(), "max_position_embeddings", None)]
+    settings = checkpoint.path / "tokenizer_config.json"
+    if checkpoint.task != GENERATION and settings.is_file():  # to a decoder a tokenizer's limit is only advice
+        known.append(json.loads(settings.read_text(encoding="utf-8")).get("model_max_length"))
+    limits = [int(one) for one in known if one is not None and 0 < one < 1 << 40]
+    if options.max_length is None:
+        return min([*limits, USUAL_LENGTH])
+    if limits and options.max_length > min(limits):
+        raise BuildError(f"--coreml-max-length {options.max_length}: the model takes {min(limits)} tokens")
+    return options.max_length
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A float program that is not saved yet, and what it was traced from."""
+
+    package: MLModel
+    traced: Traced
+    system: str
+    length: int
+    half: bool
+
+    def told(self) -> dict[str, Any]:
+        """What a caller must know, as JSON: names in their order, limits, and the type of masks and logits."""
+        traced = self.traced
+        return {
+            "system": self.system,
+            "inputs": [*traced.integers, *traced.masks],
+            "output": traced.output,
+            "states": list(traced.states),
+            "max_length": self.length,
+            "sliding_window": traced.window,
+            "floats": "FLOAT16" if self.half and traced.masks else "FLOAT32",
+        }
+
+
+def convert(checkpoint: Checkpoint, options: CoremlOptions, half: bool) -> Converted:
+    """The float program of a checkpoint, described. Raises BuildError."""
+    length, fused = longest(checkpoint, options), options.system >= FUSED
+    if checkpoint.task == GENERATION:
+        traced = trace_decoder(checkpoint, length, options.stateful, fused)
+    else:
+        traced = trace_encoder(checkpoint, length, fused)
+    model = _converted(traced, options.target, length, half)
+    _describe(model, traced, length)
+    return Converted(model, traced, options.target, length, half)
+
+
+def _converted(traced: Traced, system: str, length: int, half: bool) -> MLModel:
+    import coremltools as ct
+
+    logging.getLogger("coremltools").setLevel(logging.ERROR)  # of versions that it was not tested with: tests tell
+    kind = np.float16 if half else np.float32
+    sizes = {
+        BATCH: ct.RangeDim(1, MAX_BATCH, default=1),
+        NEW: ct.RangeDim(1, length, default=min(8, length)),
+        TOTAL: ct.RangeDim(1, length, default=min(8, length)),
+    }
+
+    def shape(dimensions: Dimensions) -> Any:
+        return ct.Shape([sizes[one] if isinstance(one, str) else one for one in dimensions])
+
+    inputs = [ct.TensorType(name, shape(them), np.int32) for name, them in traced.integers.items()]
+    inputs += [ct.TensorType(name, shape(them), kind) for name, them in traced.masks.items()]
+    states = [
+        ct.StateType(ct.TensorType(shape=its.dimensions, dtype=np.float16), name) for name, its in traced.states.items()
+    ]
+    try:
+        with scalar_sizes():
+            return ct.convert(
+                traced.program,
+                source="pytorch",
+                convert_to="mlprogram",
+                inputs=inputs,
+                outputs=[ct.TensorType(name=traced.output, dtype=np.float32 if not traced.masks else kind)],
+                states=states or None,
+                minimum_deployment_target=getattr(ct.target, system),
+                compute_precision=ct.transform.FP16ComputePrecision(_in_half) if half else ct.precision.FLOAT32,
+                skip_model_load=True,
+            )
+    except Exception as error:  # whatever its passes run into
+        told = " ".join(str(error).split())[:300]
+        name = type(traced.model).__name__
+        raise BuildError(f"coremltools cannot convert {name} ({type(error).__name__}: {told})") from error
+
+
+def _in_half(op: Any) -> bool:
+    """Whether an operator may compute in float16."""
+    if op.op_type in _FLOAT32:
+        return False
+    # The term that is added to a mean of squares: rounded apart from it, it would be 0.
+    operands = [getattr(one, "op", None) for one in op.inputs.values() if not isinstance(one, tuple)]
+    return not (op.op_type == "add" and any(one is not None and one.op_type == "reduce_mean" for one in operands))
+
+
+def _describe(model: MLModel, traced: Traced, length: int) -> None:
+    description = model._spec.description  # the setters have no word for a state's
+    for part in (description.input, description.output, description.state):
+        for feature in part:
+            feature.shortDescription = _DESCRIPTIONS[feature.name]
+    facts = {LENGTH: str(length)} | ({WINDOW: str(traced.window)} if traced.window is not None else {})
+    description.metadata.userDefined.update(facts)
+
+
+def name_it(package: Path, checkpoint: Checkpoint, precision: str, facts: Mapping[str, str | None]) -> None:
+    """Writes what a package's reader is told of the model: `facts` are its author, licence and version."""
+    from coremltools.proto import Model_pb2
+
+    file = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
+    spec = Model_pb2.Model()
+    spec.ParseFromString(file.read_bytes())
+    metadata = spec.description.metadata
+    for name, value in facts.items():
+        setattr(metadata, name, value or "")
+    metadata.shortDescription = f"{checkpoint.source}: {checkpoint.task} as coreml:{precision}"
+    metadata.userDefined["task"] = checkpoint.task
+    metadata.userDefined["history"] = "\n".join(checkpoint.history)
+    file.write_bytes(spec.SerializeToString())

@@ -1,0 +1,107 @@
+"""The weight matrices of a written package and the bits that each really has, from the program alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.targets.coreml.convert import PACKAGE
+from exporter.types import Weight
+
+SPECIFICATION = Path("Data", "com.apple.CoreML", "model.mlmodel")
+# Where an operator takes a weight, and where a constant operator has its numbers.
+_WEIGHTS: Mapping[str, Sequence[str]] = {
+    "linear": ("weight",),
+    "matmul": ("x", "y"),
+    "conv": ("weight",),
+    "gather": ("x",),
+}
+_NUMBERS = {
+    "const": "val", "constexpr_affine_dequantize": "quantized_data", "constexpr_blockwise_shift_scale": "data",
+    "constexpr_lut_to_dense": "indices",
+}  # fmt: skip
+_AFTER = ("add", "cast", "mul", "real_div", "tanh")  # what may follow a head's product
+_ROTARY = "rotary_emb_"  # a table of positions, which is no weight
+_BLOCK = 32
+
+
+def weights_of(folder: Path, files: Sequence[str] = ()) -> list[Weight]:
+    """Each matrix that is multiplied with or looked up, once; a rotary table or a mask is none."""
+    from coremltools.proto import Model_pb2
+
+    spec = Model_pb2.Model()
+    spec.ParseFromString((folder / PACKAGE / SPECIFICATION).read_bytes())
+    [function] = spec.mlProgram.functions.values()
+    block = function.block_specializations[function.opset]
+    makers = {output.name: op for op in block.operations for output in op.outputs}
+    heads = set(_heads(block, makers))
+    found: dict[str, Weight] = {}
+    tables = set()
+    for op in block.operations:
+        for place in _WEIGHTS.get(op.type, ()):
+            name = _name(op, place)
+            constant = _constant(name, makers)
+            if constant is None or _ROTARY in name:
+                continue
+            if op.type == "gather" or op.outputs[0].name in heads:
+                tables.add(name)
+            found.setdefault(name, Weight(name, math.prod(constant.shape), constant.bits, False, constant.why))
+    return [Weight(one.name, one.numbers, one.bits, name in tables, one.why) for name, one in found.items()]
+
+
+@dataclass(frozen=True)
+class _Constant:
+    shape: tuple[int, ...]
+    bits: int
+    why: str
+
+
+def _name(op: Any, place: str) -> str:
+    """The value that an operator is given in a place; "" where it is written into the operator."""
+    bound = op.inputs[place].arguments if place in op.inputs else ()
+    return bound[0].name if len(bound) else ""
+
+
+def _constant(name: str, makers: Mapping[str, Any]) -> _Constant | None:
+    """What a value is, where it is a matrix of numbers that do not change."""
+    maker = makers.get(name)
+    if maker is None or maker.type not in _NUMBERS:
+        return None
+    shape = _shape(maker.outputs[0].type)
+    if len(shape) < 2 or 1 in shape[-2:]:
+        return None
+    kind = _kind(maker, _NUMBERS[maker.type], makers)
+    bits = int(re.sub(r"\D", "", kind) or 8)
+    whole = maker.type == "const" and min(shape) % _BLOCK
+    return _Constant(shape, bits, f"rows of {shape[-1]} are no multiple of the block of {_BLOCK}" if whole else "")
+
+
+def _kind(op: Any, place: str, makers: Mapping[str, Any]) -> str:
+    """The type of an operator's numbers, such as INT4: they are an attribute, written in place, or a constant."""
+    from coremltools.proto import MIL_pb2
+
+    if place in op.attributes:
+        type_ = op.attributes[place].type
+    else:
+        bound = op.inputs[place].arguments[0]
+        type_ = bound.value.type if bound.WhichOneof("binding") == "value" else makers[bound.name].outputs[0].type
+    name: str = MIL_pb2.DataType.Name(type_.tensorType.dataType)
+    return name
+
+
+def _shape(type_: Any) -> tuple[int, ...]:
+    return tuple(one.constant.size for one in type_.tensorType.dimensions)
+
+
+def _heads(block: Any, makers: Mapping[str, Any]) -> Iterator[str]:
+    """The products whose output is the program's, but for a bias, a scale or a cap."""
+    for name in block.outputs[:1]:
+        while name in makers and makers[name].type in _AFTER:
+            inputs = (_name(makers[name], place) for place in ("x", "y"))
+            name = next((one for one in inputs if one in makers and makers[one].type not in _NUMBERS), "")
+        if name in makers and makers[name].type in _WEIGHTS:
+            yield name

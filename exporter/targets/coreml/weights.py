@@ -1,0 +1,129 @@
+"""Which constant of a program holds which layer's weight, and what each of them becomes.
+
+Layers are found by their numbers, not by names: coremltools renames what it rounds, turns or folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.checkpoint.linear import linear_layers, shared_weights, weight_of
+from exporter.errors import BuildError
+from exporter.scheme import Scheme
+from exporter.targets.coreml.options import BLOCKS as GROUPED
+
+if TYPE_CHECKING:
+    from coremltools.converters.mil import Program
+
+SMALL = 2048  # numbers: coremltools' own limit, below which a table costs more than it saves
+
+
+@dataclass(frozen=True)
+class Place:
+    """A linear layer's constant. `turned`: it is stored as [K, N]; `head`: it makes a language model's logits."""
+
+    constant: str
+    turned: bool
+    rows: int  # N
+    inputs: int  # K
+    head: bool
+
+
+@dataclass(frozen=True)
+class Palette:
+    """2^bits values for each `rows` rows; each weight is one of them."""
+
+    bits: int
+    rows: int
+
+
+Form = Scheme | Palette
+ROWS = 16  # that share a palette, where they divide a layer's
+CHANNELS = Scheme(weight="int8", group=None)
+BLOCKS = Scheme(weight="int4", group=32)
+
+
+def find_places(program: Program, model: Any) -> dict[str, Place]:
+    """Each linear layer's place, by its module's name; one that is tied to an embedding has none, and none that the
+    program does without, such as an encoder's pooler.
+    """
+    constants: dict[tuple[Any, ...], list[tuple[str, NDArray[Any]]]] = {}
+    for op in program.functions["main"].operations:
+        value = op.outputs[0].val if op.op_type == "const" else None
+        if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "f":
+            constants.setdefault(_key(value), []).append((op.outputs[0].name, value))
+    shared, head = shared_weights(model), model.get_output_embeddings()
+    places = {}
+    for name, layer in linear_layers(model).items():
+        if name in shared:
+            continue
+        weight = weight_of(layer).detach().numpy()
+        if (found := _find(weight, constants)) is not None:
+            places[name] = Place(*found, weight.shape[0], weight.shape[1], layer is head)
+    return places
+
+
+def _key(value: NDArray[Any]) -> tuple[Any, ...]:
+    return (value.shape, value[0].astype(np.float16).tobytes())
+
+
+def _find(weight: NDArray[Any], constants: Mapping[tuple[Any, ...], list[Any]]) -> tuple[str, bool] | None:
+    for turned in (False, True):
+        stored = weight.T if turned else weight
+        for name, value in constants.get(_key(stored), []):
+            if np.array_equal(value, stored.astype(value.dtype)):
+                return name, turned
+    return None
+
+
+def dump(places: Mapping[str, Place]) -> dict[str, Any]:
+    """For JSON."""
+    return {name: asdict(place) for name, place in places.items()}
+
+
+def load(values: Mapping[str, Any]) -> dict[str, Place]:
+    """What `dump` made."""
+    return {name: Place(**place) for name, place in values.items()}
+
+
+def forms_of(
+    precision: str, places: Mapping[str, Place], policy: Mapping[str, Scheme | None] | None, system: int
+) -> dict[str, Form]:
+    """What each layer gets, by its module's name; what has no entry stays in float.
+
+    Without a policy every layer that is not small gets the precision's own. Raises BuildError where a policy's scheme
+    does not fit its layer, or the system (18: of iOS18).
+    """
+    found: dict[str, Form] = {}
+    for name, place in places.items():
+        if place.rows * place.inputs < SMALL:
+            continue
+        form = usual(precision, place) if policy is None else policy.get(name)
+        if form is None:
+            continue
+        group = form.group if isinstance(form, Scheme) else None
+        if group is not None and system < GROUPED:
+            raise BuildError(
+                f"the policy: {name} is in groups of {group}, which iOS{system} has not; give it per channel"
+            )
+        if group is not None and place.inputs % group:
+            wrong = f"{place.inputs} inputs, no multiple of the group {group}"
+            raise BuildError(f"the policy: {name} has {wrong}; give it another group, or float")
+        found[name] = form
+    return found
+
+
+def usual(precision: str, place: Place) -> Form:
+    """A precision's own form for a layer; a scale per channel for a head, and where blocks do not divide a layer."""
+    if place.head:
+        return CHANNELS
+    if precision.startswith("palettize"):
+        return Palette(int(precision[-1]), int(np.gcd(ROWS, place.rows)))
+    if precision == "int4" and place.inputs % (BLOCKS.group or 1) == 0:
+        return BLOCKS
+    return CHANNELS

@@ -1,0 +1,79 @@
+"""The attention that is traced: transformers lets its attention function be chosen, and this one's trace converts.
+
+transformers' own repeats keys with sizes that it multiplies while it is traced; here none is computed, and a converter
+finds one operator, or a few plain ones.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLAIN, FUSED = "exporter_plain", "exporter_fused"  # among transformers' attention implementations
+# What neither form has a place for, such as gpt-oss' sinks: such a model's own code is traced.
+_BEYOND = ("s_aux", "position_bias")
+
+
+def use_attention(model: Any, fused: bool) -> None:
+    """Lets a model attend so; `fused`: by torch's one operator, which engines have too. Others keep their own way."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    for name, function in ((PLAIN, _plain), (FUSED, _fused)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, eager_mask)
+    supported = getattr(model, "_supports_attention_backend", False)
+    model.set_attn_implementation(("eager", PLAIN, FUSED)[1 + fused if supported else 0])
+
+
+def _fused(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """[batch, heads, tokens, head size] each, out [batch, tokens, heads, size]; softmax(q kᵀ scale + mask) v."""
+    import torch
+
+    if others.get("softcap") is not None or mask is None or _beyond(others):
+        return _plain(module, query, key, value, mask, scaling, **others)
+    size = int(query.shape[-1])
+    # The operator scales by itself, with the root of the head size; MIL's has no place for another number.
+    rest = 1.0 if scaling is None else scaling * size**0.5
+    query = query if abs(rest - 1) < 1e-6 else query * rest
+    key, value = _shared(module, key), _shared(module, value)
+    answer = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return answer.transpose(1, 2).contiguous(), None
+
+
+def _plain(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """The same in single operators."""
+    if _beyond(others):
+        eager = sys.modules[type(module).__module__].eager_attention_forward
+        answer: Tensor = eager(module, query, key, value, mask, scaling=scaling, **others)[0]
+        return answer, None
+    scale = int(query.shape[-1]) ** -0.5 if scaling is None else scaling
+    # The query is scaled, not the product: float16 holds that one longer.
+    scores = (query * scale) @ _shared(module, key).transpose(-1, -2)
+    if (cap := others.get("softcap")) is not None:
+        scores = (scores / cap).tanh() * cap
+    if mask is not None:
+        scores = scores + mask
+    return (scores.softmax(-1) @ _shared(module, value)).transpose(1, 2).contiguous(), None
+
+
+def _beyond(others: dict[str, Any]) -> bool:
+    return any(others.get(name) is not None for name in _BEYOND)
+
+
+def _shared(module: Any, states: Tensor) -> Tensor:
+    """Each head for as many of the query's as there are: [batch, heads, tokens, size]."""
+    groups = getattr(module, "num_key_value_groups", 1)
+    if groups == 1:
+        return states
+    heads, size = int(states.shape[1]) * groups, int(states.shape[3])
+    return states.unsqueeze(2).repeat(1, 1, groups, 1, 1).reshape(states.shape[0], heads, -1, size)

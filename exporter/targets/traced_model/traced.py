@@ -1,0 +1,203 @@
+"""A checkpoint's model, traced with everything that is awkward inside a graph given from outside, or looked up.
+
+Masks come ready (masks.py), positions too; rotary embeddings are tables (rotary.py); the KV cache is two buffers that
+are written in place (cache.py). So a trace at one length is right at every other, which the tests and each artifact's
+gates hold it to.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.checkpoint.model import load_model
+from exporter.errors import BuildError
+from exporter.targets.traced_model.attention import use_attention
+from exporter.targets.traced_model.cache import StateShape, answer_shapes, buffered_cache, state_shape
+from exporter.targets.traced_model.masks import HIDDEN, as_argument, masks_of
+from exporter.targets.traced_model.rotary import use_tables
+from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+OUTPUTS = {FEATURES: "last_hidden_state", CLASSIFICATION: "logits", GENERATION: "logits"}
+BATCH, NEW, TOTAL = (
+    "batch_size",
+    "sequence_length",
+    "total_sequence_length",
+)  # sizes that vary, as ONNX graphs call them
+# Sizes at the trace: above 1, which tracers take for a constant, and all different from one another.
+SAMPLE = {BATCH: 2, NEW: 3, TOTAL: 8}
+KEYS, VALUES = "key_cache", "value_cache"
+Dimensions = tuple[str | int, ...]  # a name for a size that varies, or a number
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A TorchScript program. `integers` and `masks` are its inputs by name, in their order: int32, and float.
+
+    `states` are its buffers that are written. `model` is the model inside, as it was traced, for its weights: its
+    modules have the program's parameter names behind `wrapped.`. `window`: of the sliding mask.
+    """
+
+    program: torch.jit.ScriptModule
+    model: Any
+    integers: Mapping[str, Dimensions]
+    masks: Mapping[str, Dimensions]
+    output: str
+    answer: Dimensions
+    states: Mapping[str, StateShape]
+    window: int | None = None
+
+
+def trace_decoder(checkpoint: Checkpoint, length: int, stateful: bool, fused: bool) -> Traced:
+    """A causal LM with batch 1 and up to `length` tokens, with logits for all of the new ones.
+
+    input_ids and position_ids [1, T]; masks [1, 1, T, S] of T new tokens behind S - T others (stateless: [1, 1, T, T]);
+    out logits [1, T, V]. `fused`: attention as one operator. Raises BuildError where the model cannot be traced so.
+    """
+    import torch
+
+    model = _loaded(checkpoint, fused)
+    vocabulary, layers = answer_shapes(model)
+    names, window = masks_of(model)
+    use_tables(model, length)
+    state = state_shape(type(model).__name__, layers, length) if stateful else None
+    total = TOTAL if stateful else NEW
+
+    class Decoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wrapped = model
+            if state is not None:
+                self.register_buffer(KEYS, torch.zeros(state.dimensions))
+                self.register_buffer(VALUES, torch.zeros(state.dimensions))
+
+        def forward(self, input_ids: Any, position_ids: Any, *masks: Any) -> Any:
+            cache = None
+            if state is not None:
+                keys, values = self.get_buffer(KEYS), self.get_buffer(VALUES)
+                cache = buffered_cache(keys, values, masks[0].shape[-1] - input_ids.shape[-1])
+            return self.wrapped(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                attention_mask=as_argument(dict(zip(names, masks, strict=True))),
+                past_key_values=cache,
+                use_cache=state is not None,
+                return_dict=True,
+            ).logits
+
+    sizes = {**SAMPLE, NEW: min(SAMPLE[NEW], length), TOTAL: min(SAMPLE[TOTAL], length)}
+    integers: dict[str, Dimensions] = {"input_ids": (1, NEW), "position_ids": (1, NEW)}
+    masks: dict[str, Dimensions] = dict.fromkeys(names, (1, 1, NEW, total))
+    given = {
+        "input_ids": torch.arange(1, sizes[NEW] + 1, dtype=torch.int32)[None],
+        "position_ids": torch.arange(sizes[total] - sizes[NEW], sizes[total], dtype=torch.int32)[None],
+    } | {name: torch.zeros(1, 1, sizes[NEW], sizes[total]) for name in names}
+    program = _traced(Decoder(), model, given)
+    states = {} if state is None else {KEYS: state, VALUES: state}
+    return Traced(program, model, integers, masks, OUTPUTS[GENERATION], (1, NEW, vocabulary), states, window)
+
+
+def trace_encoder(checkpoint: Checkpoint, length: int, fused: bool) -> Traced:
+    """A model for feature extraction or text classification: input_ids, attention_mask and, where its tokenizer has
+    them, token_type_ids, all [B, T]; out last_hidden_state [B, T, H] or logits [B, C]. The mask of the attention's
+    scores is made inside. Raises BuildError as above.
+    """
+    import torch
+
+    model = _loaded(checkpoint, fused)
+    config = model.config
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise BuildError(f"{type(model).__name__} cannot be exported: sliding windows of encoders are not traced yet")
+    use_tables(model, length)
+    output, causal = OUTPUTS[checkpoint.task], _looks_back_only(model)
+    names = encoder_inputs(checkpoint.path, model)
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wrapped = model
+
+        def forward(self, input_ids: Any, attention_mask: Any, *others: Any) -> Any:
+            hidden = (1 - attention_mask)[:, None, None, :]
+            if causal:
+                at = torch.ones_like(attention_mask).cumsum(-1)
+                hidden = torch.maximum(hidden, (at[:, None, None, :] > at[:, None, :, None]).to(torch.int32))
+            given = dict(zip(names[2:], others, strict=True))
+            answer = self.wrapped(
+                input_ids=input_ids, attention_mask=hidden.to(torch.float32) * HIDDEN, return_dict=True, **given
+            )
+            return getattr(answer, output)
+
+    shape = (SAMPLE[BATCH], SAMPLE[NEW])
+    given = {
+        "input_ids": torch.full(shape, 5, dtype=torch.int32),
+        "attention_mask": torch.ones(shape, dtype=torch.int32),
+    } | {name: torch.zeros(shape, dtype=torch.int32) for name in names[2:]}
+    width = config.num_labels if checkpoint.task == CLASSIFICATION else config.hidden_size
+    answer: Dimensions = (BATCH, width) if checkpoint.task == CLASSIFICATION else (BATCH, NEW, width)
+    program = _traced(Encoder(), model, given)
+    return Traced(program, model, dict.fromkeys(names, (BATCH, NEW)), {}, output, answer, {})
+
+
+def _looks_back_only(model: Any) -> bool:
+    """Whether a model's first states do not depend on what follows: an embedding model that was made of a decoder."""
+    import torch
+
+    with torch.no_grad():
+        first, other = (
+            model(input_ids=torch.tensor([[5, 6, last]]), output_hidden_states=True).hidden_states[-1][0, 0]
+            for last in (7, 8)
+        )
+    return bool(torch.equal(first, other))
+
+
+def encoder_inputs(checkpoint: Path, model: Any) -> list[str]:
+    """What a tokenizer feeds the model; without a tokenizer, segments only where the model has several kinds."""
+    taken = inspect.signature(model.forward).parameters
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    settings = checkpoint / "tokenizer_config.json"
+    said = json.loads(settings.read_text(encoding="utf-8")).get("model_input_names") if settings.is_file() else None
+    if said is None:
+        said = names if getattr(model.config, "type_vocab_size", 0) > 1 else names[:2]
+    return [name for name in names if name in taken and name in said]
+
+
+def _loaded(checkpoint: Checkpoint, fused: bool) -> Any:
+    model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
+    model.set_experts_implementation("batched_mm")  # the others count tokens or loop over them, which a trace freezes
+    use_attention(model, fused)
+    return model
+
+
+def _traced(wrapper: torch.nn.Module, model: Any, given: Mapping[str, torch.Tensor]) -> torch.jit.ScriptModule:
+    """The wrapper's trace on a sample; what was written to its buffers meanwhile is wiped."""
+    import torch
+    from torch.jit._trace import TracerWarning
+
+    with warnings.catch_warnings(), torch.no_grad():
+        # A dozen for each model, about Python values that the trace keeps. Whether one of them mattered is measured: at
+        # other sizes in the tests, and on every artifact by its gates.
+        warnings.simplefilter("ignore", TracerWarning)
+        # TorchScript looks at every attribute of a module, transformers' deprecated ones too.
+        warnings.filterwarnings("ignore", r".* is deprecated and will be removed in v6", FutureWarning)
+        # torch deprecates TorchScript as a whole; coremltools takes it best.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)", DeprecationWarning)
+        try:
+            trace: Any = torch.jit.trace  # which torch leaves untyped
+            program: torch.jit.ScriptModule = trace(wrapper.eval(), tuple(given.values()), check_trace=False)
+        except Exception as error:  # whatever the model's code runs into
+            told = (str(error).splitlines() or [""])[0]
+            name = type(model).__name__
+            raise BuildError(f"{name} cannot be traced ({type(error).__name__}: {told[:300]})") from error
+        for name, buffer in wrapper.named_buffers():
+            if name in (KEYS, VALUES):
+                buffer.zero_()
+    return program
