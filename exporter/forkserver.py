@@ -2,8 +2,8 @@
 
 What transformers imports when it loads a model takes longer than a small export, and a run starts a worker for each
 artifact: here it is imported once. A child shares the server's pages until it writes to them. Linux counts them as
-resident in both, but for files' pages that it has not touched; with those (`unread`) its peak memory is what it would be
-in a process of its own (tests/test_forkserver.py).
+resident in both, but for files' pages that it has not touched; with those (`unread`) its peak memory is what it would
+be in a process of its own (tests/test_forkserver.py).
 
 The server has imported and done nothing else: no thread of its own, no CUDA context. On Linux alone: the frameworks of
 macOS do not survive a fork.
@@ -33,7 +33,9 @@ SHARED = "EXPORTER_FORKSERVERS"
 # What every load of a model imports, and nothing that only some targets need.
 IMPORTED = ("torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
 # What is read when it is used, and not by an import, or by pytest alone: a worker may have another than its server.
-_READ_LATER = re.compile(r"EXPORTER_\w+|TORCHINDUCTOR_CACHE_DIR|THP_MEM_ALLOC_ENABLE|PYTEST_\w+|PYTHONFAULTHANDLER")
+_READ_LATER = re.compile(
+    r"EXPORTER_\w+|TORCHINDUCTOR_CACHE_DIR|THP_MEM_ALLOC_ENABLE|PYTEST_\w+|PYTHONFAULTHANDLER|COLUMNS|LINES"
+)
 _START, _REFUSED = b"start", b"refused"
 _STATUS = Path("/proc/self/status")
 _LONGEST = 64  # bytes of a message: _START, _REFUSED, or a number

@@ -135,7 +135,8 @@ def test_its_peak_memory_is_that_of_a_process_of_its_own(servers, tiny, tmp_path
             (tmp_path / name / folder).mkdir(parents=True)
         with Worker(tmp_path / "log", 1, start=start) as worker:
             done = worker(
-                export_artifact, target=target, precision=precision, threads=1, options={} if target == "onnx" else None, calibration=None,
+                export_artifact, target=target, precision=precision, threads=1, calibration=None,
+                options={} if target == "onnx" else None,
                 checkpoint=Checkpoint(tiny, GENERATION, "tiny", "0" * 64, 0), policy=None,
                 folder=tmp_path / name / "out", scratch=tmp_path / name / "scratch", reference=tmp_path,
             )  # fmt: skip
