@@ -33,7 +33,9 @@ SHARED = "EXPORTER_FORKSERVERS"
 # What every load of a model imports, and nothing that only some targets need.
 IMPORTED = ("torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
 # What is read when it is used, and not by an import, or by pytest alone: a worker may have another than its server.
-_READ_LATER = re.compile(r"EXPORTER_\w+|TORCHINDUCTOR_CACHE_DIR|THP_MEM_ALLOC_ENABLE|PYTEST_\w+|PYTHONFAULTHANDLER")
+_READ_LATER = re.compile(
+    r"EXPORTER_\w+|TORCHINDUCTOR_CACHE_DIR|THP_MEM_ALLOC_ENABLE|PYTEST_\w+|PYTHONFAULTHANDLER|COLUMNS|LINES"
+)
 _START, _REFUSED = b"start", b"refused"
 _STATUS = Path("/proc/self/status")
 _LONGEST = 64  # bytes of a message: _START, _REFUSED, or a number
