@@ -6,7 +6,6 @@ coremltools is imported when it is needed: it takes seconds, and tells on stderr
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from exporter.errors import BuildError
 from exporter.targets.coreml.options import FUSED, USUAL_LENGTH, CoremlOptions
-from exporter.targets.coreml.traps import scalar_sizes
+from exporter.targets.coreml.traps import quiet, scalar_sizes
 from exporter.targets.traced_model.masks import CAUSAL, SLIDING
 from exporter.targets.traced_model.traced import (
     BATCH,
@@ -108,9 +107,9 @@ def convert(checkpoint: Checkpoint, options: CoremlOptions, half: bool) -> Conve
 
 
 def _converted(traced: Traced, system: str, length: int, half: bool) -> MLModel:
-    import coremltools as ct
+    with quiet():
+        import coremltools as ct
 
-    logging.getLogger("coremltools").setLevel(logging.ERROR)  # of versions that it was not tested with: tests tell
     kind = np.float16 if half else np.float32
     sizes = {
         BATCH: ct.RangeDim(1, MAX_BATCH, default=1),
@@ -127,7 +126,7 @@ def _converted(traced: Traced, system: str, length: int, half: bool) -> MLModel:
         ct.StateType(ct.TensorType(shape=its.dimensions, dtype=np.float16), name) for name, its in traced.states.items()
     ]
     try:
-        with scalar_sizes():
+        with quiet(), scalar_sizes():
             return ct.convert(
                 traced.program,
                 source="pytorch",

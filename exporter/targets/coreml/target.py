@@ -25,6 +25,7 @@ from exporter.targets.coreml.inspection import inspect
 from exporter.targets.coreml.opened import open_folder
 from exporter.targets.coreml.options import BLOCKS, ROUNDED_INPUTS, SYSTEMS, USUAL_LENGTH, CoremlOptions
 from exporter.targets.coreml.precisions import FLOATS, PRECISIONS, cannot_express
+from exporter.targets.coreml.traps import quiet
 from exporter.targets.coreml.weights import Place, dump, find_places, forms_of, load
 from exporter.targets.folder.files import copy_configuration, model_name
 from exporter.targets.folder.kit import kit, programs
@@ -126,6 +127,12 @@ def _unplaced(
     return [f"in float16, for {why}: {', '.join(left)}"] if left else []
 
 
+def read_package(path: Path) -> Mapping[str, Any]:
+    """What is in an .mlpackage, for `exporter inspect`."""
+    with quiet():
+        return inspect(path)
+
+
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to Core ML yet"
@@ -163,7 +170,7 @@ COREML = Target(
     export=export,
     open=open_folder,
     weights=weights_of,
-    inspects={".mlpackage": inspect},
+    inspects={".mlpackage": read_package},
     run='python {folder}/run.py "Once upon a time"',
     kit=kit("coreml"),
     programs=lambda folder, task: programs("coreml", task),

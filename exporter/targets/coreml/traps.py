@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps coremltools from telling, whenever it is imported, which of its parts are for macOS and which of the
+    versions beside it it was not tested with: exporter's tests are what says so.
+    """
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
