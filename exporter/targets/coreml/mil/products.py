@@ -75,13 +75,14 @@ def conv(
     spans = [(size - 1) * by + 1 for size, by in zip(weight.shape[2:], spread, strict=True)]
     before_after = _padding(pad_type, pad, x.shape[2:], spans, steps)
     padded = np.pad(x, [(0, 0), (0, 0), *before_after])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, tuple(range(2, 2 + rank)))
+    axes = tuple(range(2, 2 + rank))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axes)  # type: ignore[call-overload]
     kept = windows[(slice(None), slice(None), *(slice(None, None, by) for by in (*steps, *spread)))]
     count = int(groups)
     outputs = []
     for part, kernel in zip(np.split(kept, count, axis=1), np.split(weight, count, axis=0), strict=True):
-        axes = [1, *range(2 + rank, 2 + 2 * rank)]  # the channels, and each window's own dimensions
-        outputs.append(np.tensordot(part, kernel, (axes, list(range(1, 2 + rank)))))  # [N, *D', C_out / groups]
+        summed = [1, *range(2 + rank, 2 + 2 * rank)]  # the channels, and each window's own dimensions
+        outputs.append(np.tensordot(part, kernel, (summed, list(range(1, 2 + rank)))))  # [N, *D', C_out / groups]
     found = np.moveaxis(np.concatenate(outputs, axis=-1), -1, 1)
     return found if bias is None else found + np.reshape(bias, (-1, *[1] * rank))
 
