@@ -72,7 +72,7 @@ def _constant(name: str, makers: Mapping[str, Any]) -> _Constant | None:
     if maker is None or maker.type not in _NUMBERS:
         return None
     shape = _shape(maker.outputs[0].type)
-    if len(shape) < 2 or 1 in shape[-2:]:
+    if len(shape) < 2 or 1 in list(shape)[-2:]:
         return None
     kind = _kind(maker, _NUMBERS[maker.type], makers)
     bits = int(re.sub(r"\D", "", kind) or 8)
