@@ -10,6 +10,7 @@ from torch.nn import functional
 from exporter.targets.coreml.mil.blob import numbers
 from exporter.targets.coreml.mil.operators import OPERATORS
 from exporter.targets.coreml.mil.rounding import round_to_half
+from exporter.targets.coreml.mil.threads import set_threads
 
 pytestmark = pytest.mark.quick
 SEEDS = st.integers(0, 2**32 - 1)
@@ -128,6 +129,26 @@ def test_products_over_any_batch(outer, sizes, seed):
     mask = np.where(rng.random((length, past)) < 0.3, -30000, 0).astype(np.float32)
     wanted = functional.scaled_dot_product_attention(q, k, v, torch.from_numpy(mask))
     same(run("scaled_dot_product_attention", query=left, key=key, value=value, attn_mask=mask), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_attention_of_many_rows_on_any_threads(threads):
+    """Blocks of rows see a part of the columns; a row that sees none is the mean of all."""
+    query, key, value = np.random.default_rng(0).normal(size=(3, 1, 3, 300, 8)).astype(np.float32)
+    behind = np.arange(300)[:, None] - np.arange(300)
+    set_threads(threads)
+    try:
+        for kept in (behind >= 0, (behind >= 0) & (behind < 40), behind > 0):
+            mask = np.where(kept, 0, -30000).astype(np.float32)
+            wanted = functional.scaled_dot_product_attention(*map(torch.from_numpy, (query, key, value, mask)))
+            same(run("scaled_dot_product_attention", query=query, key=key, value=value, attn_mask=mask), wanted, 1e-5)
+        x = np.random.default_rng(1).normal(size=(3, 100000)).astype(np.float32) * 30000
+        with np.errstate(all="ignore"):
+            rounded = x.astype(np.float16)
+            round_to_half(x)
+        np.testing.assert_array_equal(x, rounded)
+    finally:
+        set_threads(1)
 
 
 @given(st.tuples(*[st.integers(1, 3)] * 4), st.integers(1, 2), st.integers(1, 3), st.integers(1, 2), SEEDS)

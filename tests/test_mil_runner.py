@@ -20,8 +20,8 @@ def llama():
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS, max_position_embeddings=64, attn_implementation="sdpa", tie_word_embeddings=True,
+        num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=64,
+        attn_implementation="sdpa", tie_word_embeddings=True,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     for weight in model.parameters():  # far enough from zero for the answers to differ

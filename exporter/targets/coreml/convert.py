@@ -126,7 +126,9 @@ def _converted(traced: Traced, system: str, length: int, half: bool) -> MLModel:
         ct.StateType(ct.TensorType(shape=its.dimensions, dtype=np.float16), name) for name, its in traced.states.items()
     ]
     try:
-        with quiet(), scalar_sizes():
+        # Its passes round constants to float16, where a number may be too large (in BERT one is): NumPy would warn, and
+        # the artifact's gates tell what came of it.
+        with quiet(), scalar_sizes(), np.errstate(over="ignore"):
             return ct.convert(
                 traced.program,
                 source="pytorch",

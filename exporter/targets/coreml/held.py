@@ -72,12 +72,13 @@ def _constant(name: str, makers: Mapping[str, Any]) -> _Constant | None:
     if maker is None or maker.type not in _NUMBERS:
         return None
     shape = _shape(maker.outputs[0].type)
-    if len(shape) < 2 or 1 in shape[-2:]:
+    columns = list(shape)[-2:]
+    if len(columns) < 2 or 1 in columns:
         return None
     kind = _kind(maker, _NUMBERS[maker.type], makers)
     bits = int(re.sub(r"\D", "", kind) or 8)
     whole = maker.type == "const" and min(shape) % _BLOCK
-    return _Constant(shape, bits, f"rows of {shape[-1]} are no multiple of the block of {_BLOCK}" if whole else "")
+    return _Constant(shape, bits, f"rows of {columns[-1]} are no multiple of the block of {_BLOCK}" if whole else "")
 
 
 def _kind(op: Any, place: str, makers: Mapping[str, Any]) -> str:

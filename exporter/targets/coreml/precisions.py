@@ -40,6 +40,10 @@ def cannot_express(precision: str, scheme: Scheme) -> str | None:
     )
 
 
+# Measured by the evaluator, rounding to float16: SmolLM2-135M on 2,047 tokens of WikiText-2, ratio and KL, without a
+# policy: fp16 1.0000, 1.6e-5; int8 1.0005, 0.0026. MiniLM's cosine on 2,048 tokens of it: fp16 0.99999, int8 0.99933,
+# palettize6 0.9969, palettize4 0.938, int4 under its policy 0.966. No KL was measured of the others, and no classifier:
+# their limits are those of ONNX's precisions with as many bits.
 PRECISIONS: Mapping[str, Precision] = {
     "fp32": Precision(
         "float32",

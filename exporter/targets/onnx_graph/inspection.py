@@ -48,7 +48,8 @@ def _bytes(tensor: Any) -> int:
 
     kind = onnx.TensorProto.DataType.Name(tensor.data_type)
     bits = 4 if kind in _HALVES else 8 * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    return -(-math.prod(tensor.dims) * bits // 8)
+    numbers: int = math.prod(tensor.dims)
+    return -(-numbers * bits // 8)
 
 
 def _port(value: Any) -> dict[str, Any]:

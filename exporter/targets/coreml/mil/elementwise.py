@@ -16,24 +16,26 @@ Operator = Callable[..., Any]
 
 
 def sigmoid(x: Array) -> Array:
-    found = np.negative(x, out=np.empty_like(x))
+    found: Array = np.negative(x, out=np.empty_like(x))
     np.exp(found, out=found)
     found += 1
-    return np.reciprocal(found, out=found)
+    np.reciprocal(found, out=found)
+    return found
 
 
 def silu(x: Array) -> Array:
-    found = np.negative(x, out=np.empty_like(x))
+    found: Array = np.negative(x, out=np.empty_like(x))
     np.exp(found, out=found)
     found += 1
-    return np.divide(x, found, out=found)
+    np.divide(x, found, out=found)
+    return found
 
 
 def erf(x: Array) -> Array:
     """Abramowitz and Stegun's 7.1.26, in float32: within 5e-7 of the function."""
     size = np.abs(x, out=np.empty_like(x))
     t = 1 / (1 + np.float32(0.3275911) * size)
-    tail = np.full_like(t, 1.061405429)
+    tail: Array = np.full_like(t, 1.061405429)
     for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         tail *= t
         tail += np.float32(coefficient)
@@ -41,19 +43,22 @@ def erf(x: Array) -> Array:
     np.square(size, out=size)
     np.negative(size, out=size)
     tail *= np.exp(size, out=size)
-    return np.copysign(np.subtract(1, tail, out=tail), x, out=tail)
+    np.subtract(1, tail, out=tail)
+    np.copysign(tail, x, out=tail)
+    return tail
 
 
 def gelu(x: Array, mode: str = "EXACT") -> Array:
     if mode == "SIGMOID_APPROXIMATION":
-        return x * sigmoid(x * np.float32(1.702))
+        gate: Array = x * sigmoid(x * np.float32(1.702))
+        return gate
     if mode == "TANH_APPROXIMATION":
         inner = np.square(x, out=np.empty_like(x))
         inner *= np.float32(0.044715)
         inner += 1
         inner *= x
         inner *= np.float32(np.sqrt(2 / np.pi))
-        part = np.tanh(inner, out=inner)
+        part: Array = np.tanh(inner, out=inner)
     else:
         part = erf(x * np.float32(np.sqrt(0.5)))
     part += 1
@@ -63,12 +68,14 @@ def gelu(x: Array, mode: str = "EXACT") -> Array:
 
 
 def softplus(x: Array) -> Array:
-    return np.logaddexp(x, np.float32(0))
+    found: Array = np.logaddexp(x, np.float32(0))
+    return found
 
 
 def softplus_parametric(x: Array, alpha: Array, beta: Array) -> Array:
     """`alpha` and `beta` of the second dimension."""
-    return _of_channels(alpha, x) * softplus(_of_channels(beta, x) * x)
+    found: Array = _of_channels(alpha, x) * softplus(_of_channels(beta, x) * x)
+    return found
 
 
 def prelu(x: Array, alpha: Array) -> Array:
@@ -86,15 +93,18 @@ def elu(x: Array, alpha: Any) -> Array:
 
 def cast(x: Array, dtype: str) -> Array:
     """A copy. The result's declared type does the rest; only a number's truth is no rounding of it."""
-    return np.not_equal(x, 0) if dtype == "bool" else np.array(x)
+    found: Array = np.not_equal(x, 0) if dtype == "bool" else np.array(x)
+    return found
 
 
 def clip(x: Array, alpha: Any, beta: Any) -> Array:
-    return np.clip(x, alpha, beta)
+    found: Array = np.clip(x, alpha, beta)
+    return found
 
 
 def clamped_relu(x: Array, alpha: Any, beta: Any) -> Array:
-    return np.minimum(np.where(x >= 0, x, alpha * x), beta)
+    found: Array = np.minimum(np.where(x >= 0, x, alpha * x), beta)
+    return found
 
 
 def log(x: Array, epsilon: Any = 1e-45) -> Array:
@@ -103,9 +113,10 @@ def log(x: Array, epsilon: Any = 1e-45) -> Array:
 
 
 def rsqrt(x: Array, epsilon: Any = 1e-12) -> Array:
-    found = np.add(x, np.float32(epsilon), out=np.empty_like(x))
+    found: Array = np.add(x, np.float32(epsilon), out=np.empty_like(x))
     np.sqrt(found, out=found)
-    return np.reciprocal(found, out=found)
+    np.reciprocal(found, out=found)
+    return found
 
 
 def inverse(x: Array, epsilon: Any = 1e-4) -> Array:
@@ -116,7 +127,7 @@ def inverse(x: Array, epsilon: Any = 1e-4) -> Array:
 def power(x: Array, y: Any) -> Array:
     # A square is exact to the last bit and quick; norms are made of them.
     if np.ndim(y) == 0 and y == 2:
-        return np.square(x)
+        return np.multiply(x, x)
     found: Array = np.power(x, y)
     return found
 

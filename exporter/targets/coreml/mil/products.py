@@ -9,8 +9,11 @@ import numpy as np
 
 from exporter.targets.coreml.mil.blob import Array
 from exporter.targets.coreml.mil.shapes import ints
+from exporter.targets.coreml.mil.threads import spread
 
 Operator = Callable[..., Any]
+
+_ROWS = 128  # of queries at a time
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -38,24 +41,43 @@ def einsum(values: Sequence[Array], equation: str) -> Array:
 def scaled_dot_product_attention(query: Array, key: Array, value: Array, attn_mask: Array | None = None) -> Array:
     """[…, L, E], […, S, E], […, S, EV] and a mask that broadcasts to […, L, S], boolean or added: […, L, EV].
 
-    One head after the other: a head's scores stay in the processor's cache.
+    Some rows of a head at a time: their scores stay in the processor's cache.
     """
-    outer, scale = query.shape[:-2], np.float32(1 / np.sqrt(query.shape[-1]))
+    outer, rows = query.shape[:-2], query.shape[-2]
+    scale = np.float32(1 / np.sqrt(query.shape[-1]))
     mask = attn_mask
     if mask is not None and mask.dtype == bool:
         mask = np.where(mask, np.float32(0), np.float32(-np.inf))
+    blocks = [slice(begin, min(begin + _ROWS, rows)) for begin in range(0, rows, _ROWS)]
+    seen = [_seen(mask, block, key.shape[-2]) for block in blocks]
     if mask is not None:
-        mask = np.broadcast_to(mask, (*outer, query.shape[-2], key.shape[-2]))
-    found = np.empty((*outer, query.shape[-2], value.shape[-1]), np.float32)
-    for head in np.ndindex(*outer):
-        scores = (query[head] * scale) @ key[head].T
+        mask = np.broadcast_to(mask, (*outer, rows, key.shape[-2]))
+    found = np.empty((*outer, rows, value.shape[-1]), np.float32)
+
+    def attend(task: tuple[tuple[int, ...], int]) -> None:
+        head, at = task
+        block, columns = blocks[at], seen[at]
+        scores = (query[head][block] * scale) @ key[head][columns].T
         if mask is not None:
-            scores += mask[head]
+            scores += mask[head][block, columns]
         scores -= np.max(scores, axis=-1, keepdims=True)
         np.exp(scores, out=scores)
-        np.matmul(scores, value[head], out=found[head])
-        found[head] /= np.sum(scores, axis=-1, keepdims=True)  # softmax's divisor, of fewer numbers
+        np.matmul(scores, value[head][columns], out=found[head][block])
+        found[head][block] /= np.sum(scores, axis=-1, keepdims=True)  # softmax's divisor, of fewer numbers
+
+    spread(attend, [(head, at) for head in np.ndindex(*outer) for at in range(len(blocks))])
     return found
+
+
+def _seen(mask: Array | None, block: slice, columns: int) -> slice:
+    """The columns that a row of the block sees. What a mask below -10000 hides is 0 after softmax, in float32 too."""
+    if mask is None or mask.size != mask.shape[-1] * mask.shape[-2] or mask.shape[-2] < block.stop:
+        return slice(0, columns)
+    visible = mask.reshape(mask.shape[-2:])[block] > -1e4
+    if not visible.any(axis=1).all():  # a row that sees nothing is the mean of all
+        return slice(0, columns)
+    [some] = np.nonzero(visible.any(axis=0))
+    return slice(int(some[0]), int(some[-1]) + 1)
 
 
 def conv(
@@ -75,13 +97,14 @@ def conv(
     spans = [(size - 1) * by + 1 for size, by in zip(weight.shape[2:], spread, strict=True)]
     before_after = _padding(pad_type, pad, x.shape[2:], spans, steps)
     padded = np.pad(x, [(0, 0), (0, 0), *before_after])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, tuple(range(2, 2 + rank)))
+    axes = tuple(range(2, 2 + rank))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axes)  # type: ignore[call-overload]
     kept = windows[(slice(None), slice(None), *(slice(None, None, by) for by in (*steps, *spread)))]
     count = int(groups)
     outputs = []
     for part, kernel in zip(np.split(kept, count, axis=1), np.split(weight, count, axis=0), strict=True):
-        axes = [1, *range(2 + rank, 2 + 2 * rank)]  # the channels, and each window's own dimensions
-        outputs.append(np.tensordot(part, kernel, (axes, list(range(1, 2 + rank)))))  # [N, *D', C_out / groups]
+        summed = [1, *range(2 + rank, 2 + 2 * rank)]  # the channels, and each window's own dimensions
+        outputs.append(np.tensordot(part, kernel, (summed, list(range(1, 2 + rank)))))  # [N, *D', C_out / groups]
     found = np.moveaxis(np.concatenate(outputs, axis=-1), -1, 1)
     return found if bias is None else found + np.reshape(bias, (-1, *[1] * rank))
 

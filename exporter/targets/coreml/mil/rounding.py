@@ -8,8 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from exporter.targets.coreml.mil.blob import Array
+from exporter.targets.coreml.mil.threads import spread
 
 _CHUNK = 1 << 16  # numbers that stay in the processor's cache between the steps
+_PART = 1 << 17  # numbers for a thread at a time: fewer are not worth it
 _LIMIT = 65520  # from here on float16 rounds to infinity
 _EXPONENT = 0x7F800000  # float32's bits
 _SMALLEST = (127 - 14) << 23  # the exponent below which float16's grid gets no finer
@@ -26,6 +28,14 @@ def round_to_half(x: Array) -> None:
         x[...] = x.astype(np.float16)
         return
     flat = x.reshape(-1)
+    parts = [flat[begin : begin + _PART] for begin in range(0, flat.size, _PART)]
+    if len(parts) == 1:
+        _round(flat)
+    else:
+        spread(_round, parts)
+
+
+def _round(flat: Array) -> None:
     grid = np.empty(min(_CHUNK, flat.size), np.int32)
     for begin in range(0, flat.size, _CHUNK):
         part = flat[begin : begin + _CHUNK]

@@ -25,9 +25,9 @@ import numpy as np
 
 from exporter.errors import BuildError
 from exporter.runner import Floats, Ids
-from exporter.targets.coreml.mil.blas import set_threads
 from exporter.targets.coreml.mil.blob import Array
 from exporter.targets.coreml.mil.evaluator import Evaluator, States, Watch
+from exporter.targets.coreml.mil.threads import set_threads
 
 MASKED = -30000.0  # a minus infinity that stays finite in float16 when two are added
 _TEXT = {"input_ids", "causal_mask", "sliding_mask", "position_ids", "attention_mask"}
