@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def _model_file(path: Path) -> Path:
 
 
 def _parsed(model: Path) -> Any:
+    logging.getLogger("coremltools").setLevel(logging.ERROR)  # it tells, imported, what of it is for macOS alone
     try:
         from coremltools.proto import Model_pb2
         from google.protobuf.message import DecodeError
