@@ -98,7 +98,7 @@ def conv(
     before_after = _padding(pad_type, pad, x.shape[2:], spans, steps)
     padded = np.pad(x, [(0, 0), (0, 0), *before_after])
     axes = tuple(range(2, 2 + rank))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axes)  # type: ignore[call-overload]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axes)
     kept = windows[(slice(None), slice(None), *(slice(None, None, by) for by in (*steps, *spread)))]
     count = int(groups)
     outputs = []
