@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter import lock
+from exporter import forkserver, lock
 
 pytest_plugins = ("forkservers", "quick", "running", "exports")
 # In the tests' own process: threads that wait for one another take longer than these matrices.
@@ -70,6 +70,11 @@ def demo(run_cli, together):
             assert done.returncode == 0, done.stdout + done.stderr
             assert "report.html" in done.stdout
     return output
+
+
+def alone(**more):
+    """This environment without the servers that the tests share: of a run whose workers are its own descendants."""
+    return {name: value for name, value in os.environ.items() if name != forkserver.SHARED} | more
 
 
 def last_json(done):

@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from conftest import SMALL, after_steps, the_error
+from conftest import SMALL, after_steps, alone, the_error
 
 from exporter.store import damage, read_manifest
 
@@ -47,7 +47,7 @@ def start(tiny, cache):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"EXPORTER_CACHE": str(cache)},
+            env=alone(EXPORTER_CACHE=str(cache)),
         )
         runs.append(run)
         folder, sign = signs[phase]
@@ -148,6 +148,7 @@ def test_kill_9_before_the_worker_listens(tiny, tmp_path):
     """The request is in the pipe already when the parent dies."""
     run = psutil.Popen(
         [sys.executable, "-m", "exporter", "run", "-m", str(tiny), "-o", str(tmp_path / "out")],
+        env=alone(),
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -1,7 +1,6 @@
 """`exporter merge` as a user runs it: what it writes, proves and refuses, and what is left when it is cut short."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import psutil
 import pytest
 import torch
-from conftest import ROOT, after_steps, the_error
+from conftest import ROOT, after_steps, alone, the_error
 from safetensors.torch import load_file, save_file
 
 # PEFT asks transformers by a name that it deprecates.
@@ -102,10 +101,10 @@ def test_streaming_writes_the_same_weights(merge, tmp_path):
 
 
 def test_a_model_that_does_not_fit_is_streamed(tiny, out):
-    """Under a limit that the merge in memory would pass; PEFT and torch alone take a third of it."""
+    """Under a limit that the merge in memory would pass, its worker too; PEFT and torch alone take a third of it."""
     command = [sys.executable, "-m", "exporter", "merge", "-m", "tiny", "--adapter", tiny / "adapter", "-o", out]
     limited = ["prlimit", "--data=1050000000", *map(str, command), "--format", "json"]
-    done = subprocess.run(limited, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(limited, capture_output=True, text=True, check=False, cwd=ROOT, env=alone())
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["way"] == "streaming"
@@ -200,7 +199,7 @@ def test_cut_short_in_the_middle_and_run_again(merge, out, way, number, cache):
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"EXPORTER_CACHE": str(cache)},
+        env=alone(EXPORTER_CACHE=str(cache)),
     )
     while not list(out.parent.glob(f".{out.name}.*.tmp/.merged.*.tmp")):
         assert run.poll() is None, run.communicate()
