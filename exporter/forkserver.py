@@ -5,8 +5,8 @@ artifact: here it is imported once. A child shares the server's pages until it w
 resident in both, but for files' pages that it has not touched; with those (`unread`) its peak memory is what it would
 be in a process of its own (tests/test_forkserver.py).
 
-The server has imported and done nothing else: no thread of its own, no CUDA context. On Linux alone: the frameworks of
-macOS do not survive a fork.
+The server has imported and done nothing else: no CUDA context, no thread but OpenBLAS's, which ends them before a fork.
+On Linux alone: the frameworks of macOS do not survive one.
 """
 
 from __future__ import annotations
@@ -225,19 +225,20 @@ def unread() -> int:
 
 
 def stay(path: Path) -> bool:
-    """A shared server: for each run that connects a fork of its own attends. True: this is a worker now."""
+    """A shared server, until its stdin ends: for each run that connects a fork attends. True: this is a worker now."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how those ended
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(f"{path}.tmp")
         listener.listen()
         Path(f"{path}.tmp").rename(path)  # who sees it can connect
-        while True:
+        while 0 not in select.select([listener, 0], [], [])[0]:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 return attend(connection)
             connection.close()
+    return False
 
 
 def warm_up() -> None:

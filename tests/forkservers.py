@@ -31,12 +31,16 @@ def pytest_configure(config):
         environment = os.environ | worker_environment(threads) | {"TORCHINDUCTOR_CACHE_DIR": folder}
         command = [sys.executable, "-m", "exporter.pipeline.worker", f"{folder}/{threads}.sock"]
         with Path(folder, f"{threads}.log").open("w") as log:
-            _servers.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+            _servers.append(
+                subprocess.Popen(
+                    command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+                )
+            )
 
 
 def pytest_unconfigure():
     for server in _servers:
-        server.kill()
+        server.stdin.close()
         server.wait()
     for folder in _folders:
         shutil.rmtree(folder)

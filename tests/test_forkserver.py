@@ -91,7 +91,8 @@ def test_a_worker_outlives_its_server_and_is_not_waited_for_in_vain(environment,
 
 
 def test_a_shared_server_serves_those_whose_environment_fits(environment, log, tmp_path):
-    with subprocess.Popen([*COMMAND, tmp_path / "1.sock"], env=environment, start_new_session=True) as stays:
+    command = [*COMMAND, tmp_path / "1.sock"]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True) as stays:
         while not (tmp_path / "1.sock").exists():
             time.sleep(0.01)
         fits = environment | {forkserver.SHARED: str(tmp_path), "EXPORTER_CACHE": "another"}
@@ -105,7 +106,8 @@ def test_a_shared_server_serves_those_whose_environment_fits(environment, log, t
             worker = shared(none, fits | other, log)
             assert worker.stdout.readline() == "fresh\n"
             assert ended(worker) == 0
-        stays.kill()
+        stays.stdin.close()
+        assert stays.wait(60) == 0
 
 
 @pytest.fixture(scope="module")
