@@ -35,7 +35,7 @@ def shorter(command: str) -> list[str]:
     """What makes a command measure less than it does by itself: texts, rounds and, of a large model, prompts."""
     if not command.startswith(("run", "calibrate")):
         return []
-    calibrated = "2048" if " -m tiny" in command else "512"  # a decoder's policy needs four windows of 512
+    calibrated = "512" if "gguf" in command else "2048"  # a policy needs four windows of 512
     more = ["--no-speed", "--eval-tokens", "512", "--calib-tokens", calibrated, "--threads", "1"]
     return [*more, "--sample", "The first thing"] if "smollm2" in command else more
 
