@@ -32,9 +32,11 @@ FORKS = sys.platform == "linux" and hasattr(os, "pidfd_open")
 SHARED = "EXPORTER_FORKSERVERS"
 # What every load of a model imports, and nothing that only some targets need.
 IMPORTED = ("torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
-# What is read when it is used, and not by an import, or by pytest alone: a worker may have another than its server.
-_READ_LATER = re.compile(
-    r"EXPORTER_\w+|TORCHINDUCTOR_CACHE_DIR|THP_MEM_ALLOC_ENABLE|PYTEST_\w+|PYTHONFAULTHANDLER|COLUMNS|LINES"
+# What Python, torch, transformers and what they import read once: a worker must have it as its server had. Comparing all
+# would be of no use: some libraries set variables of their own when they are imported.
+_READ_ONCE = re.compile(
+    r"(PYTHON(?!FAULT)|LD_|LC_|LANG|OMP_|MKL_|OPENBLAS_|HF_|HUGGING|TRANSFORMERS_|TORCH(?!INDUCTOR_CACHE)|PYTORCH_"
+    r"|CUDA_|ACCELERATE_|TOKENIZERS_|USE_|HOME$|XDG_|TMPDIR$|PATH$)"
 )
 _START, _REFUSED = b"start", b"refused"
 _STATUS = Path("/proc/self/status")
@@ -193,7 +195,7 @@ def attend(connection: socket.socket) -> bool:
         with open(asked, encoding="utf-8") as file:  # noqa: PTH123  # a path has no file descriptor
             told = json.load(file)
         others = set(told["environment"].items()) ^ set(os.environ.items())
-        fits = all(_READ_LATER.fullmatch(name) for name, _ in others)
+        fits = not any(_READ_ONCE.match(name) for name, _ in others)
         read = resident("RssFile")
         pid = os.fork() if fits else None
         if pid == 0:

@@ -14,9 +14,6 @@ from exporter import forkserver, lock
 pytest_plugins = ("forkservers", "quick", "running", "exports")
 # In the tests' own process: threads that wait for one another take longer than these matrices.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# What scikit-learn's import sets: a server whose environment is another one forks no workers (forkservers.py).
-os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "True")
-os.environ.setdefault("KMP_INIT_AT_FORK", "FALSE")
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--no-speed", "--eval-tokens", 256, "--threads", 1)
 STEP = re.compile(r"\[\d+/\d+\] .+  \d+\.\d s\n")  # that is done, and how long it took
