@@ -135,11 +135,11 @@ class Answering:
         return np.full((*ids.shape, 3), self._together, np.float32)
 
 
-@pytest.mark.parametrize(("alone", "together"), [(math.nan, 0), (0, math.nan), (math.inf, 0), (0, -math.inf)])
-def test_a_probe_that_has_no_numbers_is_no_small_error(alone, together):
+@pytest.mark.parametrize(("alone", "batched"), [(math.nan, 0), (0, math.nan), (math.inf, 0), (0, -math.inf)])
+def test_a_probe_that_has_no_numbers_is_no_small_error(alone, batched):
     probe = Probe(np.zeros((2, 4), np.int64), np.ones((2, 4), np.int64), np.zeros((2, 4, 3), np.float32))
     with pytest.raises(NotFinite):
-        compare_probe(Answering(alone, together), probe, GENERATION)
+        compare_probe(Answering(alone, batched), probe, GENERATION)
     assert compare_probe(Answering(0, 0.5), probe, GENERATION)["logit_error"].value == 0.5
 
 
