@@ -32,8 +32,8 @@ FORKS = sys.platform == "linux" and hasattr(os, "pidfd_open")
 SHARED = "EXPORTER_FORKSERVERS"
 # What every load of a model imports, and nothing that only some targets need.
 IMPORTED = ("torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
-# What Python, torch, transformers and what they import read once: a worker must have it as its server had. Comparing all
-# would be of no use: some libraries set variables of their own when they are imported.
+# What Python, torch, transformers and what they import read once: a worker must have it as its server had. It is no use
+# to compare all: some libraries set variables of their own when they are imported.
 _READ_ONCE = re.compile(
     r"(PYTHON(?!FAULT)|LD_|LC_|LANG|OMP_|MKL_|OPENBLAS_|HF_|HUGGING|TRANSFORMERS_|TORCH(?!INDUCTOR_CACHE)|PYTORCH_"
     r"|CUDA_|ACCELERATE_|TOKENIZERS_|USE_|HOME$|XDG_|TMPDIR$|PATH$)"

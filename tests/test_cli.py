@@ -121,7 +121,7 @@ def test_every_flag_is_under_one_heading(command):
     first, *between, last = under
     assert (first, last) == ("Common", "Running")
     assert [one.split(" ")[0] for one in between if "(" in one] == (
-        [] if command == "merge" else ["onnx", "gguf", "tensorrt", "tensorrt-rtx"]
+        [] if command == "merge" else ["onnx", "gguf", "tensorrt", "tensorrt-rtx", "coreml"]
     )
 
 
@@ -129,7 +129,7 @@ def test_schema_names_every_key_with_its_default(run_here):
     done = run_here("schema")
     schema = json.loads(done.stdout)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert set(schema["properties"]) == {*Job.model_fields, "onnx", "gguf", "tensorrt", "tensorrt-rtx", "qat"}
+    assert set(schema["properties"]) == {*Job.model_fields, "onnx", "gguf", "tensorrt", "tensorrt-rtx", "coreml", "qat"}
     assert set(schema["required"]) == {"model", "output"}
     assert schema["additionalProperties"] is False
     named(schema, Job)

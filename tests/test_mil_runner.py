@@ -9,6 +9,7 @@ import torch
 from exporter.errors import BuildError
 from exporter.runner import BatchRunner, BoundedRunner, CachedRunner, SegmentRunner, TracingRunner
 from exporter.targets.coreml.mil.runner import open_mil
+from exporter.targets.coreml.traps import scalar_sizes
 
 VOCABULARY, LENGTH, LAYERS, HEADS, SIZE = 60, 48, 2, 4, 8
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, 20)
@@ -92,7 +93,7 @@ def converted(wrapper, folder, half, stateful):
         torch.zeros(1, 1, 4, 7 if stateful else 4),
         torch.zeros(1, 4, dtype=torch.int32),
     )
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), scalar_sizes():
         warnings.simplefilter("ignore")
         model = ct.convert(
             torch.jit.trace(wrapper.eval(), example, check_trace=False),
