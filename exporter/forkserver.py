@@ -233,7 +233,7 @@ def stay(path: Path) -> bool:
         listener.bind(f"{path}.tmp")
         listener.listen()
         Path(f"{path}.tmp").rename(path)  # who sees it can connect
-        while 0 not in select.select([listener, 0], [], [])[0]:
+        while 0 not in select.select([listener.fileno(), 0], [], [])[0]:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()

@@ -62,8 +62,8 @@ class _Constant:
 
 def _name(op: Any, place: str) -> str:
     """The value that an operator is given in a place; "" where it is written into the operator."""
-    bound = op.inputs[place].arguments if place in op.inputs else ()
-    return bound[0].name if len(bound) else ""
+    bound = list(op.inputs[place].arguments) if place in op.inputs else []
+    return bound[0].name if bound else ""
 
 
 def _constant(name: str, makers: Mapping[str, Any]) -> _Constant | None:
