@@ -59,5 +59,17 @@ def evaluate(path, feeds, half=False, states=None):
     return Evaluator(path, half).run(feeds, states)
 
 
+def answers(cases, inputs, folder):
+    """What the evaluator answers of one program of many cases, by their names; each case as `build` takes it first."""
+    return evaluate(save(build({name: make for name, (make, _) in cases.items()}, inputs), folder), inputs)
+
+
+def expected(case, inputs):
+    """What PyTorch answers of a case, whose second is a function of the tensors by name."""
+    import torch
+
+    return case[1]({name: torch.from_numpy(value) for name, value in inputs.items()}).float().numpy()
+
+
 def random(*shape, low=-2.0, high=2.0, seed=0):
     return np.random.default_rng(seed).uniform(low, high, shape).astype(np.float32)

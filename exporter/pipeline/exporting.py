@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from exporter import machine, store
-from exporter.forkserver import Start, fresh, shared
+from exporter.forkserver import Start, fresh
 from exporter.measure.embedding import module_files, modules_identity
 from exporter.measure.gates import judge
 from exporter.measure.held import held
@@ -41,8 +41,8 @@ class Exports:
     progress: Progress
     bench: Bench
     scored: int
-    trained: Policy | None = None  # what the checkpoint was trained for
-    start: Start = shared
+    trained: Policy | None  # what the checkpoint was trained for
+    start: Start
 
     def export(self, wanted: Wanted, row: Result) -> None:
         """Publishes a row's folder, unless the same artifact is there undamaged, and fills in what is known of it."""

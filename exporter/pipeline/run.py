@@ -65,8 +65,8 @@ def _run(job: Job, output: Path, progress: Progress, failed: Failed, stepped: St
     bench = Bench(output, checkpoint, plan.source.max_length, job.threads, progress, failed, figures, start)
     rows = [reference_row(reference)]
     with store.temporary_folder(output, "scratch") as scratch:
-        made = (plan, checkpoint, calibration, output, scratch, progress, bench, reference["scored"], policy)
-        exports = Exports(*made, start=start)
+        scored = reference["scored"]
+        exports = Exports(plan, checkpoint, calibration, output, scratch, progress, bench, scored, policy, start)
         for wanted in plan.wanted:
             steps(f"export {wanted.variant}")
             row = Result(wanted.variant.target, wanted.variant.precision)

@@ -15,7 +15,7 @@ import numpy as np
 from exporter.checkpoint.opened import open_checkpoint
 from exporter.errors import BuildError
 from exporter.measure.arithmetic import divergence_of, log_softmax, top_of
-from exporter.measure.lengths import LENGTHS, Lengths, told_of
+from exporter.measure.lengths import LENGTHS, Lengths, compare_lengths, told_of
 from exporter.measure.quality import ANSWERS, Reference, finite, mean_pooled
 from exporter.runner import Floats, Runner
 from exporter.store import read_manifest
@@ -61,11 +61,21 @@ def expected(request: ExportRequest, folder: Path) -> tuple[Reference, Probe, Le
     return reference, probe, Lengths(lengths.window, told, lengths.unproven)
 
 
-def half_disagrees(runner: Runner, probe: Probe, task: str) -> str | None:
-    """How a form with float16 weights is off the probe's answers, in words; None: as little as float16 explains.
+def drifted(opened: Callable[[], Runner], lengths: Lengths, task: str) -> str | None:
+    """How a form is further off beyond a boundary than below it, in words; None: nowhere."""
+    drift = compare_lengths(opened, lengths, task, lambda done, total: None)[1]
+    return drift.detail if (drift.value or 0.0) > 1 else None
 
-    Each sequence without its padding, for an engine may know none.
-    """
+
+def half_disagrees(opened: Callable[[], Runner], probe: Probe, lengths: Lengths, task: str) -> str | None:
+    """How a form with float16 weights is off the probe's answers or beyond a boundary, in words; None: it is not."""
+    with opened() as runner:
+        wrong = _half_off_probe(runner, probe, task)
+    return drifted(opened, lengths, task) if wrong is None else wrong
+
+
+def _half_off_probe(runner: Runner, probe: Probe, task: str) -> str | None:
+    """None: as little as float16 explains. Each sequence without its padding, for an engine may know none."""
     answers = probe.answers if probe.alone is None else probe.alone
     lengths = probe.mask.sum(axis=1)
     asked = [(row[:length], whole[:length]) for row, length, whole in zip(probe.ids, lengths, answers, strict=True)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from exporter.measure.lengths import LENGTHS, Lengths, compare_lengths
+from exporter.measure.lengths import LENGTHS, Lengths
 from exporter.measure.quality import ANSWERS, Reference
 from exporter.targets.folder.proven import half_disagrees, prove_once
 from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
@@ -25,9 +25,4 @@ def prove(file: Path, request: ExportRequest) -> None:
 def _wrong(file: Path, request: ExportRequest, folder: Path) -> str | None:
     task = request.checkpoint.task
     opened = partial(GgufDecoder if task == GENERATION else GgufEncoder, file, request.threads)
-    with opened() as runner:
-        wrong = half_disagrees(runner, Reference.load(folder / ANSWERS).probe, task)
-    if wrong is not None:
-        return wrong
-    drift = compare_lengths(opened, Lengths.load(folder / LENGTHS), task, lambda done, total: None)[1]
-    return drift.detail if (drift.value or 0.0) > 1 else None
+    return half_disagrees(opened, Reference.load(folder / ANSWERS).probe, Lengths.load(folder / LENGTHS), task)

@@ -9,9 +9,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from exporter.measure.lengths import compare_lengths
 from exporter.measure.quality import compare_probe
-from exporter.targets.folder.proven import disagrees, expected, prove_once
+from exporter.targets.folder.proven import disagrees, drifted, expected, prove_once
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
 from exporter.types import GENERATION, ExportRequest
 
@@ -48,7 +47,7 @@ def _wrong(float_graph: Path, request: ExportRequest, folder: Path) -> str | Non
     try:
         with graph() as runner:
             figures = compare_probe(runner, probe, task, longest)
-        drift = compare_lengths(graph, lengths, task, lambda done, total: None)[1]
+        drift = drifted(graph, lengths, task)
     except Exception as error:  # whatever the engine raises of a graph that it does not take
         raise disagrees(_WHAT, " ".join(str(error).split())[:300] or type(error).__name__) from error
     answers = probe.answers[np.isfinite(probe.answers)]
@@ -57,4 +56,4 @@ def _wrong(float_graph: Path, request: ExportRequest, folder: Path) -> str | Non
         return f"logit error {worst:.2g} on the probe"
     if "cache_kl" in figures and (figures["cache_kl"].value or 0.0) > _CACHE_KL:
         return f"with its cache KL {figures['cache_kl'].value:.2g} from itself without"
-    return drift.detail if (drift.value or 0.0) > 1 else None
+    return drift
