@@ -20,6 +20,7 @@ PROGRAMS = {  # each name, and whether it reads the text
     "policy": True,
     "tensorrt": True,
     "gguf": True,
+    "coreml": True,
     "merge": False,
     "calibration": False,
 }

@@ -220,6 +220,45 @@ def tensorrt(result: Result) -> str:
     return "\n".join([*lines, proof, exports])
 
 
+def coreml(result: Result) -> str:
+    lines: list[str] = []
+    figures = result["figures"]
+    for reports in models_of(result["reports"]):
+        names = ["target", "size, MB", "× fp32", "over ideal bits", *QUALITY[is_decoder(reports[0])], "export, s"]
+        names += ["× bare", "peak, MB", "× bare", "policy, s", "gates"]
+        rows = [coreml_cells(report, figures["rows"][report["label"]]) for report in reports]
+        lines += [f"{heading(reports[0])}:", "", *markdown(names, rows), ""]
+    row, here = result["reports"][-1]["results"][-1], result["machine"]
+    float32, float16 = (figures["evaluator"][kind] for kind in ("float32", "float16"))
+    evaluator = (
+        f"- The same fp16 package of {result['reports'][0]['name']}, evaluated in float32: ppl ratio "
+        f"{float32['ppl_ratio']:.5f} ± {float32['ppl_ratio_se']:.5f}, {float32['prefill_tokens_per_s']:.0f} tokens a "
+        f"second; with float16 emulated {float16['ppl_ratio']:.5f} ± {float16['ppl_ratio_se']:.5f}, "
+        f"{float16['prefill_tokens_per_s']:.0f} tokens a second (prompts of 512 tokens)."
+    )
+    proof = (
+        f"- {here['cpu']}, {here['cores']} cores; {figure(row, 'artifact.engine')}, coremltools {result['versions']['coremltools']}. No "
+        f"latency is measured: {figure(row, 'speed.untimed')}."
+    )
+    meaning = (
+        "- Over ideal bits: the package's bytes over those of its matrices at their own widths, without scales and "
+        "tables. Bare: the same by torch and coremltools in a process of its own, without proof, policy and report; "
+        f"static ranges are for a Mac there. Calibrated on {figures['calibrated_tokens']:,} tokens of the second half."
+    )
+    return "\n".join([*lines, proof, evaluator, meaning])
+
+
+def coreml_cells(report: Result, beside: Result) -> list[str]:
+    row, decoder = report["results"][-1], is_decoder(report)
+    seconds, peak = figure(row, "build.export_s"), figure(row, "build.export_peak_rss_bytes")
+    bare_s, bare_peak = figure(beside, "bare.s"), figure(beside, "bare.peak_rss_bytes")
+    cells = [variant(row), megabytes(figure(row, "artifact.bytes")), number(figure(row, "artifact.size_ratio"), ".3f")]
+    cells += [number(beside["size_over_ideal"], ".3f"), *quality_cells(row, decoder), number(seconds, ".1f")]
+    cells += [number(seconds / bare_s, ".2f") if bare_s else "", megabytes(peak, ",.0f")]
+    cells += [number(peak / bare_peak, ".2f") if bare_peak else ""]
+    return [*cells, number(figure(row, "build.quantization.seconds"), ",.0f"), verdict(row)]
+
+
 def merge(result: Result) -> str:
     figures, here = result["figures"], result["machine"]
     limit = f"{figures['limit_bytes'] / 1e9:.0f} GB ({figures['limit_by']})"
@@ -258,6 +297,7 @@ SECTIONS: dict[str, Callable[[Result], str]] = {
     "policy": policy,
     "gguf": gguf,
     "tensorrt": tensorrt,
+    "coreml": coreml,
     "merge": merge,
     "calibration": calibration,
 }

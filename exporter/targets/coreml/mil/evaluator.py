@@ -18,6 +18,7 @@ from exporter.targets.coreml.mil.compiling import Compiler, Plan, Step, Values, 
 from exporter.targets.coreml.mil.operators import READ
 from exporter.targets.coreml.mil.package import open_package
 from exporter.targets.coreml.mil.program import function_names, read_function
+from exporter.targets.coreml.mil.threads import keep_memory
 
 States = dict[str, Array]
 Watch = Callable[[str, Array], None]
@@ -31,6 +32,7 @@ class Evaluator:
     """
 
     def __init__(self, path: Path, half: bool) -> None:
+        keep_memory()
         package = open_package(path)
         compiler = Compiler(package, half)
         self.specification: Any = package.specification

@@ -12,8 +12,8 @@ from exporter.targets.coreml.mil.threads import spread
 
 _CHUNK = 1 << 16  # numbers that stay in the processor's cache between the steps
 _PART = 1 << 17  # numbers for a thread at a time: fewer are not worth it
-_LIMIT = 65520  # from here on float16 rounds to infinity
 _EXPONENT = 0x7F800000  # float32's bits
+_LARGE = (127 + 15) << 23  # the exponent of 32768: somewhere above it float16 rounds to infinity, or it is no number
 _SMALLEST = (127 - 14) << 23  # the exponent below which float16's grid gets no finer
 _GRID = (13 << 23) | 0x400000  # what makes 1.5 * 2**(e + 13) of the exponent e
 
@@ -39,11 +39,11 @@ def _round(flat: Array) -> None:
     grid = np.empty(min(_CHUNK, flat.size), np.int32)
     for begin in range(0, flat.size, _CHUNK):
         part = flat[begin : begin + _CHUNK]
-        if not (part.max() < _LIMIT and part.min() > -_LIMIT):  # or not a number
-            part[...] = part.astype(np.float16)
-            continue
         step = grid[: part.size]
         np.bitwise_and(part.view(np.int32), _EXPONENT, out=step)
+        if step.max() >= _LARGE:
+            part[...] = part.astype(np.float16)
+            continue
         np.maximum(step, _SMALLEST, out=step)
         np.add(step, _GRID, out=step)
         part += step.view(np.float32)

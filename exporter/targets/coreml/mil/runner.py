@@ -166,7 +166,8 @@ class MilDecoder(MilRunner):
 
     def logits(self, ids: Ids) -> Floats:
         states = self._evaluator.new_states(self._names["prefill"])
-        return np.concatenate(self._in_pieces(ids, 0, states, every=True))
+        pieces = self._in_pieces(ids, 0, states, every=True)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)  # logits are too large to copy for nothing
 
     def prefill(self, ids: Ids) -> Floats:
         self._cache = self._evaluator.new_states(self._names["prefill"])
