@@ -237,8 +237,8 @@ def coreml(result: Result) -> str:
         f"{float16['prefill_tokens_per_s']:.0f} tokens a second (prompts of 512 tokens)."
     )
     proof = (
-        f"- {here['cpu']}, {here['cores']} cores; {figure(row, 'artifact.engine')}, coremltools {result['versions']['coremltools']}. No "
-        f"latency is measured: {figure(row, 'speed.untimed')}."
+        f"- {here['cpu']}, {here['cores']} cores; {figure(row, 'artifact.engine')}, coremltools "
+        f"{result['versions']['coremltools']}. No latency is measured: {figure(row, 'speed.untimed')}."
     )
     meaning = (
         "- Over ideal bits: the package's bytes over those of its matrices at their own widths, without scales and "

@@ -75,6 +75,8 @@ sys.addaudithook(_refuse_a_program)
 
 def pytest_terminal_summary(terminalreporter):
     """Names the tests that need a device and had none: a summary without them would look like all."""
-    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if "gpu" in report.keywords]
+    skipped = [
+        report for report in terminalreporter.stats.get("skipped", ()) if "gpu" in getattr(report, "keywords", ())
+    ]
     for report in skipped:
         terminalreporter.write_line(f"not run, no CUDA device: {report.nodeid}")

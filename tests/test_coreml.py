@@ -14,16 +14,16 @@ from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.errors import BuildError, JobError
 from exporter.measure.held import held
 from exporter.quantization.grid import quantized, rounded_input
+from exporter.quantization.palette import palettized
 from exporter.scheme import Scheme
 from exporter.targets.coreml.held import weights_of
 from exporter.targets.coreml.options import CoremlOptions
-from exporter.targets.coreml.palette import palettes
 from exporter.targets.coreml.precisions import cannot_express
 from exporter.targets.coreml.target import COREML, prepare
-from exporter.targets.coreml.weights import BLOCKS, CHANNELS
+from exporter.targets.coreml.weights import BLOCKS, CHANNELS, PALETTES
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Preparation
 
-pytest.importorskip("coremltools")
+pytest.importorskip("coremltools", reason="needs the extra [coreml]")
 DECODERS = [kind for kind in FAMILIES if kind not in TASKS]
 IDS = np.random.default_rng(0).integers(1, VOCABULARY, 96)
 
@@ -134,8 +134,7 @@ def rounded(model, precision):
         if weight.data_ptr() == copy.get_input_embeddings().weight.data_ptr() or weight.numel() < 2048:
             continue
         if precision.startswith("palettize") and name != "lm_head":
-            tables, indices = palettes(weight.numpy(), int(precision[-1]), 16)
-            new = np.take_along_axis(np.repeat(tables, 16, 0), indices.astype(np.int64), 1)
+            new = palettized(weight, PALETTES[precision]).numpy()
         else:
             scheme = CHANNELS if precision == "int8" or name == "lm_head" else BLOCKS
             new = quantized(weight.contiguous(), scheme).floats().numpy()

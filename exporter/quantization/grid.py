@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from exporter.quantization.palette import palettized
 from exporter.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def quantized(weight: Tensor, scheme: Scheme, importance: Tensor | None = None) 
 
 
 def rounded(weight: Tensor, scheme: Scheme) -> Tensor:
-    """A weight [N, K] as the scheme's codes hold it, float32."""
+    """A weight [N, K] as the scheme's codes, or its palettes, hold it, float32."""
+    if scheme.palette:
+        return palettized(weight, scheme)
     return quantized(weight, scheme).floats()
 
 

@@ -19,6 +19,7 @@ from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.errors import JobError
 from exporter.quantization.layer_weights import LayerWeights, save_parameters, save_weights
+from exporter.quantization.palette import palettized
 from exporter.quantization.policy import Policy
 from exporter.quantization.selection import Layer
 from exporter.quantization.sensitivity import input_groups
@@ -72,8 +73,9 @@ def windows_of(path: Path, trust: bool, text: Mapping[str, Any]) -> Tensor:
     windows = calibration_windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
     if len(windows) < _FEWEST:
         raise JobError(
-            f"{text['name']} gives {len(windows)} calibration windows of {windows.shape[1]} tokens, and a policy needs "
-            f"{_FEWEST}, for one in four is measured on: raise --calib-tokens, or give a longer --calib-text"
+            f"{text['name']} is too short: of {windows.shape[1]} tokens each it gives {len(windows)} calibration "
+            f"window{'s' * (len(windows) != 1)}, and a policy needs {_FEWEST}, for one in four is measured on: raise "
+            "--calib-tokens, or give a longer --calib-text"
         )
     return windows
 
@@ -163,7 +165,7 @@ class _Preparation:
         """Moves outliers of inputs into weights, where a scheme gains by it."""
         if self._how.smooth and any(scheme.input == "static" for scheme in self._asked):
             self._smooth()
-        if self._how.rounding == "awq" and any(scheme.bits == 4 for scheme in self._asked):
+        if self._how.rounding == "awq" and any(scheme.weight == "int4" for scheme in self._asked):
             self._scale()
 
     def layers(self, groups: Iterable[Iterable[str]]) -> dict[str, Layer]:
@@ -172,34 +174,47 @@ class _Preparation:
         return {name: self._layer(name, ranges) for group in groups for name in group}
 
     def round(self, layers: Mapping[str, Layer], folder: Path) -> None:
-        """Writes 4-bit weights, rounded so that the layers' outputs suffer least, into a new folder.
+        """Writes 4-bit weights and palettes, rounded so that the layers' outputs suffer least, into a new folder.
 
         None is made where each is rounded to its nearest value. GPTQ rounds the model itself: it comes last.
         """
         lowest = {name: layer.choices[0] for name, layer in layers.items()}
-        four = {name: scheme for name, scheme in lowest.items() if scheme is not None and scheme.bits == 4}
-        if not four or self._how.rounding == "nearest":
+        four = {name: scheme for name, scheme in lowest.items() if scheme is not None and scheme.weight == "int4"}
+        palettes = {name: scheme for name, scheme in lowest.items() if scheme is not None and scheme.palette}
+        if not (four or palettes) or self._how.rounding == "nearest":
             return
+        found = self._palettized(palettes) if palettes else {}
+        save_weights(self._model, _made(folder), found | (self._rounded(four) if four else {}))
+
+    def _palettized(self, schemes: Mapping[str, Scheme]) -> dict[str, Callable[[], Tensor]]:
+        """Palettes whose squared errors count as much as what the layers are fed."""
+        modules, fed = linear_layers(self._model), self._collect()
+        self.done.append(f"palettes of {len(schemes)} linear layers weighted by {self._windows.numel()} tokens")
+        return {
+            name: partial(palettized, weight_of(modules[name]), scheme, fed[name].mean_squares)
+            for name, scheme in schemes.items()
+            if name in fed
+        }
+
+    def _rounded(self, four: Mapping[str, Scheme]) -> dict[str, Callable[[], Tensor]]:
         modules = linear_layers(self._model)
         if self._how.rounding == "awq":
             from exporter.quantization.awq import clipped
             from exporter.quantization.input_rows import input_rows
 
             rows = input_rows(self._model, self._some_windows(), four)
-            found = {
+            return {
                 name: partial(clipped, weight_of(modules[name]), scheme, rows[name])
                 for name, scheme in four.items()
                 if name in rows
             }
-        else:
-            from exporter.quantization.gptq import round_weights
-            from exporter.quantization.hessians import hessians
+        from exporter.quantization.gptq import round_weights
+        from exporter.quantization.hessians import hessians
 
-            matrices = hessians(self._model, self._windows, four, _HESSIANS, self._step("GPTQ"))
-            done = round_weights(self._model, four, matrices)
-            self.done.append(f"GPTQ over {self._windows.numel()} tokens rounded {len(done)} linear layers")
-            found = {name: partial(weight_of, modules[name]) for name in done}
-        save_weights(self._model, _made(folder), found)
+        matrices = hessians(self._model, self._windows, four, _HESSIANS, self._step("GPTQ"))
+        done = round_weights(self._model, four, matrices)
+        self.done.append(f"GPTQ over {self._windows.numel()} tokens rounded {len(done)} linear layers")
+        return {name: partial(weight_of, modules[name]) for name in done}
 
     def _lowest(self) -> dict[str, Scheme | None]:
         """What each layer would get if nothing was chosen, before ranges are known."""
@@ -228,7 +243,7 @@ class _Preparation:
         from exporter.quantization.folds import find_folds
         from exporter.quantization.input_rows import input_rows
 
-        schemes = {name: scheme for name, scheme in self._lowest().items() if scheme and scheme.bits == 4}
+        schemes = {name: scheme for name, scheme in self._lowest().items() if scheme and scheme.weight == "int4"}
         rows = input_rows(self._model, self._some_windows(), schemes)
         made = awq(self._model, schemes, find_folds(self._model, self._windows).folds, rows, clip=False)
         self.done.append(f"scaled the inputs of {len(schemes) - len(made.unscaled)} linear layers (AWQ)")

@@ -64,6 +64,12 @@ class Statistics:
     histogram: Histogram
 
     @property
+    def mean_squares(self) -> Floats:
+        """Of each channel, float32 [K]."""
+        result: Floats = (self.squares / max(self.rows, 1)).astype(np.float32)
+        return result
+
+    @property
     def absmax(self) -> Floats:
         """The largest absolute value of each channel, float32 [K]."""
         result: Floats = np.maximum(-self.low, self.high)

@@ -151,6 +151,8 @@ def _roundable(model: Any, schemes: Mapping[str, Scheme | None]) -> tuple[dict[s
         columns = weight_of(modules[name]).shape[1]
         if scheme.group is not None and columns % scheme.group:
             raise JobError(f"QAT: {name} has {columns} inputs, no multiple of the group {scheme.group}: leave it float")
+        if scheme.palette:
+            raise JobError(f"QAT: {name} has {scheme}, and palettes are not trained: leave it float, or give it int4")
         if scheme.input == "static" and scheme.range is None:
             raise JobError(f"QAT: {name} has a static input without a range; give one, or let calibration find it")
         if name in tied:

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.quantization.grid import input_grid, levels, quantized
+from exporter.quantization.palette import palettes
 from exporter.runner import Floats
 from exporter.scheme import Scheme
 from exporter.targets.coreml.options import STATES as IOS18
-from exporter.targets.coreml.palette import palettes
-from exporter.targets.coreml.weights import Form, Palette, Place
+from exporter.targets.coreml.weights import Place
 
 _SMALLEST = float(np.finfo(np.float16).smallest_normal)  # a smaller scale would lose digits
 Weights = Callable[[str], Floats]  # a module's name to its float32 weight [N, K]
@@ -28,7 +28,7 @@ def compress(
     package: Path,
     to: Path,
     places: Mapping[str, Place],
-    forms: Mapping[str, Form],
+    forms: Mapping[str, Scheme],
     weight: Weights,
     importance: Mapping[str, Floats],
     system: int,
@@ -54,7 +54,7 @@ def compress(
                                 anchor_op=op, old_var=op.outputs[0], new_var=made, no_check_var_types=True
                             )
                             function.remove_ops([op])
-                            if isinstance(form, Scheme) and form.input == "static":
+                            if form.input == "static":
                                 static[made] = form
                     round_inputs(function, static)
 
@@ -62,8 +62,8 @@ def compress(
     _apply_graph_pass(model, Compression(), skip_model_load=True).save(str(to))
 
 
-def _made(op: Any, form: Form, place: Place, weight: Floats, importance: Floats | None, system: int) -> Any:
-    if isinstance(form, Palette):
+def _made(op: Any, form: Scheme, place: Place, weight: Floats, importance: Floats | None, system: int) -> Any:
+    if form.palette:
         return _palettized(op, form, place, weight, importance)
     return _scaled(op, form, place, weight, system)
 
@@ -123,11 +123,11 @@ def _codes(weight: Floats, scheme: Scheme) -> tuple[NDArray[np.int8], Floats]:
     return np.rint(ratios).clip(lowest, highest).astype(np.int8).reshape(weight.shape), scales
 
 
-def _palettized(op: Any, form: Palette, place: Place, weight: Floats, importance: Floats | None) -> Any:
+def _palettized(op: Any, form: Scheme, place: Place, weight: Floats, importance: Floats | None) -> Any:
     from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
     from coremltools.converters.mil.mil import types
 
-    tables, indices = palettes(weight, form.bits, form.rows, importance)
+    tables, indices = palettes(weight, form, importance)
     tables = tables[:, None, :, None] if not place.turned else tables[None, :, :, None]
     indices = np.ascontiguousarray(indices.T if place.turned else indices)
     stored = indices.astype(types.nptype_from_builtin(types.string_to_builtin(f"uint{form.bits}")))
@@ -140,8 +140,4 @@ def mean_squares(calibration: Path, modules: Iterable[str]) -> dict[str, Floats]
     from exporter.quantization.statistics import load_statistics
 
     statistics = load_statistics(calibration)
-    return {
-        name: (statistics[name].squares / max(statistics[name].rows, 1)).astype(np.float32)
-        for name in modules
-        if name in statistics
-    }
+    return {name: statistics[name].mean_squares for name in modules if name in statistics}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from exporter.scheme import Scheme
-from exporter.targets.coreml.weights import BLOCKS, CHANNELS
+from exporter.targets.coreml.weights import BLOCKS, CHANNELS, PALETTES
 from exporter.targets.folder.proven import HALF_COSINE, HALF_KL
 from exporter.types import Gates, Precision, agreement
 
@@ -16,6 +16,8 @@ SCHEMES: Mapping[str, tuple[Scheme, ...]] = {
     "int8": (CHANNELS,),
     "int8-static": (STATIC, CHANNELS),
     "int4": (BLOCKS, CHANNELS),
+    "palettize6": (PALETTES["palettize6"], CHANNELS),
+    "palettize4": (PALETTES["palettize4"], PALETTES["palettize6"], CHANNELS),
 }
 GROUPS = (16, 32, 64, 128, 256)
 
@@ -24,13 +26,13 @@ def cannot_express(precision: str, scheme: Scheme) -> str | None:
     """Why a precision cannot give a layer a scheme, with what it can; None where it can."""
     if precision not in SCHEMES:
         return f"coreml:{precision} takes no policy; those that do: {', '.join(SCHEMES)}"
-    bits = {one.bits for one in SCHEMES[precision]}
+    taken = {one.weight for one in SCHEMES[precision]}
     signed = scheme.symmetric and scheme.group is None and (scheme.signed or scheme.symmetric_input)
     if precision == "int8-static" and scheme.weight == "int8" and scheme.input == "static" and signed:
         return None
-    if scheme.input == "float" and scheme.symmetric and scheme.bits in bits and scheme.group in (None, *GROUPS):
+    if scheme.input == "float" and scheme.symmetric and scheme.weight in taken and scheme.group in (None, *GROUPS):
         return None
-    kinds = " or ".join(sorted({one.weight for one in SCHEMES[precision]}))
+    kinds = " or ".join(sorted(taken))
     groups = ", ".join(map(str, GROUPS))
     whole = "int8 per channel, symmetric, with a static input that is signed (zero point 0); "
     static = whole if precision == "int8-static" else ""
@@ -124,9 +126,10 @@ PRECISIONS: Mapping[str, Precision] = {
             min_cosine=0.99,
             max_regression_error=0.15,
             max_cache_kl=0.01,
-            min_named_share=0.9,
+            min_named_share=0.5,
         ),
         by_task=agreement(0.93),
+        schemes=SCHEMES["palettize6"],
         bits=6,
         table_bits=16,
     ),
@@ -138,9 +141,10 @@ PRECISIONS: Mapping[str, Precision] = {
             min_cosine=0.9,
             max_regression_error=0.4,
             max_cache_kl=0.05,
-            min_named_share=0.9,
+            min_named_share=0.5,
         ),
         by_task=agreement(0.8),
+        schemes=SCHEMES["palettize4"],
         bits=4,
         table_bits=16,
     ),

@@ -26,14 +26,13 @@ from exporter.targets.coreml.opened import open_folder
 from exporter.targets.coreml.options import BLOCKS, ROUNDED_INPUTS, SYSTEMS, USUAL_LENGTH, CoremlOptions
 from exporter.targets.coreml.precisions import FLOATS, PRECISIONS, cannot_express
 from exporter.targets.coreml.traps import quiet
-from exporter.targets.coreml.weights import Place, dump, find_places, forms_of, load
+from exporter.targets.coreml.weights import PALETTES, Place, dump, find_places, forms_of, load
 from exporter.targets.folder.files import copy_configuration, model_name
 from exporter.targets.folder.kit import kit, programs
 from exporter.types import GENERATION, Exported, ExportRequest, Preparation, Target
 
 PROGRAM = "program.json"  # what a caller must know of the package
 FACTS = "facts.json"  # beside the float package: that, and where its layers' weights are
-_PALETTES = "palettize"
 
 
 def export(request: ExportRequest) -> Exported:
@@ -105,7 +104,8 @@ def _compressed(request: ExportRequest, package: Path, to: Path) -> list[str]:
         whole: Floats = weight_of(layers[name]).detach().numpy()
         return whole
 
-    palettes = request.precision.startswith(_PALETTES)
+    # Under a policy the weights lie on their palettes already.
+    palettes = request.precision in PALETTES and request.policy is None
     importance = mean_squares(request.calibration, forms) if palettes and request.calibration else {}
     request.progress(f"compressing {len(forms)} layers", 0, 0)
     compress(package, to, places, forms, weight, importance, request.options.system)
@@ -176,6 +176,6 @@ COREML = Target(
     programs=lambda folder, task: programs("coreml", task),
     options=CoremlOptions,
     prepare=prepare,
-    calibrates=lambda precision, options: precision.startswith(_PALETTES) and options.calibrate,
+    calibrates=lambda precision, options: precision in PALETTES and options.calibrate,
     schemes=cannot_express,
 )

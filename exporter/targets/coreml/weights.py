@@ -34,18 +34,9 @@ class Place:
     head: bool
 
 
-@dataclass(frozen=True)
-class Palette:
-    """2^bits values for each `rows` rows; each weight is one of them."""
-
-    bits: int
-    rows: int
-
-
-Form = Scheme | Palette
-ROWS = 16  # that share a palette, where they divide a layer's
 CHANNELS = Scheme(weight="int8", group=None)
 BLOCKS = Scheme(weight="int4", group=32)
+PALETTES = {"palettize6": Scheme(weight="palette6", group=None), "palettize4": Scheme(weight="palette4", group=None)}
 
 
 def find_places(program: Program, model: Any) -> dict[str, Place]:
@@ -93,20 +84,20 @@ def load(values: Mapping[str, Any]) -> dict[str, Place]:
 
 def forms_of(
     precision: str, places: Mapping[str, Place], policy: Mapping[str, Scheme | None] | None, system: int
-) -> dict[str, Form]:
+) -> dict[str, Scheme]:
     """What each layer gets, by its module's name; what has no entry stays in float.
 
     Without a policy every layer that is not small gets the precision's own. Raises BuildError where a policy's scheme
     does not fit its layer, or the system (18: of iOS18).
     """
-    found: dict[str, Form] = {}
+    found: dict[str, Scheme] = {}
     for name, place in places.items():
         if place.rows * place.inputs < SMALL:
             continue
         form = usual(precision, place) if policy is None else policy.get(name)
         if form is None:
             continue
-        group = form.group if isinstance(form, Scheme) else None
+        group = form.group
         if group is not None and system < GROUPED:
             raise BuildError(
                 f"the policy: {name} is in groups of {group}, which iOS{system} has not; give it per channel"
@@ -118,12 +109,12 @@ def forms_of(
     return found
 
 
-def usual(precision: str, place: Place) -> Form:
+def usual(precision: str, place: Place) -> Scheme:
     """A precision's own form for a layer; a scale per channel for a head, and where blocks do not divide a layer."""
     if place.head:
         return CHANNELS
-    if precision.startswith("palettize"):
-        return Palette(int(precision[-1]), int(np.gcd(ROWS, place.rows)))
+    if precision in PALETTES:
+        return PALETTES[precision]
     if precision == "int4" and place.inputs % (BLOCKS.group or 1) == 0:
         return BLOCKS
     return CHANNELS
