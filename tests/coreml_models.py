@@ -32,6 +32,17 @@ FAMILIES = {
         **SMALL, **SHARED, sliding_window=WINDOW, layer_types=LAYERS, query_pre_attn_scalar=32
     ),
     "mistral": lambda: transformers.MistralConfig(**SMALL, **SHARED, sliding_window=WINDOW),
+    "longrope": lambda: transformers.LlamaConfig(
+        **SMALL,
+        **SHARED,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 500.0,
+            "original_max_position_embeddings": 64,
+            "short_factor": [1.0] * 8,
+            "long_factor": [4.0] * 8,
+        },
+    ),
     "bert": lambda: transformers.BertConfig(**SMALL),
     "classifier": lambda: transformers.BertConfig(**SMALL, num_labels=3),
 }

@@ -24,7 +24,7 @@ from exporter.targets.coreml.weights import BLOCKS, CHANNELS, PALETTES
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Preparation
 
 pytest.importorskip("coremltools", reason="needs the extra [coreml]")
-DECODERS = [kind for kind in FAMILIES if kind not in TASKS]
+DECODERS = [kind for kind in FAMILIES if kind not in (*TASKS, "longrope")]
 IDS = np.random.default_rng(0).integers(1, VOCABULARY, 96)
 
 
@@ -262,3 +262,15 @@ def test_a_model_that_takes_less_is_not_made_longer(models, place):
     checkpoint, task, _ = models("llama")
     with pytest.raises(BuildError, match="the model takes 128 tokens"):
         export(checkpoint, task, "fp16", place / "long", place / "long-scratch", options={"max_length": 256})
+
+
+def test_where_a_rotary_embedding_changes_a_table_ends(models, place):
+    """Longrope has other angles beyond 64 tokens; what a table has is one side of it."""
+    checkpoint, task, model = models("longrope")
+    with pytest.raises(BuildError, match="--coreml-max-length 96: its rotary embedding changes beyond 64 tokens"):
+        export(checkpoint, task, "fp16", place / "beyond", place / "beyond-scratch", options={"max_length": 96})
+    exported = export(checkpoint, task, "fp16", place / "below", place / "below-scratch")
+    assert exported.notes == ("texts of up to 64 tokens, where its rotary embedding changes",)
+    with COREML.open(place / "below", 1) as runner:
+        assert runner.max_length == 64
+        close(runner.logits(IDS[:64]), answer(model, IDS[:64], task), 0.01)

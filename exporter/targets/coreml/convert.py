@@ -17,6 +17,7 @@ from exporter.errors import BuildError
 from exporter.targets.coreml.options import FUSED, USUAL_LENGTH, CoremlOptions
 from exporter.targets.coreml.traps import quiet, scalar_sizes
 from exporter.targets.traced_model.masks import CAUSAL, SLIDING
+from exporter.targets.traced_model.rotary import changes_beyond
 from exporter.targets.traced_model.traced import (
     BATCH,
     KEYS,
@@ -53,8 +54,11 @@ _DESCRIPTIONS = {
 }
 
 
-def longest(checkpoint: Checkpoint, options: CoremlOptions) -> int:
-    """Tokens of the longest text that a program is made for. Raises BuildError for more than the model takes."""
+def longest(checkpoint: Checkpoint, options: CoremlOptions) -> tuple[int, str]:
+    """Tokens of the longest text that a program is made for, and why no longer one where that is not the model's own.
+
+    Raises BuildError for more than the model takes, or than a table of its positions holds.
+    """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
@@ -63,21 +67,29 @@ def longest(checkpoint: Checkpoint, options: CoremlOptions) -> int:
     if checkpoint.task != GENERATION and settings.is_file():  # to a decoder a tokenizer's limit is only advice
         known.append(json.loads(settings.read_text(encoding="utf-8")).get("model_max_length"))
     limits = [int(one) for one in known if one is not None and 0 < one < 1 << 40]
-    if options.max_length is None:
-        return min([*limits, USUAL_LENGTH])
-    if limits and options.max_length > min(limits):
-        raise BuildError(f"--coreml-max-length {options.max_length}: the model takes {min(limits)} tokens")
-    return options.max_length
+    asked, change = options.max_length, changes_beyond(config)
+    if asked is None:
+        usual = min([*limits, USUAL_LENGTH])
+        if change is None or usual <= change:
+            return usual, ""
+        return change, f"texts of up to {change} tokens, where its rotary embedding changes"
+    if limits and asked > min(limits):
+        raise BuildError(f"--coreml-max-length {asked}: the model takes {min(limits)} tokens")
+    if change is not None and asked > change:
+        why = f"its rotary embedding changes beyond {change} tokens, and a table has one side of it"
+        raise BuildError(f"--coreml-max-length {asked}: {why}; give {change} or less")
+    return asked, ""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A float program that is not saved yet, and what it was traced from."""
+    """A float program that is not saved yet, and what it was traced from. `limited`: why it takes no longer texts."""
 
     package: MLModel
     traced: Traced
     system: str
     length: int
+    limited: str
     half: bool
 
     def told(self) -> dict[str, Any]:
@@ -96,14 +108,14 @@ class Converted:
 
 def convert(checkpoint: Checkpoint, options: CoremlOptions, half: bool) -> Converted:
     """The float program of a checkpoint, described. Raises BuildError."""
-    length, fused = longest(checkpoint, options), options.system >= FUSED
+    (length, limited), fused = longest(checkpoint, options), options.system >= FUSED
     if checkpoint.task == GENERATION:
         traced = trace_decoder(checkpoint, length, options.stateful, fused)
     else:
         traced = trace_encoder(checkpoint, length, fused)
     model = _converted(traced, options.target, length, half)
     _describe(model, traced, length)
-    return Converted(model, traced, options.target, length, half)
+    return Converted(model, traced, options.target, length, limited, half)
 
 
 def _converted(traced: Traced, system: str, length: int, half: bool) -> MLModel:

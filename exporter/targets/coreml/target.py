@@ -56,8 +56,9 @@ def export(request: ExportRequest) -> Exported:
         "versionString": request.checkpoint.sha256[:12],
     }
     name_it(to, request.checkpoint, precision, facts)
-    program = json.loads(package.with_name(FACTS).read_text(encoding="utf-8"))["program"]
-    (request.folder / PROGRAM).write_text(json.dumps(program, indent=2) + "\n", encoding="utf-8")
+    told = json.loads(package.with_name(FACTS).read_text(encoding="utf-8"))
+    (request.folder / PROGRAM).write_text(json.dumps(told["program"], indent=2) + "\n", encoding="utf-8")
+    notes += [told["limited"]] if told["limited"] else []
     if request.checkpoint.task == GENERATION and not options.stateful:
         why = "--coreml-cache none" if options.cache == "none" else f"{options.target} has no state to keep it in"
         notes.append(f"without a KV cache ({why}): each call reads the whole text")
@@ -84,7 +85,8 @@ def _float_package(request: ExportRequest, half: bool) -> Path:
         made = convert(request.checkpoint, request.options, half)
         places = find_places(made.package._mil_program, made.traced.model)
         made.package.save(str(package))
-        done.write_text(json.dumps({"program": made.told(), "places": dump(places)}), encoding="utf-8")
+        told = {"program": made.told(), "limited": made.limited, "places": dump(places)}
+        done.write_text(json.dumps(told), encoding="utf-8")
     return package
 
 

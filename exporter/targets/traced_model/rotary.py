@@ -23,32 +23,32 @@ def use_tables(model: Any, length: int) -> None:
 
     Raises BuildError where the frequencies change at fewer tokens: one table would be wrong on one of the sides.
     """
+    change = changes_beyond(model.config)
+    if change is not None and length > change:
+        raise BuildError(f"its rotary embedding changes beyond {change} tokens, and a table has one side of it")
     found = [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "rotary_emb"]
     for name in found:
         parent, rotary = model.get_submodule(name.rpartition(".")[0]), model.get_submodule(name)
         taken = inspect.signature(rotary.forward).parameters
         if "position_ids" not in taken:
             continue
-        _refuse_change(rotary, length)
         types = sorted(set(getattr(rotary.config, "layer_types", None) or ())) if "layer_type" in taken else [None]
         tables = {kind: table for kind in types if (table := _table(rotary, length, kind)) is not None}
         if tables:
             parent.rotary_emb = _tables(tables)
 
 
-def _refuse_change(rotary: Any, length: int) -> None:
-    kinds = getattr(rotary, "rope_type", "default")
-    by_type = kinds if isinstance(kinds, dict) else {None: kinds}
-    for layer_type, kind in by_type.items():
-        settings = rotary.config.rope_parameters
-        own = settings if layer_type is None else settings[layer_type]
-        usual = rotary.config.max_position_embeddings
-        change = own.get("original_max_position_embeddings") or usual
-        if kind in _CHANGING and length > change:
-            raise BuildError(
-                f"its {kind} rotary embedding changes beyond {change} tokens, and a table has one side of it: "
-                f"give a maximal length of {change} or less"
-            )
+def changes_beyond(config: Any) -> int | None:
+    """The tokens up to which a model's rotary embeddings have one table; None where they have one for any length."""
+    own = config.get_text_config()
+    settings = getattr(own, "rope_parameters", None) or {}
+    by_type = [one for one in settings.values() if isinstance(one, dict)] or [settings]
+    found = [
+        int(one.get("original_max_position_embeddings") or own.max_position_embeddings)
+        for one in by_type
+        if one.get("rope_type") in _CHANGING
+    ]
+    return min(found, default=None)
 
 
 def _table(rotary: Any, length: int, layer_type: str | None) -> tuple[torch.Tensor, torch.Tensor] | None:
