@@ -4,7 +4,7 @@
 
 Each row is a job of its own, so that its seconds and its peak of memory have every step in them, beside those of the
 same conversion by torch and coremltools alone. What is calibrated is so on the text's second half. Run it on an idle
-machine.
+machine. With --row the others stay; figures.measured says when, and of which commit, each row was measured.
 """
 
 from __future__ import annotations
@@ -131,23 +131,31 @@ def main() -> None:
             told = evaluated(Path(words[0]), half=words[1] == "float16")
         print(json.dumps(told))
         return
-    arguments = options(__doc__).parse_args()
+    parser = options(__doc__)
+    parser.add_argument("--row", action="append", default=[], help="MODEL:PRECISION: this one alone, and keep the rest")
+    arguments = parser.parse_args()
     if sys.platform == "darwin":
         sys.exit("error: here Core ML itself would be measured; this table is of machines without it")
     about = record.begin("coreml", THREADS)
+    kept = json.loads((record.RESULTS / "coreml.json").read_text(encoding="utf-8")) if arguments.row else None
     text = arguments.text
     given = {"calib_text": second_half(text), "calib_tokens": CALIBRATED, "speed": False}
-    reports, beside = [], {}
+    reports = {one["label"]: one for one in kept["reports"]} if kept else {}
+    beside: dict[str, Any] = kept["figures"] if kept else {"calibrated_tokens": CALIBRATED, "rows": {}, "measured": {}}
     for model, precisions in PRECISIONS.items():
         for precision, gates in precisions.items():
             target, folder = f"coreml:{precision}", f"coreml-{model}-{precision}"
             label = f"{model} to {target}"
+            if kept and f"{model}:{precision}" not in arguments.row:
+                continue
             report = measure(model, text, (target,), folder, label, again=arguments.again, **given, **gates)
-            reports.append(report)
-            beside[label] = figures(report, OUT / folder)
-    half = OUT / f"coreml-{DECODER}-fp16" / "coreml-fp16"
-    both = {kind: in_process("evaluated", str(half), kind) for kind in ("float32", "float16")}
-    record.write(about, reports, {"calibrated_tokens": CALIBRATED, "rows": beside, "evaluator": both})
+            reports[label] = report
+            beside["rows"][label] = figures(report, OUT / folder)
+            beside["measured"][label] = {name: about[name] for name in ("date", "commit")}
+    if not kept:
+        half = OUT / f"coreml-{DECODER}-fp16" / "coreml-fp16"
+        beside["evaluator"] = {kind: in_process("evaluated", str(half), kind) for kind in ("float32", "float16")}
+    record.write(about, list(reports.values()), beside)
 
 
 if __name__ == "__main__":

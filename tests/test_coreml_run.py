@@ -35,6 +35,15 @@ def test_a_policy_mixes_palettes(run_here, tiny, tmp_path):
     assert any(line.startswith("palettes of ") and "weighted by" in line for line in manifest["history"]), manifest
 
 
+def test_without_one_four_bits_are_mixed_with_eight(run_here, tmp_path):
+    given = ("--calib-tokens", 4096, "--max-ppl-ratio", 1.05, "--format", "json", "-o", tmp_path / "out")
+    row = last_json(run_here("run", "-m", "tiny", "-t", "coreml:palettize4", *SMALL, *given))["results"][-1]
+    assert all(gate["passed"] for gate in row["gates"])
+    assert row["build"]["quantization"]["schemes"].keys() <= {"palette4", "int8 per channel", "float"}
+    assert row["build"]["quantization"]["schemes"]["palette4"] > 1
+    assert row["quality"]["ppl_ratio"]["value"] < 1.05
+
+
 @pytest.mark.parametrize("scheme", [PALETTE4, PALETTE6], ids=str)
 def test_no_other_target_takes_a_palette(scheme):
     takes = {

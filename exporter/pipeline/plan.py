@@ -207,7 +207,7 @@ def _quantizes(job: Job, precision: Precision) -> bool:
     if not schemes or isinstance(job.policy, Path):
         return bool(schemes)
     # Ranges must be found, and at 4 bits the layers differ most; targets round 8-bit weights well by their own rules.
-    return schemes[0].input == "static" or (schemes[0].weight == "int4" and job.policy == "auto")
+    return schemes[0].input == "static" or (schemes[0].bits == 4 and job.policy == "auto")
 
 
 def _how(job: Job, schemes: Iterable[Scheme], policy: Policy | None) -> dict[str, Any]:

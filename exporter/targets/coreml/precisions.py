@@ -17,8 +17,10 @@ SCHEMES: Mapping[str, tuple[Scheme, ...]] = {
     "int8-static": (STATIC, CHANNELS),
     "int4": (BLOCKS, CHANNELS),
     "palettize6": (PALETTES["palettize6"], CHANNELS),
-    "palettize4": (PALETTES["palettize4"], PALETTES["palettize6"], CHANNELS),
+    "palettize4": (PALETTES["palettize4"], CHANNELS),
 }
+# Taken of a policy that is given. Where one is chosen 8 bits come next: those are found at once, palettes in seconds.
+_ALSO: Mapping[str, set[str]] = {"palettize4": {"palette6"}}
 GROUPS = (16, 32, 64, 128, 256)
 
 
@@ -26,7 +28,7 @@ def cannot_express(precision: str, scheme: Scheme) -> str | None:
     """Why a precision cannot give a layer a scheme, with what it can; None where it can."""
     if precision not in SCHEMES:
         return f"coreml:{precision} takes no policy; those that do: {', '.join(SCHEMES)}"
-    taken = {one.weight for one in SCHEMES[precision]}
+    taken = {one.weight for one in SCHEMES[precision]} | _ALSO.get(precision, set())
     signed = scheme.symmetric and scheme.group is None and (scheme.signed or scheme.symmetric_input)
     if precision == "int8-static" and scheme.weight == "int8" and scheme.input == "static" and signed:
         return None
@@ -136,9 +138,9 @@ PRECISIONS: Mapping[str, Precision] = {
     "palettize4": Precision(
         "4-bit weights from palettes of 16 values, one for each 16 rows",
         Gates(
-            max_ppl_ratio=1.35,
-            max_kl=0.45,
-            min_cosine=0.9,
+            max_ppl_ratio=1.10,
+            max_kl=0.15,
+            min_cosine=0.95,
             max_regression_error=0.4,
             max_cache_kl=0.05,
             min_named_share=0.5,
