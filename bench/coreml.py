@@ -152,8 +152,8 @@ def main() -> None:
             reports[label] = report
             beside["rows"][label] = figures(report, OUT / folder)
             beside["measured"][label] = {name: about[name] for name in ("date", "commit")}
-    if not kept:
-        half = OUT / f"coreml-{DECODER}-fp16" / "coreml-fp16"
+    half = OUT / f"coreml-{DECODER}-fp16" / "coreml-fp16"
+    if half.is_dir():  # else that of the rows that were kept stays too
         beside["evaluator"] = {kind: in_process("evaluated", str(half), kind) for kind in ("float32", "float16")}
     record.write(about, list(reports.values()), beside)
 
