@@ -74,7 +74,8 @@ def begin(name: str, threads: int) -> dict[str, Any]:
 def report(whole: Mapping[str, Any], label: str, job: Mapping[str, Any]) -> dict[str, Any]:
     """What a result keeps of a run's report; `job` are the fields of the job that the program gave.
 
-    Two runs of one model need two labels: a row is known by model, label and variant.
+    Two runs of one model need two labels: a row is known by model, label and variant. Of the samples their numbers
+    stay: the text itself is not the project's to hand on.
     """
     here = whole["machine"]
     return {
@@ -84,8 +85,12 @@ def report(whole: Mapping[str, Any], label: str, job: Mapping[str, Any]) -> dict
         "job": dict(job),
         "evaluation": whole["evaluation"],
         "machine": {"threads": here["threads"], "load_average": here["load_average"]},
-        "results": whole["results"],
+        "results": [row | {"samples": _counted(row.get("samples"))} for row in whole["results"]],
     }
+
+
+def _counted(samples: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if samples is None else {name: value for name, value in samples.items() if name != "shown"}
 
 
 def write(

@@ -78,6 +78,12 @@ FIGURES = {  # of each program, one of each kind that its text shows; a run's fi
         "figures.export_peak_over_fp32.smollm2-135m to tensorrt-rtx:fp16": 3.66,
         "reports.0.results.-1.build.engine.seconds.build": 6.0,
     },
+    "coreml": {
+        "reports.0.results.-1.quality.kl.value": 0.02, "reports.7.results.-1.quality.cosine.value": 0.9,
+        "figures.rows.smollm2-135m to coreml:int8.bare.s": 40.0, "figures.evaluator.float32.ppl_ratio": 1.5,
+        "figures.rows.all-minilm-l6-v2 to coreml:int4.size_over_ideal": 1.4, "versions.coremltools": "10.0",
+        "reports.2.results.-1.build.quantization.seconds": 900,
+    },
     "merge": {"figures.cp_s": 40, "figures.merges.1.share_of_cp": 0.51, "figures.merges.0.modules_proven": 61},
     "calibration": {"figures.plain_s": 68.9, "figures.peak_rss_bytes": 1_360_000_000, "command": "python -m other"},
 }  # fmt: skip
