@@ -85,7 +85,28 @@ class MergeJob(BaseModel):
         return tuple(str(one) for one in values) if isinstance(values, list | tuple) else values
 
 
-class Job(MergeJob):
+class CompressJob(MergeJob):
+    """A checkpoint made smaller, and the text that tells what matters in it: what `exporter compress` takes."""
+
+    prune: tuple[str, ...] = Field(
+        (),
+        description="METHOD[:AMOUNT]: magnitude, magnitude-layer, wanda or sparsegpt with a share or 2:4 (zeros), "
+        "width, heads or depth (shapes), vocabulary:FILE (its tokens stay); again for more, one after the other.",
+    )
+    calib_text: Path | None = Field(
+        None,
+        description="UTF-8 text to calibrate on. Default: the recipe's own, or the standard library's topics, "
+        "after what is measured on.",
+    )
+    calib_tokens: int = Field(8192, ge=MIN_TOKENS, description="How many tokens of it to calibrate on.")
+
+    @field_validator("prune", mode="before", json_schema_input_type=str | tuple[str, ...])
+    @classmethod
+    def _one_pruning_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class Job(CompressJob):
     """What to export, and how to prove it. Every key is also a flag: eval_tokens is --eval-tokens.
 
     Any other key is a section, a target's or a stage's options: gguf={"imatrix": "off"} is --gguf-imatrix off.
@@ -110,12 +131,6 @@ class Job(MergeJob):
     sample: tuple[str, ...] = Field(
         (), description="A prompt to continue side by side in the report; again for more. Default: three of the text's."
     )
-    calib_text: Path | None = Field(
-        None,
-        description="UTF-8 text to calibrate on. Default: the recipe's own, or the standard library's topics, "
-        "after what is measured on.",
-    )
-    calib_tokens: int = Field(8192, ge=MIN_TOKENS, description="How many tokens of it to calibrate on.")
     policy: Literal["auto", "off"] | Path = Field(
         "auto",
         description="How each linear layer is quantized. auto: the cheapest mix that keeps the gates, found by "

@@ -31,6 +31,20 @@ QUANTIZATION: dict[str, Any] = {
 }
 
 
+PRUNE: dict[str, Any] = {
+    "steps": [
+        {"method": "depth", "before": 30, "after": 28, "parameters_before": 134_515_008},
+        {
+            "method": "wanda", "amount": "2:4", "weights": 100_000_000, "zeros": 50_000_000, "share": 0.5, "layers": {},
+            "two_of_four": 196, "dense": {"lm_head": "the embedding shares its weights"},
+        },
+    ],
+    "parameters_before": 134_515_008,
+    "parameters_after": 127_000_000,
+    "text": "calib.txt",
+}  # fmt: skip
+
+
 def row(
     target: str, precision: str, mb: float, ratio: float, se: float, kl: float, top1: float, speed: float
 ) -> dict[str, Any]:
@@ -147,6 +161,7 @@ def generation(rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
             "history": ["merged adapter support-v3 (rank 16, 30 layers)", "pruned 0 heads"],
             "notes": ["its weights lie on a 4-bit grid: 4-bit formats keep more of it than of a usual model"],
             "merge": copy.deepcopy(MERGE),
+            "prune": copy.deepcopy(PRUNE),
             "qat": copy.deepcopy(QAT),
         },
         "evaluation": {
@@ -202,6 +217,8 @@ def hostile() -> dict[str, Any]:
         **QUANTIZATION, "schemes": {HOSTILE: 1}, "others": {HOSTILE: HOSTILE}, "history": [HOSTILE], "unit": HOSTILE,
         "sensitivity": [[[HOSTILE, HOSTILE], 0.1]],
     }  # fmt: skip
+    report["model"]["prune"].update(text=HOSTILE)
+    report["model"]["prune"]["steps"][1].update(method=HOSTILE, dense={HOSTILE: HOSTILE})
     report["model"]["qat"].update(scheme=HOSTILE, shared=[HOSTILE], kd=1.0, curve=QAT["curve"][:1])
     report["evaluation"]["text"] = HOSTILE
     report["machine"]["versions"] = {HOSTILE: HOSTILE}

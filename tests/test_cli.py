@@ -26,6 +26,7 @@ pytestmark = pytest.mark.quick
 COMMANDS = (
     "bench",
     "calibrate",
+    "compress",
     "doctor",
     "fetch",
     "inspect",
@@ -109,7 +110,7 @@ def test_the_common_flags_are_on_the_first_screen(run_here, monkeypatch):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["run", "calibrate", "merge"])
+@pytest.mark.parametrize("command", ["run", "calibrate", "compress", "merge"])
 def test_every_flag_is_under_one_heading(command):
     context = click.Context(cli.commands[command], info_name=command)
     params = cli.commands[command].get_params(context)
@@ -121,7 +122,7 @@ def test_every_flag_is_under_one_heading(command):
     first, *between, last = under
     assert (first, last) == ("Common", "Running")
     assert [one.split(" ")[0] for one in between if "(" in one] == (
-        [] if command == "merge" else ["onnx", "gguf", "tensorrt", "tensorrt-rtx", "coreml"]
+        [] if command in ("compress", "merge") else ["onnx", "gguf", "tensorrt", "tensorrt-rtx", "coreml"]
     )
 
 

@@ -19,7 +19,7 @@ from pages import BLOCKS, PAGES, blocks, only_read, run_as_they_stand
 from exporter.checkpoint.recipes import RECIPES
 from exporter.command.cli import cli
 from exporter.command.flags import given
-from exporter.job import Job, MergeJob, load_job
+from exporter.job import CompressJob, Job, MergeJob, load_job
 from exporter.measure import latency
 from exporter.measure.arithmetic import TOP_K
 from exporter.pipeline import lengths, texts
@@ -31,7 +31,7 @@ from exporter.types import GENERATION, TASKS
 
 DOCS = {page: text for page, text in PAGES.items() if page != "README.md"}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-JOBS = {"run": Job, "calibrate": Job, "merge": MergeJob}
+JOBS = {"run": Job, "calibrate": Job, "compress": CompressJob, "merge": MergeJob}
 NO_KEY = {"config", "dry_run", "form", "policy_out", "verbose"}  # flags of a command that are no key of its job
 FILES = ("adapter", "eval_text", "calib_text", "eval_data", "probe")
 READERS = {"./llama", "./lora", "./second", "./classifier", "reviews.jsonl", "own.txt", "job.yaml"}

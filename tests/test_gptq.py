@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from weight_models import made, windows
+from weight_models import made, output_error, weight_and_hessian, windows
 
 from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.errors import BuildError
-from exporter.quantization.gptq import DAMPING, gptq, round_weights
+from exporter.quantization.compensation import DAMPING
+from exporter.quantization.gptq import gptq, round_weights
 from exporter.quantization.grid import quantized, rounded
 from exporter.quantization.hessians import hessians
 from exporter.quantization.simulation import simulated
@@ -19,20 +20,6 @@ SCHEMES = [
     for symmetric in (True, False)
 ]
 INT4 = Scheme(weight="int4", group=32, symmetric=False)
-
-
-def weight_and_hessian(outputs=24, inputs=96, seed=0):
-    """A weight [N, K], and the Hessian of inputs whose channels depend on one another and differ in size."""
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(outputs, inputs, generator=generator)
-    mixed = torch.randn(400, 16, generator=generator) @ torch.randn(16, inputs, generator=generator)
-    rows = (mixed + torch.randn(400, inputs, generator=generator)) * torch.rand(inputs, generator=generator).exp()
-    return weight, rows.T @ rows
-
-
-def output_error(weight, other, hessian):
-    off = weight - other
-    return float(((off @ hessian) * off).sum())
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)

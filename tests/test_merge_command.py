@@ -160,7 +160,7 @@ def test_what_is_there_already_is_not_overwritten(merge, refused, out):
     assert "holds other files; choose a new folder with -o" in refused("--adapter", ADAPTER, "--force")
     (out / "thesis.txt").unlink()
     assert merge("--adapter", ADAPTER).returncode == 0
-    assert "holds a merged model" in refused("--adapter", ADAPTER)
+    assert "holds a model that exporter wrote" in refused("--adapter", ADAPTER)
     assert merge("--adapter", ADAPTER, "--force", "--merge-dtype", "bfloat16").returncode == 0
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     assert [path.name for path in out.parent.iterdir()] == [out.name]

@@ -66,3 +66,18 @@ def answer(model, ids):
     with torch.no_grad():
         out = model(input_ids=ids)
     return out.logits if "logits" in out else out.last_hidden_state
+
+
+def weight_and_hessian(outputs=24, inputs=96, seed=0):
+    """A weight [N, K], and the Hessian of inputs whose channels depend on one another and differ in size."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(outputs, inputs, generator=generator)
+    mixed = torch.randn(400, 16, generator=generator) @ torch.randn(16, inputs, generator=generator)
+    rows = (mixed + torch.randn(400, inputs, generator=generator)) * torch.rand(inputs, generator=generator).exp()
+    return weight, rows.T @ rows
+
+
+def output_error(weight, other, hessian):
+    """The squared error of the layer's outputs, summed over the inputs that the Hessian is of."""
+    off = weight - other
+    return float(((off @ hessian) * off).sum())

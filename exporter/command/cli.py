@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Callable
@@ -25,9 +24,7 @@ FORMAT = click.option(
     show_default=True,
     help="json: the last line of stdout is the result.",
 )
-VERBOSE = click.option(
-    "-v", "--verbose", is_flag=True, help="Name each part of a step on stderr, in a file or a pipe too."
-)
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Name each part of a step on stderr, in pipes too.")
 WAIT = click.option("--wait", is_flag=True, help="Wait while another process of exporter works on the folder.")
 
 
@@ -99,6 +96,27 @@ def merge(config: Path | None, form: str, verbose: bool, **flags: Any) -> None:
     with Screen(verbose) as screen:
         record = merge_only(job, screen.progress, screen.step)
     print_merge(record, job.output, form)
+
+
+@cli.command(cls=JobCommand)
+@click.option("--config", type=click.Path(path_type=Path), help="A YAML file with the same keys; flags win over it.")
+@FORMAT
+@VERBOSE
+def compress(config: Path | None, form: str, verbose: bool, **flags: Any) -> None:
+    """Merge and prune a checkpoint: OUT is an ordinary Hugging Face folder, for any target. No export.
+
+    \b
+    exporter compress -m ./llama --prune width:0.2 --prune depth:2 -o smaller
+    exporter run -m smaller -t onnx:int8-weight -o out/smaller                  measured against itself
+    """
+    from exporter.command.show import Screen, print_compressed
+    from exporter.job import CompressJob, load_job
+    from exporter.pipeline.pruning import compress_only
+
+    job = load_job(CompressJob, given(flags), config)
+    with Screen(verbose) as screen:
+        record = compress_only(job, screen.progress, screen.step)
+    print_compressed(record, job.output, form)
 
 
 @cli.command(cls=JobCommand)
@@ -219,32 +237,18 @@ def doctor(form: str) -> None:
 @click.option("--source", type=click.Path(path_type=Path), help="A file brought here, where there is no network.")
 def fetch(target: str, source: Path | None) -> None:
     """Fill the cache with what a TARGET needs besides packages, so that it works --offline: gguf's converter."""
-    from exporter.store import cache_folder
-    from exporter.targets.known import get, missing
+    from exporter.command.fetch import fill
 
-    wanted = get(target)
-    if (absent := missing(wanted, wanted.default)) is not None:
-        raise absent
-    if wanted.fetch is None:
-        click.echo(f"{target} needs nothing but its packages")
-    else:
-        click.echo(f"{target}: {wanted.fetch(cache_folder(), source)}")
+    click.echo(fill(target, source))
 
 
 @cli.command()
 @click.argument("what", type=click.Choice(["job", "report"]), default="job")
 def schema(what: str) -> None:
     """Print the JSON Schema of the job file, for editors (yaml-language-server: $schema=…), or of report.json."""
-    if what == "job":
-        from exporter.pipeline.sections import job_schema
+    from exporter.command.schema import schema_text
 
-        described = job_schema()
-    else:
-        from exporter.report.document import Document
-
-        described = Document.model_json_schema(mode="serialization")  # keys are always there
-    dialect = "https://json-schema.org/draft/2020-12/schema"
-    click.echo(json.dumps({"$schema": dialect, **described}, indent=2))
+    click.echo(schema_text(what))
 
 
 @cli.command("shell-init")

@@ -39,6 +39,7 @@ HEADINGS: Mapping[str, Sequence[str]] = {
         "min_spearman", "max_size_ratio", "max_logit_error", "proven_length", "max_accuracy_drop", "max_f1_drop",
         "max_spearman_drop",
     ),
+    "Pruning": ("prune",),
     "Calibration and policies": (
         "calib_text", "calib_tokens", "policy", "force_policy", "ranges", "smooth", "rounding",
     ),
@@ -52,16 +53,17 @@ _SHORT = {"model": "-m", "output": "-o", "target": "-t"}
 
 
 class JobCommand(click.Command):
-    """`run`, `calibrate`, `merge`: their flags are the fields of Job or MergeJob, and of the sections of a Job."""
+    """`run`, `calibrate`, `compress`, `merge`: their flags are the fields of their job, and a Job's sections."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from exporter.job import Job, MergeJob
+        from exporter.job import CompressJob, Job, MergeJob
 
         own = super().get_params(ctx)
         taken = {"output", "wait"} if self.name == "calibrate" else set()  # it writes one file
-        merges = self.name == "merge"
-        fields = field_options(MergeJob if merges else Job)
-        sections = [] if merges else section_options()
+        kinds: dict[str | None, type[BaseModel]] = {"merge": MergeJob, "compress": CompressJob}
+        kind = kinds.get(self.name, Job)
+        fields = field_options(kind)
+        sections = section_options() if kind is Job else []
         return [*(option for option in fields if option.name not in taken), *sections, *own]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -163,6 +163,19 @@ def print_merge(record: Mapping[str, Any], folder: Path, form: str) -> None:
     console.print(f"merged model: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
+def print_compressed(record: Mapping[str, Any], folder: Path, form: str) -> None:
+    """What was pruned; or the record as one line of JSON."""
+    if form == "json":
+        print(json.dumps(record, allow_nan=False))
+        return
+    from exporter.report.pruned import prune_lines
+
+    console = stdout()
+    for line in (*record["history"], *prune_lines(record["prune"]), *record["notes"]):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"pruned model: {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
 def print_policy(record: Mapping[str, Any], file: Path, form: str) -> None:
     """What each layer gets, and what the choice was made by; or the record as one line of JSON."""
     if form == "json":

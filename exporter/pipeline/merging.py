@@ -138,7 +138,7 @@ def merge_only(job: MergeJob, progress: Progress, stepped: Stepped = unheard) ->
 
 
 def _merge_only(job: MergeJob, output: Path, progress: Progress, stepped: Stepped) -> dict[str, Any]:
-    _refuse_other_folder(output, job.force)
+    refuse_other_folder(output, job.force)
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     log = store.cache_folder() / "logs" / "merge.log"
     with Worker(log, job.threads, progress, HUGE_PAGES) as worker:
@@ -198,11 +198,14 @@ def check_perplexity(job: MergeJob, found: float | None, text: str) -> float:
     return found
 
 
-def _refuse_other_folder(output: Path, force: bool) -> None:
+def refuse_other_folder(output: Path, force: bool) -> None:
+    """Raises JobError for a folder that holds anything but a checkpoint of exporter's, or one that is to be kept."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     ours = output.is_dir() and "proof" in (store.read_manifest(output) or {})
     if not ours:
         raise JobError(f"{output} holds other files; choose a new folder with -o")
     if not force:
-        raise JobError(f"{output} holds a merged model; choose another folder with -o, or replace it with --force")
+        raise JobError(
+            f"{output} holds a model that exporter wrote; choose another folder with -o, or replace it with --force"
+        )

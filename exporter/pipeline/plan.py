@@ -20,6 +20,7 @@ from exporter.measure.embedding import Embedding, read_embedding
 from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.output import refuse_other_results
+from exporter.pipeline.prunings import calibrated_by, read_prunings, refuse_other_ids
 from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look, merged_sha256
@@ -28,6 +29,7 @@ from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy, read_policy
 from exporter.report.labelled import data_line
 from exporter.scheme import Scheme
+from exporter.stages.prune.options import Pruning
 from exporter.stages.train.options import HEAD, QatOptions
 from exporter.store import cache_folder, refuse_full_disk, swept, working_folders
 from exporter.targets import known
@@ -79,6 +81,7 @@ class Plan:
     window: int
     stride: int
     calibration: dict[str, Any] | None = field(repr=False)
+    prunings: tuple[Pruning, ...]
     training: Training | None
 
     def whole_job(self) -> dict[str, Any]:
@@ -88,7 +91,8 @@ class Plan:
 
     def steps(self) -> list[str]:
         """The names of the steps that a run tells of, in their order."""
-        names = ["check"] + ["merge"] * bool(self.source.adapters) + ["reference"] + ["train"] * bool(self.training)
+        names = ["check"] + ["merge"] * bool(self.source.adapters) + ["reference"]
+        names += ["prune"] * bool(self.prunings) + ["train"] * bool(self.training)
         names += ["calibrate"] * any(one.calibrates for one in self.wanted)
         names += [f"{what} {one.variant}" for what in ("export", "quality") for one in self.wanted]
         return names + ["speed"] * self.job.speed
@@ -100,6 +104,7 @@ class Plan:
         steps += [f"calibrate on {job.calib_tokens} tokens of {text['name']}"] if text else []
         what = f"{job.eval_tokens} tokens" if self.data is None else data_line(self.data.about)
         steps.append(f"measure {what} of {self.text_name} with {known.REFERENCE}")
+        steps += [f"prune {one}: {one.how.summary}" for one in self.prunings]
         steps += [f"train {qat.steps} steps as {qat.scheme} (QAT)"] if (qat := self.sections.qat) else []
         for one in self.wanted:
             steps += [f"choose the policy of {one.variant}"] if one.how and one.how["policy"] is None else []
@@ -120,7 +125,8 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     for text in job.target:
         for task in TASKS:  # the task is not known yet: names must be right for any of them
             known.parse(text, task)
-    output = job.output.expanduser()
+    prunings, output = read_prunings(job.prune), job.output.expanduser()
+    refuse_other_ids(prunings, output)
     refuse_other_results(output, job, sections)
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     source = look(job, worker)
@@ -138,12 +144,13 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     wanted = tuple(_wanted(job, sections, variant, task, policy) for variant in variants)
     _refuse_full_disk(output, source, wanted)
     trains = sections.qat is not None
-    calibration = _calibration(job, source, text, trains or any(one.how or one.calibrates for one in wanted))
+    calibrates = trains or calibrated_by(prunings) or any(one.how or one.calibrates for one in wanted)
+    calibration = _calibration(job, source, text, calibrates)
     training = _training(job, sections.qat, source, text, policy)
-    if calibration is not None and (trains or any(one.how for one in wanted)):
+    if calibration is not None and (trains or calibrated_by(prunings) or any(one.how for one in wanted)):
         worker(check_calibration, checkpoint=source.checkpoint, text=calibration)
     measured = (text_name, text, data, embedding, window, stride)
-    return Plan(job, sections, source, wanted, skipped, *measured, calibration, training)
+    return Plan(job, sections, source, wanted, skipped, *measured, calibration, prunings, training)
 
 
 def check_calibration(session: Session, checkpoint: Checkpoint, text: dict[str, Any]) -> None:

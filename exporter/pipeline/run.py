@@ -1,4 +1,4 @@
-"""run(job): the whole program. Check, merge, reference, train, calibrate, export, measure, judge, report."""
+"""run(job): the whole program. Check, merge, reference, prune, train, calibrate, export, measure, judge, report."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from exporter.pipeline.judging import finish
 from exporter.pipeline.measuring import Bench, Failed, nobody
 from exporter.pipeline.merging import check_perplexity, merge_stage
 from exporter.pipeline.plan import Plan, make_plan
+from exporter.pipeline.pruning import prune_stage
 from exporter.pipeline.reference import reference_row, referred
 from exporter.pipeline.training import qat_stage
 from exporter.process import HUGE_PAGES, Progress, Stepped, Steps, Worker, silent, unheard
@@ -53,6 +54,10 @@ def _run(job: Job, output: Path, progress: Progress, failed: Failed, stepped: St
         reference = referred(plan, checkpoint, output, worker, progress)
         if merged is not None and job.expect_perplexity is not None:
             merged["perplexity"] = check_perplexity(job, reference["ppl"], plan.text_name)
+        if plan.prunings:
+            steps("prune")
+        given = (plan.prunings, checkpoint, plan.calibration, job.threads)
+        checkpoint, pruned = prune_stage(*given, worker, progress)
         if plan.training is not None:
             steps("train")
         checkpoint, training, policy = qat_stage(plan, checkpoint, worker, progress)
@@ -77,7 +82,9 @@ def _run(job: Job, output: Path, progress: Progress, failed: Failed, stepped: St
     if job.speed:
         steps("speed")
         bench.speed(rows, job.repeats, job.speed_budget)
-    return finish(job, _describe(plan, checkpoint, reference, merged, training) | {"machine": here}, rows, output)
+    return finish(
+        job, _describe(plan, checkpoint, reference, merged, pruned, training) | {"machine": here}, rows, output
+    )
 
 
 def _take_over(output: Path, plan: Plan) -> None:
@@ -95,7 +102,7 @@ def _take_over(output: Path, plan: Plan) -> None:
 
 
 def _describe(
-    plan: Plan, checkpoint: Checkpoint, reference: dict[str, Any], merged: Any, training: Any
+    plan: Plan, checkpoint: Checkpoint, reference: dict[str, Any], merged: Any, pruned: Any, training: Any
 ) -> dict[str, Any]:
     """What the report says of the model and of the evaluation."""
     return {
@@ -109,6 +116,7 @@ def _describe(
             "history": list(checkpoint.history),
             "notes": list(plan.source.notes),
             "merge": merged,
+            "prune": pruned,
             "qat": training,
         },
         "evaluation": {

@@ -25,7 +25,7 @@ def evaluation_text(path: Path | None, recipe: Recipe | None) -> tuple[str, str]
         path = recipe.folder() / recipe.eval_text
     if path is None:
         return TOPICS, standard_library_topics()
-    return path.name, _read(path, "--eval-text")
+    return path.name, read_text(path, "--eval-text")
 
 
 def window_of(job: MergeJob, task: str, max_length: int | None, usual: int | None = None) -> tuple[int, int]:
@@ -50,7 +50,7 @@ def calibration_text(path: Path | None, recipe: Recipe | None, evaluated: str, t
     """
     if path is None and recipe is not None and recipe.calib_text is not None:
         path = recipe.folder() / recipe.calib_text
-    name, text = (TOPICS, standard_library_topics()) if path is None else (str(path), _read(path, "--calib-text"))
+    name, text = (TOPICS, standard_library_topics()) if path is None else (str(path), read_text(path, "--calib-text"))
     if path is None and text == evaluated:
         return TOPICS, text, tokens
     # A token is rarely more than a word: so many words hold all that is measured.
@@ -70,6 +70,8 @@ def shared_passage(measured: Sequence[str], calibration: Sequence[str]) -> str |
     `calibration`, cut into blocks of that length: so those are looked up, and what is found is followed to both sides.
     """
     long = min(PASSAGE, len(measured), len(calibration))
+    if long == 0:  # nothing is measured
+        return None
     size = (long + 1) // 2
     places: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for begin in range(0, len(calibration) - size + 1, size):
@@ -92,7 +94,8 @@ def _abridged(words: Sequence[str]) -> str:
     return f"'{shown}'" if len(words) <= 12 else f"'{shown} …' ({len(words)} words)"
 
 
-def _read(path: Path, flag: str) -> str:
+def read_text(path: Path, flag: str) -> str:
+    """A text file, which `flag` named. Raises JobError for one that is empty, missing or not UTF-8."""
     try:
         text = path.expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from exporter.pipeline.exporting import export_artifact
 from exporter.pipeline.measuring import measure_quality, open_for_speed, time_round
 from exporter.pipeline.merging import merge_adapters
 from exporter.pipeline.plan import check_calibration
+from exporter.pipeline.pruning import prune_checkpoint
 from exporter.pipeline.quantized_base import dequantize_base
 from exporter.pipeline.reference import measure_reference
 from exporter.pipeline.source import inspect_checkpoint, prepare_recipe
@@ -28,6 +29,7 @@ OPERATIONS: dict[str, Operation] = {
         check_calibration,
         merge_adapters,
         measure_reference,
+        prune_checkpoint,
         train_checkpoint,
         collect_statistics,
         prepare_policy,

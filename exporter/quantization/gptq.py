@@ -18,15 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.linear import linear_layers, shared_weights, weight_of
 from exporter.errors import BuildError
+from exporter.quantization.compensation import DAMPING, compensated, damping_of, inverse_factor
 from exporter.quantization.grid import Codes, coded, quantized
 from exporter.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-DAMPING = 0.01  # of the Hessian's mean diagonal, added to it
-_BLOCK = 128  # columns whose corrections are gathered before the rest of the matrix is touched
-_ATTEMPTS = 6  # at inverting a Hessian, each with ten times the damping
 
 
 def round_weights(
@@ -76,24 +73,18 @@ def gptq(weight: Tensor, hessian: Tensor, scheme: Scheme, damping: float = DAMPI
 
     if not (weight.isfinite().all() and hessian.isfinite().all()):
         raise BuildError("its weight or its inputs hold NaN or Inf: the model is broken, or overflows on this text")
-    mean = hessian.diagonal().mean()
-    added = damping * (mean if mean > 0 else 1.0)
+    added = damping_of(hessian, damping)
     importance = hessian.diagonal() + added
     steps = quantized(weight, scheme, importance)
     size = scheme.group or weight.shape[1]
     order = importance.argsort(descending=True, stable=True)
-    factor = _inverse_factor(hessian[order][:, order], float(added))
-    columns = weight.T[order].contiguous()  # [K, N]: what is worked on one by one lies together
-    rounded = torch.empty_like(columns)
-    for begin in range(0, len(columns), _BLOCK):
-        block = columns[begin : begin + _BLOCK]
-        own = factor[begin : begin + _BLOCK, begin : begin + _BLOCK]
-        errors = torch.empty_like(block)
-        for place, column in enumerate(order[begin : begin + _BLOCK].tolist()):
-            rounded[begin + place] = _nearest(block[place], steps, column // size, scheme)
-            errors[place] = (block[place] - rounded[begin + place]) / own[place, place]
-            block[place + 1 :].addr_(own[place, place + 1 :], errors[place], alpha=-1)
-        columns[begin + _BLOCK :].addmm_(factor[begin : begin + _BLOCK, begin + _BLOCK :].T, errors, alpha=-1)
+    places = order.tolist()
+    factor = inverse_factor(hessian[order][:, order], added)
+
+    def nearest(place: int, columns: Tensor) -> Tensor:
+        return _nearest(columns[0], steps, places[place] // size, scheme)
+
+    rounded = compensated(weight.T[order].contiguous(), factor, nearest)
     result = torch.empty_like(rounded)
     result[order] = rounded
     return result.T.contiguous()
@@ -103,21 +94,3 @@ def _nearest(column: Tensor, steps: Codes, group: int, scheme: Scheme) -> Tensor
     """One input channel's weights [N], rounded with the scales and zero points of their group."""
     scales, zeros = steps.scales[:, group, None], steps.zeros[:, group, None]
     return coded(column[:, None, None], scales, zeros.float(), scheme).floats()[:, 0]
-
-
-def _inverse_factor(hessian: Tensor, added: float) -> Tensor:
-    """The upper Cholesky factor of the damped Hessian's inverse, float32; computed in float64."""
-    import torch
-
-    damped = hessian.double()
-    for _ in range(_ATTEMPTS):
-        damped.diagonal().add_(added)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed:
-                factor: Tensor = upper.float()
-                return factor
-        added *= 10
-    raise BuildError("the Hessian of its inputs cannot be inverted; give more calibration text (--calib-tokens)")

@@ -184,6 +184,7 @@ class Model(_Closed):
     history: list[str] = Field(description="What happened to it before the export, a line each.")
     notes: list[str] = Field(description="What is odd about it.")
     merge: dict[str, Any] | None = Field(description="The adapters' merge and its proof.")
+    prune: dict[str, Any] | None = Field(description="What was pruned, and the parameters before and after.")
     qat: dict[str, Any] | None = Field(description="The quantization-aware training and its loss.")
 
 

@@ -17,6 +17,7 @@ from exporter.report import charts, table, timing, winners
 from exporter.report.built import build_lines
 from exporter.report.labelled import data_line, labelled_lines
 from exporter.report.merged import merge_lines
+from exporter.report.pruned import prune_lines
 from exporter.report.quantized import quantization_lines
 from exporter.report.samples import samples_lines, side_by_side
 from exporter.report.training import training_lines, training_plot
@@ -62,6 +63,7 @@ def render_html(report: Report) -> str:
         samples=list(side_by_side(report)),
         sampled=list(samples_lines(report)),
         data=data_line(report["evaluation"]["data"]) if report["evaluation"].get("data") else None,
+        prune=[] if report["model"]["prune"] is None else list(prune_lines(report["model"]["prune"])),
         training=[] if report["model"]["qat"] is None else list(training_lines(report["model"]["qat"])),
         training_plot=None if report["model"]["qat"] is None else training_plot(report["model"]["qat"]),
         clip=table.clip,
@@ -145,6 +147,8 @@ def render_markdown(report: Report) -> str:
         lines += ["", "**Failed gates**", "", *failed]
     if report["model"]["merge"] is not None:
         lines += ["", "**Merge**", "", *(f"- {_text(line)}" for line in merge_lines(report["model"]["merge"]))]
+    if report["model"]["prune"] is not None:
+        lines += ["", "**Pruning**", "", *(f"- {_text(line)}" for line in prune_lines(report["model"]["prune"]))]
     if report["model"]["qat"] is not None:
         learned = training_lines(report["model"]["qat"])
         lines += ["", "**Quantization-aware training**", "", *(f"- {_text(line)}" for line in learned)]

@@ -34,9 +34,9 @@ def _strangers(manifests: Mapping[str, Mapping[str, Any]], report: Mapping[str, 
     Manifests of an exporter that did not write the model's hash yet say nothing of it.
     """
     models = {name: str(one["model_sha256"]) for name, one in manifests.items() if one.get("model_sha256")}
-    trained = report is None or report["model"]["qat"] is not None
+    trained = report is None or any(report["model"][stage] is not None for stage in ("prune", "qat"))
     reference = models.pop("reference", "")
-    if reference and not trained:  # else the reference is of the model before its training
+    if reference and not trained:  # else the reference is of the model before that
         models["reference"] = reference
     kind = "the report's" if report is not None else "the others'"
     wanted = str(report["model"]["sha256"]) if report is not None else next(iter(models.values()), "")
