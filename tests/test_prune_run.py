@@ -77,18 +77,24 @@ def test_a_vocabulary_is_pruned_by_compress_alone(compressed, run_here, refused,
 
 
 @pytest.mark.parametrize(
-    ("prunings", "said"),
+    ("asked", "said"),
     [
-        (["magnitud:0.2"], "did you mean magnitude"),
-        (["width:2"], "a share between 0 and 1"),
-        (["magnitude:0.2", "depth:1"], "give them the other way round: --prune depth:1 --prune magnitude:0.2"),
-        (["width:0.1", "width:0.1"], "a method works once"),
-        (["vocabulary:nowhere.txt"], "cannot read the text nowhere.txt"),
+        ("--prune magnitud:0.2", "did you mean magnitude"),
+        ("--prune width:2", "a share between 0 and 1"),
+        (
+            "--prune magnitude:0.2 --prune depth:1",
+            "give them the other way round: --prune depth:1 --prune magnitude:0.2",
+        ),
+        ("--prune width:0.1 --prune width:0.1", "a method works once"),
+        ("--prune wanda:2:4 --qat", "training would fill the zeros again"),
+        ("--prune wanda:2:4 -t onnx:int4-weight", "GPTQ moves weights that are 0: give --rounding nearest, or awq"),
+        ("--prune wanda:2:4 -t coreml:palettize4", "a palette need not have a 0"),
+        ("--prune width:0.2 --policy policy.yaml", "a policy is of one model's weights, here the pruned one's"),
+        ("--prune vocabulary:nowhere.txt", "cannot read the text nowhere.txt"),
     ],
 )
-def test_what_makes_no_sense_is_said_before_any_work(prunings, said, refused, tmp_path):
-    asked = [word for one in prunings for word in ("--prune", one)]
-    assert said in refused("-m", "tiny", *asked)
+def test_what_makes_no_sense_is_said_before_any_work(asked, said, refused):
+    assert said in refused("-m", "tiny", *asked.split())
 
 
 def test_nothing_to_do_is_said(run_here, tmp_path):

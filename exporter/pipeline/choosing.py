@@ -155,6 +155,8 @@ def unnamed(precision: Precision, limits: Gates, record: dict[str, Any], attempt
 
 def make_policy(job: Job, file: Path, progress: Progress, stepped: Stepped = unheard) -> dict[str, Any]:
     """Writes the policy that `exporter run` would begin with to a file; returns its record. Raises ExporterError."""
+    if job.prune:
+        raise JobError("a policy is of one model's weights: exporter compress first, and calibrate what that writes")
     file = file.expanduser()
     store.writable(file.parent, "choose another file with --policy-out")
     log = store.cache_folder() / "logs" / "calibrate.log"

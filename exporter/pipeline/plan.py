@@ -20,7 +20,7 @@ from exporter.measure.embedding import Embedding, read_embedding
 from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.output import refuse_other_results
-from exporter.pipeline.prunings import calibrated_by, read_prunings, refuse_other_ids
+from exporter.pipeline.prunings import calibrated_by, check_rounding, check_together, read_prunings
 from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look, merged_sha256
@@ -126,7 +126,7 @@ def make_plan(job: Job, worker: Worker) -> Plan:
         for task in TASKS:  # the task is not known yet: names must be right for any of them
             known.parse(text, task)
     prunings, output = read_prunings(job.prune), job.output.expanduser()
-    refuse_other_ids(prunings, output)
+    check_together(prunings, job.policy, sections.qat is not None)
     refuse_other_results(output, job, sections)
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     source = look(job, worker)
@@ -142,6 +142,7 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     policy, notes = _policy(job, variants, source)
     source = replace(source, notes=(*source.notes, *notes))
     wanted = tuple(_wanted(job, sections, variant, task, policy) for variant in variants)
+    check_rounding(prunings, [one.how for one in wanted])
     _refuse_full_disk(output, source, wanted)
     trains = sections.qat is not None
     calibrates = trains or calibrated_by(prunings) or any(one.how or one.calibrates for one in wanted)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from exporter.errors import JobError
 from exporter.pipeline.texts import read_text
+from exporter.scheme import Scheme
 from exporter.stages.prune.options import Pruning, check_order, parse
 
 
@@ -20,14 +22,34 @@ def read_prunings(texts: Sequence[str]) -> tuple[Pruning, ...]:
     return prunings
 
 
-def refuse_other_ids(prunings: Iterable[Pruning], output: Path) -> None:
-    """Raises JobError for what a run cannot measure: it compares the artifacts' answers to the same token ids."""
+def check_together(prunings: Sequence[Pruning], policy: str | Path, trains: bool) -> None:
+    """Raises JobError for what a run cannot do with a pruned model, with the reason and what can be done instead."""
+    if not prunings:
+        return
+    asked = " ".join(f"--prune {one}" for one in prunings)
+    first = f"exporter compress {asked} -o smaller, and then: exporter run -m smaller"
+    if isinstance(policy, Path):
+        raise JobError(f"{asked} --policy {policy}: a policy is of one model's weights, here the pruned one's: {first}")
     for one in prunings:
         if one.how.kind == "tokens":
-            raise JobError(
-                f"--prune {one} gives tokens other ids, and a run compares answers to the same ones: do it first, "
-                f"exporter compress --prune {one} -o {output.name}-smaller, and run what that writes"
-            )
+            why = "gives tokens other ids, and a run compares answers to the same ones"
+            raise JobError(f"--prune {one} {why}: do it first, {first}")
+        if one.how.kind == "zeros" and trains:
+            why = "training would fill the zeros again: prune shapes (width, heads, depth), or leave out --qat"
+            raise JobError(f"--prune {one} and --qat: {why}")
+
+
+def check_rounding(prunings: Iterable[Pruning], hows: Iterable[Mapping[str, Any] | None]) -> None:
+    """Raises JobError where a way of rounding would fill the zeros; `hows` as in exporter.pipeline.plan.Wanted."""
+    zeros = next((one for one in prunings if one.how.kind == "zeros"), None)
+    if zeros is None:
+        return
+    for how in hows:
+        schemes = [] if how is None else [Scheme.model_validate(one) for one in how["schemes"]]
+        if any(one.palette for one in schemes):
+            raise JobError(f"--prune {zeros}: a palette need not have a 0, and the zeros would go: take int4 or int8")
+        if how is not None and how["rounding"] == "gptq" and any(one.bits == 4 for one in schemes):
+            raise JobError(f"--prune {zeros}: GPTQ moves weights that are 0: give --rounding nearest, or awq")
 
 
 def calibrated_by(prunings: Iterable[Pruning]) -> bool:
