@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,15 @@ def read_prunings(texts: Sequence[str]) -> tuple[Pruning, ...]:
     """Each --prune, in their order. Raises JobError for one that cannot be, or cannot follow the one before it."""
     prunings = tuple(parse(text) for text in texts)
     check_order(prunings)
-    for one in prunings:
-        if one.file is not None:
-            read_text(one.file, f"--prune {one.method}:FILE")
-    return prunings
+    return tuple(map(_found, prunings))
+
+
+def _found(one: Pruning) -> Pruning:
+    """The same with its file's whole path, for workers. Raises JobError for a file that cannot be read."""
+    if one.file is None:
+        return one
+    read_text(one.file, f"--prune {one.method}:FILE")
+    return replace(one, amount=str(one.file.expanduser().resolve()))
 
 
 def check_together(prunings: Sequence[Pruning], policy: str | Path, trains: bool) -> None:
