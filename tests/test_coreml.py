@@ -281,7 +281,7 @@ def test_options_that_do_not_fit(precision, options, line, tmp_path):
 )
 def test_schemes_that_cannot_be_expressed(scheme):
     assert "cannot express" in cannot_express("int8", scheme)
-    assert "takes no policy" in cannot_express("palettize4", scheme)
+    assert "takes no policy" in cannot_express("fp16", scheme)
 
 
 def test_a_model_that_takes_less_is_not_made_longer(models, place):

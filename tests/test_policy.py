@@ -106,7 +106,7 @@ def test_a_name_that_fits_nothing_shows_the_nearest():
     [
         ("modules: [", "is not valid YAML"),
         ("layers: {}", "is no policy"),
-        ("modules: {a: {weight: int3}}", "Input should be 'int8' or 'int4'"),
+        ("modules: {a: {weight: int3}}", "Input should be 'int8', 'int4', 'palette6' or 'palette4'"),
         ("modules: {a: {weight: int8, range: [-1, 2]}}", "range goes with 'input: static'"),
         ("modules: {a: {weight: int8, input: static, range: [1, 2]}}", "must be \\[low, high\\] around 0"),
         ("modules: {a: {weight: int8, wieght: 3}}", "a: wieght: Extra inputs are not permitted"),
