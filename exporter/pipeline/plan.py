@@ -145,10 +145,10 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     check_rounding(prunings, [one.how for one in wanted])
     _refuse_full_disk(output, source, wanted)
     trains = sections.qat is not None
-    calibrates = trains or calibrated_by(prunings) or any(one.how or one.calibrates for one in wanted)
-    calibration = _calibration(job, source, text, calibrates)
+    by_windows = trains or calibrated_by(prunings) or any(one.how for one in wanted)
+    calibration = _calibration(job, source, text, by_windows or any(one.calibrates for one in wanted))
     training = _training(job, sections.qat, source, text, policy)
-    if calibration is not None and (trains or calibrated_by(prunings) or any(one.how for one in wanted)):
+    if calibration is not None and by_windows:
         worker(check_calibration, checkpoint=source.checkpoint, text=calibration)
     measured = (text_name, text, data, embedding, window, stride)
     return Plan(job, sections, source, wanted, skipped, *measured, calibration, prunings, training)

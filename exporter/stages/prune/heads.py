@@ -24,6 +24,7 @@ from exporter.stages.prune.rebuilt import (
     check_share,
     cut,
     parameters_of,
+    ranked,
     rebuild,
     silenced,
     validate,
@@ -75,8 +76,6 @@ def prune_heads(model: Any, share: float, windows: Tensor) -> dict[str, Any]:
     model with those heads silenced), parameters_before and _after, history (a line). Raises JobError for a share that
     drops none, BuildError for a family that cannot say a head's size or is not known.
     """
-    import torch
-
     check_share(share, "heads")
     heads, attentions = _attentions(model)
     after = heads.less(_kept(model, heads, share, attentions))
@@ -85,12 +84,10 @@ def prune_heads(model: Any, share: float, windows: Tensor) -> dict[str, Any]:
     scores = _importance(model, {one.output: layers[one.output] for one in attentions}, heads, windows)
     kept, silent, dropped, lost = {}, {}, [], []
     for one in attentions:
-        score = scores[one.output]
-        order = torch.sort(score, descending=True, stable=True).indices
-        kept[one.output], gone = order[: after.groups].sort().values, order[after.groups :].sort().values
+        kept[one.output], gone, share_lost = ranked(scores[one.output], after.groups)
         silent[one.output] = _channels(gone, heads.queries // heads.groups * heads.size)
         dropped.append(gone.tolist())
-        lost.append(float(score[gone].sum() / score.sum().clamp(min=1e-300)))
+        lost.append(share_lost)
     ids = windows[:1, :PROVEN]
     with silenced(layers, silent):
         expected = answer(model, ids)

@@ -11,6 +11,7 @@ from exporter.checkpoint.folder import carry
 from exporter.checkpoint.model import Load
 from exporter.errors import BuildError
 from exporter.stages.prune.options import Pruning
+from exporter.stages.prune.rebuilt import parameters_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ def prune(
     import torch
 
     model = load(base).eval()
-    before = _parameters(model)
+    before = parameters_of(model)
     carry(base, [], folder)
     done = [_pruned(model, one, windows, folder, step(f"pruning {one}")) for one in prunings]
     model.config.dtype = torch.float32
@@ -39,7 +40,7 @@ def prune(
     keep_configuration(base, folder, model.config, "float32")
     _check_saved(model, load(folder))
     history = [line for one in done for line in one.pop("history")]
-    record = {"steps": done, "parameters_before": before, "parameters_after": _parameters(model)}
+    record = {"steps": done, "parameters_before": before, "parameters_after": parameters_of(model)}
     return {"history": history, "record": record}
 
 
@@ -76,7 +77,3 @@ def _check_saved(model: Any, again: Any) -> None:
     wrong += [name for name in saved if name not in wrong and not torch.equal(saved[name], loaded[name])]
     if wrong:
         raise BuildError(f"the pruned {type(model).__name__} is another when it is loaded again: {sorted(wrong)[0]}")
-
-
-def _parameters(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -73,12 +73,17 @@ def answer(model: Any, ids: Tensor) -> Tensor:
     return answered.float()
 
 
+def difference_of(said: Tensor, expected: Tensor) -> float:
+    """The largest difference of two answers, over the largest number of the expected one."""
+    return float((said - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+
+
 def check_same(model: Any, ids: Tensor, expected: Tensor, what: str) -> float:
     """The largest difference of a model's answer on `ids` from the expected one, over the largest number of that.
 
     `what`: what was done, for the error. Raises BuildError beyond TOLERANCE.
     """
-    difference = float((answer(model, ids) - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    difference = difference_of(answer(model, ids), expected)
     if not difference <= TOLERANCE:
         raise BuildError(
             f"{type(model).__name__} with {what} does not compute what it did with the same parts silenced (it differs "
@@ -86,6 +91,17 @@ def check_same(model: Any, ids: Tensor, expected: Tensor, what: str) -> float:
             "way that its config.json cannot say; another --prune method may serve it"
         )
     return difference
+
+
+def ranked(score: Tensor, count: int) -> tuple[Tensor, Tensor, float]:
+    """(kept, dropped, lost) of float64 scores [n]: the numbers of the `count` highest and of the others, each in order;
+    and the share of all scores that goes. Of equal ones the first stays.
+    """
+    import torch
+
+    order = torch.sort(score, descending=True, stable=True).indices
+    kept, dropped = order[:count].sort().values, order[count:].sort().values
+    return kept, dropped, float(score[dropped].sum() / score.sum().clamp(min=1e-300))
 
 
 @contextmanager

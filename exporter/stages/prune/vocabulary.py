@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.tokenizer import check_ids, read_tokenizer, rows_of
 from exporter.errors import BuildError, JobError
-from exporter.stages.prune.rebuilt import PROVEN, TOLERANCE, answer, configs, parameters_of, rebuild
+from exporter.stages.prune.rebuilt import PROVEN, TOLERANCE, answer, configs, difference_of, parameters_of, rebuild
 from exporter.stages.prune.tokens import kept_tokens, renumbered, spells_bytes
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def check_vocabulary(before: Before, model: Any, folder: Path, kept: Sequence[in
         raise BuildError(
             f"{type(model).__name__} answers {tuple(said.shape)} where {tuple(expected.shape)} are its tokens"
         )
-    difference = float((said - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    difference = difference_of(said, expected)
     if not difference <= TOLERANCE:
         raise BuildError(
             f"{type(model).__name__} with a smaller vocabulary differs by {difference:.2g} of its largest output on "

@@ -24,6 +24,7 @@ from exporter.stages.prune.rebuilt import (
     check_share,
     cut,
     parameters_of,
+    ranked,
     rebuild,
     silenced,
 )
@@ -46,13 +47,8 @@ _KINDS: tuple[tuple[tuple[str, ...], str, int], ...] = (
     (("lin1",), "lin2", 1),  # DistilBERT
     (("Wi",), "Wo", 2),  # ModernBERT
 )
-_FIELDS = (
-    "intermediate_size",
-    "n_inner",
-    "ffn_dim",
-    "ffn_hidden_size",
-    "hidden_dim",
-)  # a configuration's for the width
+# A configuration's fields for the width.
+_FIELDS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "hidden_dim")
 _SUPPORTED = "Llama, Qwen, Gemma, Mistral, Phi-3, GPT-2, GPT-NeoX, OPT, BERT, DistilBERT, ModernBERT and their like"
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -77,8 +73,6 @@ def prune_width(model: Any, share: float, windows: Tensor) -> dict[str, Any]:
     history (a line). Raises JobError for a share that drops none or all, BuildError for a family that is not known
     and for experts.
     """
-    import torch
-
     check_share(share, "width")
     mlps = _mlps(model)
     layers = linear_layers(model)
@@ -89,10 +83,8 @@ def prune_width(model: Any, share: float, windows: Tensor) -> dict[str, Any]:
     scores = _importance(model, {one.reader: layers[one.reader] for one in mlps}, windows)
     kept, dropped, lost = {}, {}, []
     for one in mlps:
-        score = scores[one.reader]
-        order = torch.sort(score, descending=True, stable=True).indices
-        kept[one.reader], dropped[one.reader] = order[:after].sort().values, order[after:].sort().values
-        lost.append(float(score[dropped[one.reader]].sum() / score.sum().clamp(min=1e-300)))
+        kept[one.reader], dropped[one.reader], share_lost = ranked(scores[one.reader], after)
+        lost.append(share_lost)
     ids = windows[:1, :PROVEN]
     with silenced(layers, dropped):
         expected = answer(model, ids)
