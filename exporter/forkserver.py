@@ -198,10 +198,13 @@ def attend(connection: socket.socket) -> bool:
         fits = not any(_READ_ONCE.match(name) for name, _ in others)
         read = resident("RssFile")
         pid = os.fork() if fits else None
+        if pid is not None:
+            # By both of them: whoever is told the number can end the group, whichever came first.
+            with suppress(ProcessLookupError):
+                os.setpgid(pid, pid)
         if pid == 0:
             _server_read = read
             connection.close()
-            os.setsid()
             for number, end in enumerate(standard):
                 os.dup2(end, number)
             del sys.argv[1:]

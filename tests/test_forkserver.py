@@ -27,7 +27,7 @@ from pathlib import Path
 from exporter.forkserver import attend, stay
 place = sys.argv[1]
 if attend(socket.socket(fileno=int(place))) if place.isdigit() else stay(Path(place)):
-    print(os.environ["EXPORTER_CACHE"], os.getcwd(), sys.argv[1:], os.getsid(0) == os.getpid(), flush=True)
+    print(os.environ["EXPORTER_CACHE"], os.getcwd(), sys.argv[1:], os.getpgrp() == os.getpid(), flush=True)
     told = sys.stdin.readline()
     print("told", file=sys.stderr, flush=True)
     sys.exit(int(told)) if told.strip().isdigit() else os.kill(os.getpid(), signal.SIGSEGV)

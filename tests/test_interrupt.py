@@ -51,8 +51,7 @@ def start(tiny, cache):
         )
         runs.append(run)
         folder, sign = signs[phase]
-        wait_for(lambda: list(folder.glob(sign)) and workers(run), run)
-        (worker,) = workers(run)
+        (worker,) = wait_for(lambda: list(folder.glob(sign)) and workers(run), run)
         worker.suspend()
         # Now the run comes to where it waits for the worker. Python swallows an interrupt that hits a weakref's
         # callback, such as each import has; where it waits there is none.
@@ -73,22 +72,27 @@ def remove(path):
 
 
 def workers(run):
-    """A run's workers, forks of a server or not; the system's own little programs come and go beside them."""
+    """A run's workers, forks of a server or not, that have begun: each leads a group.
+
+    What a worker has forked, and has not yet become another program, has its command line too.
+    """
     found = []
     for child in run.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             *_, module, number = ["", *child.cmdline()]
             forked = number.isdigit() and child.ppid() != run.pid
-            found += [child] if (module if forked else number) == "exporter.pipeline.worker" else []
+            is_worker = (module if forked else number) == "exporter.pipeline.worker"
+            found += [child] if is_worker and os.getpgid(child.pid) == child.pid else []
     return found
 
 
 def wait_for(condition, run):
     end = time.monotonic() + 120
-    while not condition():
+    while not (met := condition()):
         assert run.poll() is None, "it ended before it came there"
         assert time.monotonic() < end
         time.sleep(0.01)
+    return met
 
 
 def nothing_is_half_made(*folders):
@@ -113,7 +117,7 @@ def test_an_interrupt_leaves_nothing_behind(start, out, tmp_path, phase, number)
     run, worker = start(phase, out, cache=cache)
     run.send_signal(number)
     printed, told = run.communicate(timeout=20)
-    assert run.returncode == 130
+    assert run.returncode == 130, told
     assert printed == ""
     assert after_steps(told) == "interrupted: what was unfinished has been removed"
     assert is_gone(worker)
@@ -152,8 +156,7 @@ def test_kill_9_before_the_worker_listens(tiny, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(lambda: workers(run), run)
-    (worker,) = workers(run)
+    (worker,) = wait_for(lambda: workers(run), run)
     run.kill()
     run.communicate()
     assert is_gone(worker)

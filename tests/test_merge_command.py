@@ -203,7 +203,7 @@ def test_cut_short_in_the_middle_and_run_again(merge, out, way, number, cache):
     )
     while not list(out.parent.glob(f".{out.name}.*.tmp/.merged.*.tmp")):
         assert run.poll() is None, run.communicate()
-    (worker,) = run.children()
+    worker = run.children()[0]
     worker.suspend()
     run.send_signal(number)
     _, told = run.communicate(timeout=20)
