@@ -12,7 +12,7 @@ from exporter.job import CompressJob, Job
 from exporter.pipeline.labelled import class_names, kind_of, labelled_data
 from exporter.pipeline.rows import KINDS
 from exporter.pipeline.source import Source, look
-from exporter.pipeline.texts import WINDOWS, calibration_text, refuse_shared
+from exporter.pipeline.texts import WINDOWS, calibration_text, read_text, refuse_shared
 from exporter.process import Session, Worker
 from exporter.stages.distill.options import DistillOptions
 from exporter.stages.prune.options import Pruning
@@ -33,9 +33,11 @@ class Distillation:
 
 
 def check_student(options: DistillOptions | None, prunings: Sequence[Pruning]) -> None:
-    """Raises JobError where there is nothing to learn, or nobody to learn it, before any file is looked at."""
+    """Raises JobError where there is nothing to learn, or nobody to learn it, before any model is looked at."""
     if options is None:
         return
+    if options.data is not None and options.data.suffix not in KINDS:
+        read_text(options.data, "--distill-data")
     if options.student is not None:
         parse_shape(options.student)
         if prunings:

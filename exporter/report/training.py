@@ -12,7 +12,7 @@ _POINTS = 50  # of a line: neighbouring steps are averaged, for they differ by t
 
 
 def trained(model: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each training of a report's model in its order: name, title, lines, and the loss's plot as wide and narrow SVG."""
+    """Each training of a report's model in its order: name, title, lines, and its plot as wide and narrow SVG."""
     found = []
     for name, title, lines, plot in (
         ("distill", "Distillation", distill_lines, _distill_plot),

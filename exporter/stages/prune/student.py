@@ -1,7 +1,7 @@
 """A smaller model made of a larger one, to be taught by it: --distill-student layers:6,hidden:256,intermediate:1024.
 
-Layers are taken evenly, the last one among them (DistilBERT, Sanh et al. 2019, arXiv:1910.01108, takes every second); of
-narrower weights the first rows and columns, the same channels everywhere. That is a place to begin learning from,
+Layers are taken evenly, the last one among them (DistilBERT, Sanh et al. 2019, arXiv:1910.01108, takes every second):
+of narrower weights the first rows and columns, the same channels everywhere. That is a place to begin learning from,
 and no more: narrow students answer badly before they are taught. --prune width and depth choose what matters least.
 """
 
