@@ -42,7 +42,7 @@ def decoder(row: str, text: Path, other: Path, again: bool, speed: bool) -> list
 def encoder(text: Path, other: Path, again: bool, speed: bool) -> list[dict[str, Any]]:
     """MiniLM as it is, and a student of half its layers."""
     given: dict[str, Any] = {"speed": speed, **OPEN}
-    distill = {"steps": 10 * STEPS, "batch": 16, "data": other, "student": STUDENT, "save": STEPS}
+    distill = {"steps": 2 * STEPS, "batch": 16, "data": other, "student": STUDENT, "save": 100}
     return [
         measure(ENCODER, text, ("onnx:fp32", "onnx:int8-dynamic"), "prune-encoder", DENSE, again=again, **given),
         measure(

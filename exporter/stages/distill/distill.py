@@ -116,8 +116,8 @@ def distill(
     if not best[HELD_OUT] < before:
         raise BuildError(
             f"distillation made nothing better: {measure} on held-out examples was {before:.4g} before and "
-            f"{best[HELD_OUT]:.4g} at its best; nothing was kept. Take a lower --distill-lr (now {options.lr:g}), more "
-            "steps, or a longer text that is like what the model is for"
+            f"{best[HELD_OUT]:.4g} at its best; nothing was kept. Take a lower --distill-lr (now {options.lr:g}) or "
+            f"--distill-alpha (now {options.alpha:g}), more steps, or a longer text that is like what the model is for"
         )
     _check_zeros(student, masks)
     student.eval()

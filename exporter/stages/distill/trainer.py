@@ -8,7 +8,6 @@ transformers' Trainer is imported at the top, for classes are derived of it: imp
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,13 +52,18 @@ class Distiller(Trainer):
         self.model_accepts_loss_kwargs = False  # a loss is a mean: Trainer divides it by the batches of a step
         self._seen: list[Parts] = []
 
-    def compute_loss(self, model: Any, inputs: Mapping[str, Any], *args: Any, **named: Any) -> Any:
-        parts = self.objective(model.student, self.teacher, inputs, model.projections)
+    def _asked(self, pupil: Pupil, batch: Mapping[str, Any]) -> Parts:
+        """What a batch says. Raises BuildError where that is no number."""
+        parts = self.objective(pupil.student, self.teacher, batch, pupil.projections)
         if not torch.isfinite(parts.loss):
             raise BuildError(
-                f"distillation diverged at step {self.state.global_step + 1}: the loss is {float(parts.loss.detach())}"
+                f"distillation diverged after {self.state.global_step} steps: the loss is {float(parts.loss.detach())}"
                 f"; take a lower learning rate, such as --distill-lr {self.args.learning_rate / 10:g}"
             )
+        return parts
+
+    def compute_loss(self, model: Any, inputs: Mapping[str, Any], *args: Any, **named: Any) -> Any:
+        parts = self._asked(model, inputs)
         self._seen.append(parts)
         return parts.loss
 
@@ -75,7 +79,7 @@ class Distiller(Trainer):
         with torch.no_grad():
             for batch in self.get_eval_dataloader():
                 with self.compute_loss_context_manager():
-                    parts.append(self.objective(self.pupil.student, self.teacher, batch, self.pupil.projections))
+                    parts.append(self._asked(self.pupil, batch))
         found = {f"eval_{name}": value for name, value in means(parts).items()}
         # Where the task alone is learned, the teacher does not say how well.
         found[HELD_OUT] = found["eval_soft"] if self.objective.alpha < 1 else found["eval_hard"]
@@ -192,9 +196,7 @@ def means(parts: Sequence[Parts]) -> dict[str, float]:
         "hard": [one.hard for one in parts if one.hard is not None],
         "features": [one.features for one in parts if one.features is not None],
     }
-    found = {name: fmean(values) for name, values in columns.items() if values}
-    assert all(map(math.isfinite, found.values())), "a loss that is not finite was let through"
-    return found
+    return {name: fmean(values) for name, values in columns.items() if values}
 
 
 def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, torch.Tensor]:

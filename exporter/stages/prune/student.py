@@ -13,7 +13,7 @@ from typing import Any
 
 from exporter.errors import JobError, unknown
 from exporter.stages.prune.depth import renumbered, shrink, stack_of
-from exporter.stages.prune.rebuilt import parameters_of, rebuild
+from exporter.stages.prune.rebuilt import parameters_of, rebuild, validate
 
 _FUSED = re.compile(r"c_attn|qkv|query_key_value|w_pack", re.IGNORECASE)  # query, key and value in one weight
 
@@ -111,6 +111,7 @@ def _shapes(model: Any) -> dict[str, Any]:
     import torch
 
     try:
+        validate(model.config)
         with torch.device("meta"):
             return {name: weight.shape for name, weight in type(model)(model.config).state_dict().items()}
     except ValueError as error:
