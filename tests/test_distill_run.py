@@ -97,7 +97,7 @@ def test_it_is_kept_in_the_cache(run_here, cache, tmp_path):
     ("asked", "said"),
     [
         ("--distill", "there is nothing to learn, for the model is its own teacher"),
-        ("--prune depth:1 --distill-student layers:2", "both say what goes. Give one of them"),
+        ("--prune depth:1 --distill-student layers:2", "both say what goes; give one of them"),
         ("--distill-student layers:two", "layers needs a number, 1 or more; for example: layers:6"),
         ("--distill-student layer:2", "unknown part 'layer'; did you mean layers?"),
         ("--distill-student layers:2,layers:1", "layers is there twice"),
@@ -147,14 +147,14 @@ def test_the_vocabulary_is_pruned_last(run_here, tiny, tmp_path):
     asked = ("--prune", f"vocabulary:{tiny / 'calib.txt'}", "--distill-teacher", tiny)
     done = run_here("compress", "-m", "tiny", *asked, "-o", tmp_path / "out")
     assert done.returncode == 2
-    assert "Distill first: exporter compress --distill-steps" in done.stderr
+    assert "distill first: exporter compress --distill-steps" in done.stderr
 
 
 def test_a_policy_is_not_made_of_what_will_be_another_model(run_here, tmp_path):
     asked = ("-t", "onnx:int8-static", "--distill-student", "layers:2", "--policy-out", tmp_path / "policy.yaml")
     done = run_here("calibrate", "-m", "tiny", *asked)
     assert done.returncode == 2
-    assert "exporter compress first" in done.stderr
+    assert "and then: exporter calibrate -m smaller" in done.stderr
 
 
 def test_a_dry_run_tells_of_it(run_here, tmp_path):

@@ -1,11 +1,11 @@
-"""How --prune is read, and which method may follow which."""
+"""How --prune is read."""
 
 from pathlib import Path
 
 import pytest
 
 from exporter.errors import JobError
-from exporter.stages.prune.options import METHODS, check_order, parse
+from exporter.stages.prune.options import METHODS, parse
 
 pytestmark = pytest.mark.quick
 
@@ -63,26 +63,3 @@ def test_each_method_has_a_default_or_an_example_that_is_read(name):
     how = METHODS[name]
     assert parse(f"{name}:{how.example}").method == name
     assert how.default is None or parse(name).amount == how.default
-
-
-@pytest.mark.parametrize(
-    "order", [[], ["wanda"], ["depth", "width", "heads", "sparsegpt:2:4", "vocabulary:a"], ["width", "depth"]]
-)
-def test_shapes_come_before_zeros(order):
-    check_order([parse(one) for one in order])
-
-
-@pytest.mark.parametrize(
-    ("order", "line"),
-    [
-        (["wanda", "depth:2"], "--prune wanda:0.5 before --prune depth:2: what changes shapes would take chosen zeros"),
-        (["wanda", "depth:2"], "give them the other way round: --prune depth:2 --prune wanda:0.5"),
-        (["magnitude", "wanda"], "--prune magnitude:0.2 and --prune wanda:0.5: both write zeros"),
-        (["depth:1", "width", "depth:2"], "--prune depth:1 and --prune depth:2: a method works once"),
-        (["wanda:0.2", "wanda:0.5"], "a method works once"),
-    ],
-)
-def test_an_order_that_makes_no_sense(order, line):
-    with pytest.raises(JobError) as error:
-        check_order([parse(one) for one in order])
-    assert line in str(error.value)

@@ -21,7 +21,6 @@ from exporter.forkserver import ForkServer, Start
 from exporter.job import Job
 from exporter.pipeline.merging import merge_stage
 from exporter.pipeline.plan import make_plan
-from exporter.pipeline.sections import read_sections
 from exporter.process import HUGE_PAGES, Operation, Progress, Session, Stepped, Steps, Worker, unheard
 from exporter.quantization.quantizing import POLICY
 from exporter.report.result import Result
@@ -156,8 +155,6 @@ def unnamed(precision: Precision, limits: Gates, record: dict[str, Any], attempt
 
 def make_policy(job: Job, file: Path, progress: Progress, stepped: Stepped = unheard) -> dict[str, Any]:
     """Writes the policy that `exporter run` would begin with to a file; returns its record. Raises ExporterError."""
-    if job.prune or read_sections(job).distill is not None:
-        raise JobError("a policy is of one model's weights: exporter compress first, and calibrate what that writes")
     file = file.expanduser()
     store.writable(file.parent, "choose another file with --policy-out")
     log = store.cache_folder() / "logs" / "calibrate.log"
@@ -167,7 +164,7 @@ def make_policy(job: Job, file: Path, progress: Progress, stepped: Stepped = unh
         Worker(log, job.threads, progress, start=server.start) as worker,
     ):
         folder = Path(name)
-        plan = make_plan(job.model_copy(update={"output": folder}), worker)
+        plan = make_plan(job.model_copy(update={"output": folder}), worker, "calibrate")
         if len(plan.wanted) != 1 or plan.wanted[0].how is None:
             asked = ", ".join(str(one.variant) for one in plan.wanted) or "none"
             raise JobError(

@@ -11,7 +11,8 @@ from exporter.checkpoint.load import is_recipe
 from exporter.errors import JobError
 from exporter.job import CompressJob
 from exporter.pipeline import distilling, pruning
-from exporter.pipeline.distillations import check_student, plan_distillation
+from exporter.pipeline.combinations import Asked, check
+from exporter.pipeline.distillations import check_options, plan_distillation
 from exporter.pipeline.distilling import distill_checkpoint
 from exporter.pipeline.merging import merge_stage, refuse_other_folder
 from exporter.pipeline.pruning import Text, prune_checkpoint, prune_stage
@@ -33,7 +34,8 @@ def compress_only(job: CompressJob, progress: Progress, stepped: Stepped = unhea
             "nothing to compress: say how with --prune METHOD[:AMOUNT], such as --prune width:0.2, or with "
             "--distill-student, such as layers:6"
         )
-    check_student(distill, prunings)
+    check(Asked("compress", prunings, distill))
+    check_options(distill)
     store.writable(output)
     with store.swept_beside(output), store.output_lock(output, job.wait, progress):
         refuse_other_folder(output, job.force)

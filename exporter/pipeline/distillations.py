@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from exporter.pipeline.source import Source, look
 from exporter.pipeline.texts import WINDOWS, calibration_text, read_text, refuse_shared
 from exporter.process import Session, Worker
 from exporter.stages.distill.options import DistillOptions
-from exporter.stages.prune.options import Pruning
 from exporter.stages.prune.student import parse_shape
 from exporter.store import cache_folder, refuse_full_disk
 from exporter.types import CLASSIFICATION, FEATURES, Checkpoint
@@ -33,30 +31,14 @@ class Distillation:
     lessons: dict[str, Any] = field(repr=False)
 
 
-def check_student(options: DistillOptions | None, prunings: Sequence[Pruning]) -> None:
-    """Raises JobError where there is nothing to learn, or nobody to learn it, before any model is looked at."""
+def check_options(options: DistillOptions | None) -> None:
+    """Raises JobError for a student that cannot be, or a text that cannot be read, before any model is looked at."""
     if options is None:
         return
     if options.data is not None and options.data.suffix not in KINDS:
         read_text(options.data, "--distill-data")
     if options.student is not None:
         parse_shape(options.student)
-        if prunings:
-            raise JobError(
-                f"--distill-student and --prune {prunings[0]}: both say what goes. Give one of them; zeros of what was "
-                "distilled are a second step: exporter compress … -o taught, and then: exporter run -m taught --prune …"
-            )
-    elif not prunings and options.teacher is None:
-        raise JobError(
-            "--distill: there is nothing to learn, for the model is its own teacher: make a student of it with --prune "
-            "or --distill-student (such as layers:6), or name another teacher with --distill-teacher DIR"
-        )
-    if renumbered := next((one for one in prunings if one.how.kind == "tokens"), None):
-        raise JobError(
-            f"--prune {renumbered.method} and --distill: the teacher's answers are about the tokens as they were. "
-            "Distill first: exporter compress --distill-steps … -o taught, and then: exporter compress -m taught "
-            f"--prune {renumbered.method}:…"
-        )
 
 
 def plan_distillation(

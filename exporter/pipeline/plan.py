@@ -6,7 +6,6 @@ What comes out is data. The rest of the program reads it and asks nothing of thi
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,24 @@ from exporter.checkpoint.load import is_recipe
 from exporter.errors import BuildError, JobError
 from exporter.job import Job
 from exporter.measure.embedding import Embedding, read_embedding
-from exporter.pipeline.distillations import Distillation, check_student, plan_distillation
+from exporter.pipeline.combinations import Asked, check
+from exporter.pipeline.distillations import Distillation, check_options, plan_distillation
 from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.output import refuse_other_results
-from exporter.pipeline.prunings import calibrated_by, check_rounding, check_together, read_prunings
+from exporter.pipeline.prunings import calibrated_by, read_prunings
 from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look, merged_sha256
 from exporter.pipeline.texts import calibration_text, evaluation_text, window_of
+from exporter.pipeline.trainings import Training, how_of, plan_training
 from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy, read_policy
 from exporter.report.labelled import data_line
-from exporter.scheme import Scheme
 from exporter.stages.prune.options import Pruning
-from exporter.stages.train.options import HEAD, QatOptions
 from exporter.store import cache_folder, refuse_full_disk, swept, working_folders
 from exporter.targets import known
-from exporter.types import FEATURES, GENERATION, TASKS, Checkpoint, Gates, Precision, Preparation, Target, Variant
+from exporter.types import FEATURES, TASKS, Checkpoint, Gates, Precision, Preparation, Target, Variant
 
 
 @dataclass(frozen=True)
@@ -55,15 +54,6 @@ class Wanted:
     @property
     def target(self) -> Target:
         return known.get(self.variant.target)
-
-
-@dataclass(frozen=True)
-class Training:
-    """Quantization-aware training: `how` the schemes trained for are found, and its text (name, text, skip)."""
-
-    options: QatOptions
-    how: dict[str, Any]
-    text: dict[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -123,15 +113,16 @@ class Plan:
         }
 
 
-def make_plan(job: Job, worker: Worker) -> Plan:
-    """Checks a job, the cheap things first. Raises JobError, or BuildError for what cannot be built here."""
+def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
+    """Checks a command's job, the cheap things first. Raises JobError, or BuildError for what cannot be built here."""
     sections = read_sections(job)
     for text in job.target:
         for task in TASKS:  # the task is not known yet: names must be right for any of them
             known.parse(text, task)
     prunings, output = read_prunings(job.prune), job.output.expanduser()
-    check_together(prunings, job.policy, sections.distill is not None, sections.qat is not None)
-    check_student(sections.distill, prunings)
+    asked = Asked(command, prunings, sections.distill, sections.qat is not None, job.policy)
+    check(asked)
+    check_options(sections.distill)
     refuse_other_results(output, job, sections)
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     source = look(job, worker)
@@ -147,14 +138,14 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     policy, notes = _policy(job, variants, source)
     source = replace(source, notes=(*source.notes, *notes))
     wanted = tuple(_wanted(job, sections, variant, task, policy) for variant in variants)
-    check_rounding(prunings, [one.how for one in wanted])
+    check(replace(asked, hows=[one.how for one in wanted]))
     _refuse_full_disk(output, source, wanted)
     trains = sections.qat is not None
     by_windows = trains or calibrated_by(prunings) or any(one.how for one in wanted)
     calibration = _calibration(job, source, text, by_windows or any(one.calibrates for one in wanted))
     measured_tokens = job.eval_tokens if data is None else len(text)
     distillation = plan_distillation(job, sections.distill, source, text, measured_tokens, worker)
-    training = _training(job, sections.qat, source, text, policy)
+    training = plan_training(job, sections.qat, source, text, policy)
     if calibration is not None and by_windows:
         worker(check_calibration, checkpoint=source.checkpoint, text=calibration)
     measured = (text_name, text, data, embedding, window, stride)
@@ -205,7 +196,7 @@ def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: P
     precision, options = target.precisions[variant.precision], sections.targets.get(variant.target)
     how = None
     if _quantizes(job, precision):
-        how = _how(job, precision.schemes, policy) | {
+        how = how_of(job, precision.schemes, policy) | {
             "mixed": job.policy != "off",
             "smooth": job.smooth,
             "rounding": job.rounding,
@@ -223,14 +214,6 @@ def _quantizes(job: Job, precision: Precision) -> bool:
         return bool(schemes)
     # Ranges must be found, and at 4 bits the layers differ most; targets round 8-bit weights well by their own rules.
     return schemes[0].input == "static" or (schemes[0].bits == 4 and job.policy == "auto")
-
-
-def _how(job: Job, schemes: Iterable[Scheme], policy: Policy | None) -> dict[str, Any]:
-    return {
-        "schemes": [scheme.model_dump(mode="json") for scheme in schemes],
-        "policy": None if policy is None else policy.model_dump(mode="json"),
-        "ranges": job.ranges,
-    }
 
 
 def _policy(job: Job, variants: list[Variant], source: Source) -> tuple[Policy | None, list[str]]:
@@ -275,19 +258,6 @@ def _calibration(job: Job, source: Source, evaluated: str, wanted: bool) -> dict
     name, text, skip = calibration_text(job.calib_text, source.recipe, evaluated, measured)
     told = {"name": name, "text": text, "tokens": job.calib_tokens, "skip": skip, "max_length": source.max_length}
     return told if wanted else None
-
-
-def _training(
-    job: Job, options: QatOptions | None, source: Source, evaluated: str, policy: Policy | None
-) -> Training | None:
-    """Quantization-aware training, where the job asks for it. Raises JobError."""
-    if options is None:
-        return None
-    if source.checkpoint.task != GENERATION:
-        raise JobError(f"--qat trains models for {GENERATION}, and this one is for {source.checkpoint.task}")
-    name, text, skip = calibration_text(options.data or job.calib_text, source.recipe, evaluated, job.eval_tokens)
-    how = _how(job, (options.layer_scheme(), HEAD), policy) | {"mixed": False, "smooth": False, "rounding": "nearest"}
-    return Training(options, how, {"name": name, "text": text, "skip": skip})
 
 
 def _refuse_full_disk(output: Path, source: Source, wanted: tuple[Wanted, ...]) -> None:

@@ -1,8 +1,7 @@
-"""What --prune can be asked, METHOD[:AMOUNT]: the methods in one table, how one is read, which may follow which."""
+"""What --prune can be asked, METHOD[:AMOUNT]: the methods in one table, and how one is read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -100,39 +99,6 @@ def parse(text: str) -> Pruning:
             f"--prune {method}: {amount!r} is not {_choices(how)}; for example: --prune {method}:{how.example}"
         )
     return Pruning(method, read)
-
-
-def check_order(prunings: Sequence[Pruning]) -> None:
-    """Raises JobError, with the reason, where one cannot follow another: shapes, zeros, the vocabulary, each once."""
-    before: Pruning | None = None  # the one that writes zeros
-    renumbered: Pruning | None = None
-    seen: dict[str, Pruning] = {}
-    for one in prunings:
-        if one.method in seen:
-            raise JobError(
-                f"--prune {seen[one.method]} and --prune {one}: a method works once, for its second time would rank "
-                f"what its first has changed; give one --prune {one.method} with the amount of both"
-            )
-        seen[one.method] = one
-        if renumbered is not None:
-            raise JobError(
-                f"--prune {renumbered} before --prune {one}: texts are read by the tokens' numbers, which the first "
-                f"changes; give them the other way round: --prune {one} --prune {renumbered}"
-            )
-        if one.how.kind == "tokens":
-            renumbered = one
-        elif before is None:
-            before = one if one.how.kind == "zeros" else None
-        elif one.how.kind == "shape":
-            raise JobError(
-                f"--prune {before} before --prune {one}: what changes shapes would take chosen zeros along, and "
-                f"break 2:4; give them the other way round: --prune {one} --prune {before}"
-            )
-        else:
-            raise JobError(
-                f"--prune {before} and --prune {one}: both write zeros, and the second would choose the first one's "
-                "again; give one of them, with the amount that you want in the end"
-            )
 
 
 def _read(how: Method, amount: str) -> str | None:
