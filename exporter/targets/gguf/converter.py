@@ -1,7 +1,7 @@
 """llama.cpp's own converter, from the source package of the installed llama-cpp-python: one commit with the engine.
 
-It is unpacked into the user's cache on first use and runs as a process of its own, with its own gguf-py. None of its
-code is part of exporter.
+It is unpacked into the user's cache on first use and runs as a process of its own, with its own gguf-py, told of
+pre-tokenizers that it knows by other ids (pretokenizer.py). None of its code is part of exporter.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from exporter.checkpoint.weights import spare_files
 from exporter.errors import BuildError, JobError
 from exporter.store import one_maker, publish
+from exporter.targets.gguf import pretokenizer
 
 PACKAGE = "llama-cpp-python"
 SCRIPT = "convert_hf_to_gguf.py"
@@ -28,7 +29,8 @@ SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760
 _WANTED = re.compile(r"^[^/]+/vendor/llama\.cpp/((convert_hf_to_gguf\.py|LICENSE)$|conversion/|gguf-py/gguf/)")
 _MARK = "source.json"  # written last: the version, the package's hash, and one over the unpacked files
 _OLD_KEYS = {"gpt2": {"n_ctx": "n_positions"}}  # by model type: the key that the converter reads, and today's
-_REFUSED = re.compile(r"BPE pre-tokenizer was not recognized")
+# The error that ended it. The log may tell of hashes that fit nothing before it, where the rules did.
+_REFUSED = re.compile(r"^NotImplementedError: BPE pre-tokenizer was not recognized", re.MULTILINE)
 _UNSUPPORTED = re.compile(r"Model (\S+) is not supported")
 _FINGERPRINT = re.compile(r"chkhsh:\s+([0-9a-f]{64})")
 
@@ -75,7 +77,9 @@ def convert(
     """
     with TemporaryDirectory() as folder:
         readable = _in_its_words(checkpoint, Path(folder))
-        command = [sys.executable, str(converter / SCRIPT), str(readable), "--model-name", name]
+        # -P: beside pretokenizer.py are files that are called like Python's own.
+        command = [sys.executable, "-P", pretokenizer.__file__, str(converter / SCRIPT)]
+        command += [str(readable), "--model-name", name]
         command += [
             "--outfile",
             str(outfile.resolve()),
