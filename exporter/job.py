@@ -86,7 +86,14 @@ class MergeJob(BaseModel):
 
 
 class CompressJob(MergeJob):
-    """A checkpoint made smaller, and the text that tells what matters in it: what `exporter compress` takes."""
+    """A checkpoint made smaller, and the text that tells what matters in it: what `exporter compress` takes.
+
+    A key that is no field is a section, a stage's or (of a Job) a target's options: distill={"steps": 200} is
+    --distill-steps 200.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[Any, Any] | StrictBool | None]
 
     prune: tuple[str, ...] = Field(
         (),
@@ -107,13 +114,7 @@ class CompressJob(MergeJob):
 
 
 class Job(CompressJob):
-    """What to export, and how to prove it. Every key is also a flag: eval_tokens is --eval-tokens.
-
-    Any other key is a section, a target's or a stage's options: gguf={"imatrix": "off"} is --gguf-imatrix off.
-    """
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, dict[Any, Any] | StrictBool | None]
+    """What to export, and how to prove it. Every key is also a flag: eval_tokens is --eval-tokens."""
 
     target: tuple[str, ...] = Field(
         ("onnx",),

@@ -89,7 +89,7 @@ def test_a_vocabulary_is_pruned_by_compress_alone(compressed, run_here, refused,
         ("--prune wanda:2:4 --qat", "training would fill the zeros again"),
         ("--prune wanda:2:4 -t onnx:int4-weight", "GPTQ moves weights that are 0: give --rounding nearest, or awq"),
         ("--prune wanda:2:4 -t coreml:palettize4", "a palette need not have a 0"),
-        ("--prune width:0.2 --policy policy.yaml", "a policy is of one model's weights, here the pruned one's"),
+        ("--prune width:0.2 --policy policy.yaml", "a policy is of one model's weights, here the smaller one's"),
         ("--prune vocabulary:nowhere.txt", "cannot read the text nowhere.txt"),
     ],
 )

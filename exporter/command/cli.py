@@ -103,15 +103,15 @@ def merge(config: Path | None, form: str, verbose: bool, **flags: Any) -> None:
 @FORMAT
 @VERBOSE
 def compress(config: Path | None, form: str, verbose: bool, **flags: Any) -> None:
-    """Merge and prune a checkpoint: OUT is an ordinary Hugging Face folder, for any target. No export.
+    """Merge, prune and distill a checkpoint: OUT is an ordinary Hugging Face folder, for any target. No export.
 
     \b
-    exporter compress -m ./llama --prune width:0.2 --prune depth:2 -o smaller
+    exporter compress -m ./llama --prune width:0.2 --distill-steps 200 -o smaller
     exporter run -m smaller -t onnx:int8-weight -o out/smaller                  measured against itself
     """
     from exporter.command.show import Screen, print_compressed
     from exporter.job import CompressJob, load_job
-    from exporter.pipeline.pruning import compress_only
+    from exporter.pipeline.compressing import compress_only
 
     job = load_job(CompressJob, given(flags), config)
     with Screen(verbose) as screen:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
+    from exporter.job import CompressJob
+
 # Under each heading its flags: fields of a job, the commands' own, and sections, which stand for all of theirs.
 # Targets' sections come before the last one, each under a heading of its own.
 HEADINGS: Mapping[str, Sequence[str]] = {
@@ -40,6 +42,7 @@ HEADINGS: Mapping[str, Sequence[str]] = {
         "max_spearman_drop",
     ),
     "Pruning": ("prune",),
+    "Distillation": ("distill",),
     "Calibration and policies": (
         "calib_text", "calib_tokens", "policy", "force_policy", "ranges", "smooth", "rounding",
     ),
@@ -63,7 +66,7 @@ class JobCommand(click.Command):
         kinds: dict[str | None, type[BaseModel]] = {"merge": MergeJob, "compress": CompressJob}
         kind = kinds.get(self.name, Job)
         fields = field_options(kind)
-        sections = section_options() if kind is Job else []
+        sections = section_options(kind) if issubclass(kind, CompressJob) else []
         return [*(option for option in fields if option.name not in taken), *sections, *own]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -110,13 +113,13 @@ def field_options(kind: type[BaseModel]) -> list[click.Parameter]:
     return options
 
 
-def section_options() -> list[click.Parameter]:
-    """The same of every section: of targets, installed ones included, and of stages."""
+def section_options(kind: type[CompressJob]) -> list[click.Parameter]:
+    """The same of every section of a kind of job: of targets, installed ones included, and of stages."""
     from exporter.job import flag
     from exporter.pipeline import sections
 
     options: list[click.Parameter] = []
-    for section, model in sections.models().items():
+    for section, model in sections.models(kind).items():
         if section in sections.STAGES:
             text = "Turn this stage on, as each of its flags does."
             options.append(SectionOption([flag(section)], section, None, is_flag=True, help=text))

@@ -164,16 +164,19 @@ def print_merge(record: Mapping[str, Any], folder: Path, form: str) -> None:
 
 
 def print_compressed(record: Mapping[str, Any], folder: Path, form: str) -> None:
-    """What was pruned; or the record as one line of JSON."""
+    """What was pruned and taught; or the record as one line of JSON."""
     if form == "json":
         print(json.dumps(record, allow_nan=False))
         return
     from exporter.report.pruned import prune_lines
+    from exporter.report.training import distill_lines
 
     console = stdout()
-    for line in (*record["history"], *prune_lines(record["prune"]), *record["notes"]):
+    pruned = prune_lines(record["prune"]) if record["prune"] else ()
+    taught = distill_lines(record["distill"]) if record["distill"] else ()
+    for line in (*record["history"], *pruned, *taught, *record["notes"]):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"pruned model: {folder}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"smaller model: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_policy(record: Mapping[str, Any], file: Path, form: str) -> None:

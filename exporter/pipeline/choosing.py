@@ -21,6 +21,7 @@ from exporter.forkserver import ForkServer, Start
 from exporter.job import Job
 from exporter.pipeline.merging import merge_stage
 from exporter.pipeline.plan import make_plan
+from exporter.pipeline.sections import read_sections
 from exporter.process import HUGE_PAGES, Operation, Progress, Session, Stepped, Steps, Worker, unheard
 from exporter.quantization.quantizing import POLICY
 from exporter.report.result import Result
@@ -155,7 +156,7 @@ def unnamed(precision: Precision, limits: Gates, record: dict[str, Any], attempt
 
 def make_policy(job: Job, file: Path, progress: Progress, stepped: Stepped = unheard) -> dict[str, Any]:
     """Writes the policy that `exporter run` would begin with to a file; returns its record. Raises ExporterError."""
-    if job.prune:
+    if job.prune or read_sections(job).distill is not None:
         raise JobError("a policy is of one model's weights: exporter compress first, and calibrate what that writes")
     file = file.expanduser()
     store.writable(file.parent, "choose another file with --policy-out")

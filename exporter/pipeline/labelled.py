@@ -75,7 +75,7 @@ def labelled_data(job: Job, task: str, config: Mapping[str, Any], classes: int |
         )
     path = job.eval_data.expanduser()
     check_packages(path)
-    kind = _kind(task, config)
+    kind = kind_of(task, config)
     rows = read_rows(path)
     columns, guessed = columns_of(job, rows, kind == PAIRS)
     texts = _texts(rows, columns["text"])
@@ -97,7 +97,8 @@ def usual_window(data: LabelledData | None, embedding: Embedding | None) -> int 
     return min(_WINDOW, embedding.max_length or _WINDOW) if embedding is not None else _WINDOW
 
 
-def _kind(task: str, config: Mapping[str, Any]) -> str:
+def kind_of(task: str, config: Mapping[str, Any]) -> str:
+    """What labels of a model are: a classifier's problem type, or PAIRS."""
     if task == FEATURES:
         return PAIRS
     problem = problem_type(config)
@@ -106,7 +107,7 @@ def _kind(task: str, config: Mapping[str, Any]) -> str:
 
 def _check_gates(job: Job, task: str, config: Mapping[str, Any]) -> None:
     """A gate whose figure no row could have is a mistake of the job's, told before any work. Raises JobError."""
-    kind = "" if job.eval_data is None else GENERATION if task == GENERATION else _kind(task, config)
+    kind = "" if job.eval_data is None else GENERATION if task == GENERATION else kind_of(task, config)
     for name in ("max_accuracy_drop", "max_f1_drop", "max_spearman_drop"):
         if getattr(job, name) is None:
             continue

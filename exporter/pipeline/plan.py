@@ -17,6 +17,7 @@ from exporter.checkpoint.load import is_recipe
 from exporter.errors import BuildError, JobError
 from exporter.job import Job
 from exporter.measure.embedding import Embedding, read_embedding
+from exporter.pipeline.distillations import Distillation, check_student, plan_distillation
 from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.output import refuse_other_results
@@ -82,6 +83,7 @@ class Plan:
     stride: int
     calibration: dict[str, Any] | None = field(repr=False)
     prunings: tuple[Pruning, ...]
+    distillation: Distillation | None
     training: Training | None
 
     def whole_job(self) -> dict[str, Any]:
@@ -92,7 +94,8 @@ class Plan:
     def steps(self) -> list[str]:
         """The names of the steps that a run tells of, in their order."""
         names = ["check"] + ["merge"] * bool(self.source.adapters) + ["reference"]
-        names += ["prune"] * bool(self.prunings) + ["train"] * bool(self.training)
+        names += ["prune"] * bool(self.prunings) + ["distill"] * bool(self.distillation)
+        names += ["train"] * bool(self.training)
         names += ["calibrate"] * any(one.calibrates for one in self.wanted)
         names += [f"{what} {one.variant}" for what in ("export", "quality") for one in self.wanted]
         return names + ["speed"] * self.job.speed
@@ -105,6 +108,7 @@ class Plan:
         what = f"{job.eval_tokens} tokens" if self.data is None else data_line(self.data.about)
         steps.append(f"measure {what} of {self.text_name} with {known.REFERENCE}")
         steps += [f"prune {one}: {one.how.summary}" for one in self.prunings]
+        steps += [f"distill {its.steps} steps" for its in (self.sections.distill,) if its]
         steps += [f"train {qat.steps} steps as {qat.scheme} (QAT)"] if (qat := self.sections.qat) else []
         for one in self.wanted:
             steps += [f"choose the policy of {one.variant}"] if one.how and one.how["policy"] is None else []
@@ -126,7 +130,8 @@ def make_plan(job: Job, worker: Worker) -> Plan:
         for task in TASKS:  # the task is not known yet: names must be right for any of them
             known.parse(text, task)
     prunings, output = read_prunings(job.prune), job.output.expanduser()
-    check_together(prunings, job.policy, sections.qat is not None)
+    check_together(prunings, job.policy, sections.distill is not None, sections.qat is not None)
+    check_student(sections.distill, prunings)
     refuse_other_results(output, job, sections)
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     source = look(job, worker)
@@ -147,11 +152,13 @@ def make_plan(job: Job, worker: Worker) -> Plan:
     trains = sections.qat is not None
     by_windows = trains or calibrated_by(prunings) or any(one.how for one in wanted)
     calibration = _calibration(job, source, text, by_windows or any(one.calibrates for one in wanted))
+    measured_tokens = job.eval_tokens if data is None else len(text)
+    distillation = plan_distillation(job, sections.distill, source, text, measured_tokens, worker)
     training = _training(job, sections.qat, source, text, policy)
     if calibration is not None and by_windows:
         worker(check_calibration, checkpoint=source.checkpoint, text=calibration)
     measured = (text_name, text, data, embedding, window, stride)
-    return Plan(job, sections, source, wanted, skipped, *measured, calibration, prunings, training)
+    return Plan(job, sections, source, wanted, skipped, *measured, calibration, prunings, distillation, training)
 
 
 def check_calibration(session: Session, checkpoint: Checkpoint, text: dict[str, Any]) -> None:

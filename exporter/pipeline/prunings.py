@@ -28,14 +28,16 @@ def _found(one: Pruning) -> Pruning:
     return replace(one, amount=str(one.file.expanduser().resolve()))
 
 
-def check_together(prunings: Sequence[Pruning], policy: str | Path, trains: bool) -> None:
-    """Raises JobError for what a run cannot do with a pruned model, with the reason and what can be done instead."""
-    if not prunings:
+def check_together(prunings: Sequence[Pruning], policy: str | Path, distills: bool, trains: bool) -> None:
+    """Raises JobError for what a run cannot do with a smaller model, with the reason and what can be done instead."""
+    if not prunings and not distills:
         return
-    asked = " ".join(f"--prune {one}" for one in prunings)
+    asked = " ".join([*(f"--prune {one}" for one in prunings), *["--distill-…"] * distills])
     first = f"exporter compress {asked} -o smaller, and then: exporter run -m smaller"
     if isinstance(policy, Path):
-        raise JobError(f"{asked} --policy {policy}: a policy is of one model's weights, here the pruned one's: {first}")
+        raise JobError(
+            f"{asked} --policy {policy}: a policy is of one model's weights, here the smaller one's: {first}"
+        )
     for one in prunings:
         if one.how.kind == "tokens":
             why = "gives tokens other ids, and a run compares answers to the same ones"

@@ -25,6 +25,8 @@ _LABEL = (
     "rating", "stars", "sentiment", "intent", "emotion",
 )  # fmt: skip
 
+KINDS = (".jsonl", ".csv", ".parquet")  # how the names of files with labelled examples end
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -43,11 +45,11 @@ class Rows:
 
 def read_rows(path: Path) -> Rows:
     """Raises JobError for a file that cannot be read, is empty, or has rows of different columns."""
-    kinds = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix not in kinds:
-        raise JobError(f"--eval-data {path}: give a file whose name ends in {', '.join(kinds)}")
+    if path.suffix not in KINDS:
+        raise JobError(f"--eval-data {path}: give a file whose name ends in {', '.join(KINDS)}")
+    read = dict(zip(KINDS, (_json_lines, _csv, _parquet), strict=True))[path.suffix]
     try:
-        rows = kinds[path.suffix](path)
+        rows = read(path)
     except UnicodeDecodeError as error:
         raise not_utf8(path, error, f"data{path.suffix}") from error
     except OSError as error:

@@ -1,4 +1,7 @@
-"""run(job): the whole program. Check, merge, reference, prune, train, calibrate, export, measure, judge, report."""
+"""run(job): the whole program.
+
+Check, merge, reference, prune, distill, train, calibrate, export, measure, judge, report.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from exporter import machine, store
 from exporter.forkserver import ForkServer, Start
 from exporter.job import Job
 from exporter.pipeline.calibrating import calibrated
+from exporter.pipeline.distilling import distill_stage
 from exporter.pipeline.exporting import Exports
 from exporter.pipeline.figures import FOLDER, Figures
 from exporter.pipeline.judging import finish
@@ -57,7 +61,12 @@ def _run(job: Job, output: Path, progress: Progress, failed: Failed, stepped: St
         if plan.prunings:
             steps("prune")
         given = (plan.prunings, checkpoint, plan.calibration, job.threads)
+        original = checkpoint
         checkpoint, pruned = prune_stage(*given, worker, progress)
+        if plan.distillation is not None:
+            steps("distill")
+        by = (plan.distillation, original, checkpoint, job.threads)
+        checkpoint, distilled = distill_stage(*by, worker, progress)
         if plan.training is not None:
             steps("train")
         checkpoint, training, policy = qat_stage(plan, checkpoint, worker, progress)
@@ -82,9 +91,8 @@ def _run(job: Job, output: Path, progress: Progress, failed: Failed, stepped: St
     if job.speed:
         steps("speed")
         bench.speed(rows, job.repeats, job.speed_budget)
-    return finish(
-        job, _describe(plan, checkpoint, reference, merged, pruned, training) | {"machine": here}, rows, output
-    )
+    told = _describe(plan, checkpoint, reference, (merged, pruned, distilled, training))
+    return finish(job, told | {"machine": here}, rows, output)
 
 
 def _take_over(output: Path, plan: Plan) -> None:
@@ -101,10 +109,9 @@ def _take_over(output: Path, plan: Plan) -> None:
     store.write_text(output / "job.json", json.dumps(plan.sections.identity(plan.job), indent=2) + "\n")
 
 
-def _describe(
-    plan: Plan, checkpoint: Checkpoint, reference: dict[str, Any], merged: Any, pruned: Any, training: Any
-) -> dict[str, Any]:
-    """What the report says of the model and of the evaluation."""
+def _describe(plan: Plan, checkpoint: Checkpoint, reference: dict[str, Any], stages: tuple[Any, ...]) -> dict[str, Any]:
+    """What the report says of the model, of its stages (merge, prune, distill, qat) and of the evaluation."""
+    merged, pruned, distilled, training = stages
     return {
         "name": plan.job.model,
         "job": plan.whole_job(),
@@ -117,6 +124,7 @@ def _describe(
             "notes": list(plan.source.notes),
             "merge": merged,
             "prune": pruned,
+            "distill": distilled,
             "qat": training,
         },
         "evaluation": {

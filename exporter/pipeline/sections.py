@@ -12,11 +12,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from exporter.errors import JobError, unknown
-from exporter.job import Job, complaint, flag, unknown_key
+from exporter.job import CompressJob, Job, complaint, flag, unknown_key
+from exporter.stages.distill.options import DistillOptions
 from exporter.stages.train.options import QatOptions
 from exporter.targets import known
 
-STAGES: Mapping[str, type[BaseModel]] = {"qat": QatOptions}  # a section of theirs turns them on
+# A section of theirs turns them on, in their order; those of `exporter compress`, which does not export, are first.
+COMPRESSING: Mapping[str, type[BaseModel]] = {"distill": DistillOptions}
+STAGES: Mapping[str, type[BaseModel]] = {**COMPRESSING, "qat": QatOptions}
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class Sections:
     """The options of a job: of every target that has any, the defaults where the job says nothing, and its stages'."""
 
     targets: Mapping[str, BaseModel]
+    distill: DistillOptions | None
     qat: QatOptions | None
 
     def resolved(self, targets: Iterable[str]) -> dict[str, Any]:
         """The sections of some targets, and of the stages that are on, as a job file could have them."""
         whole = {name: self.targets[name].model_dump(mode="json") for name in targets if name in self.targets}
-        return whole if self.qat is None else {"qat": self.qat.model_dump(mode="json")} | whole
+        stages = {"distill": self.distill, "qat": self.qat}
+        return {name: its.model_dump(mode="json") for name, its in stages.items() if its is not None} | whole
 
     def identity(self, job: Job) -> dict[str, Any]:
         """What makes two jobs the same, whether an option is written out or left to its default."""
@@ -37,18 +42,20 @@ class Sections:
         return own | self.resolved(self.targets)
 
 
-def models() -> Mapping[str, type[BaseModel]]:
-    """The model of each section that a job may have: of stages and of targets, built-in or installed."""
+def models(kind: type[CompressJob] = Job) -> Mapping[str, type[BaseModel]]:
+    """The model of each section that a kind of job may have: of stages and of targets, built-in or installed."""
+    if kind is CompressJob:
+        return COMPRESSING
     targets = {name: target.options for name, target in known.all_targets().items() if target.options is not None}
     return {**targets, **STAGES}
 
 
-def read_sections(job: Job) -> Sections:
+def read_sections(job: CompressJob) -> Sections:
     """A job's sections, checked all of them, whether its targets are asked for or not.
 
     Raises JobError with one line for each thing that is wrong.
     """
-    there = models()
+    there = models(type(job))
     made: dict[str, BaseModel] = {}
     wrong: list[str] = []
     for name, given in (job.model_extra or {}).items():
@@ -56,23 +63,24 @@ def read_sections(job: Job) -> Sections:
             if name in STAGES and isinstance(given, bool):
                 made |= {name: there[name]()} if given else {}
             else:
-                made[name] = _section(name, given, there)
+                made[name] = _section(name, given, there, type(job).model_fields)
         except JobError as error:
             wrong.append(str(error))
     if wrong:
         raise JobError("; ".join(wrong))
     targets = {name: made.get(name) or model() for name, model in there.items() if name not in STAGES}
-    qat = made.get("qat")
+    distill, qat = made.get("distill"), made.get("qat")
+    assert distill is None or isinstance(distill, DistillOptions)
     assert qat is None or isinstance(qat, QatOptions)
-    return Sections(targets, qat)
+    return Sections(targets, distill, qat)
 
 
-def _section(name: str, given: Any, there: Mapping[str, type[BaseModel]]) -> BaseModel:
+def _section(name: str, given: Any, there: Mapping[str, type[BaseModel]], fields: Iterable[str]) -> BaseModel:
     """One section's options. Raises JobError."""
     if name not in there and isinstance(given, dict):
         raise JobError(unknown("section", name, there))
     if name not in there:
-        raise JobError(unknown_key(name, [*Job.model_fields, *there]))
+        raise JobError(unknown_key(name, [*fields, *there]))
     model = there[name]
     if not isinstance(given, dict):
         option, field = next(iter(model.model_fields.items()))

@@ -53,6 +53,12 @@ def calibration_text(path: Path | None, recipe: Recipe | None, evaluated: str, t
     name, text = (TOPICS, standard_library_topics()) if path is None else (str(path), read_text(path, "--calib-text"))
     if path is None and text == evaluated:
         return TOPICS, text, tokens
+    refuse_shared(name, text, evaluated, tokens)
+    return TOPICS if path is None else path.name, text, 0
+
+
+def refuse_shared(name: str, text: str, evaluated: str, tokens: int) -> None:
+    """Raises JobError where a text shares a passage with the first `tokens` words of what is measured on."""
     # A token is rarely more than a word: so many words hold all that is measured.
     passage = shared_passage(_WORD.findall(evaluated)[:tokens], _WORD.findall(text))
     if passage is not None:
@@ -60,7 +66,6 @@ def calibration_text(path: Path | None, recipe: Recipe | None, evaluated: str, t
             f"{name} shares text with what is measured on: calibrated on it, the figures would flatter; give another "
             f"--calib-text. The first passage that both hold: {passage}"
         )
-    return TOPICS if path is None else path.name, text, 0
 
 
 def shared_passage(measured: Sequence[str], calibration: Sequence[str]) -> str | None:

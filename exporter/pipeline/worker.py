@@ -9,6 +9,8 @@ import sys
 
 from exporter.pipeline.calibrating import collect_statistics
 from exporter.pipeline.choosing import choose_policy, prepare_policy
+from exporter.pipeline.distillations import check_teacher
+from exporter.pipeline.distilling import distill_checkpoint
 from exporter.pipeline.exporting import export_artifact
 from exporter.pipeline.measuring import measure_quality, open_for_speed, time_round
 from exporter.pipeline.merging import merge_adapters
@@ -30,6 +32,8 @@ OPERATIONS: dict[str, Operation] = {
         merge_adapters,
         measure_reference,
         prune_checkpoint,
+        check_teacher,
+        distill_checkpoint,
         train_checkpoint,
         collect_statistics,
         prepare_policy,

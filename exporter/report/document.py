@@ -185,6 +185,7 @@ class Model(_Closed):
     notes: list[str] = Field(description="What is odd about it.")
     merge: dict[str, Any] | None = Field(description="The adapters' merge and its proof.")
     prune: dict[str, Any] | None = Field(description="What was pruned, and the parameters before and after.")
+    distill: dict[str, Any] | None = Field(description="What was distilled by which teacher, and its loss.")
     qat: dict[str, Any] | None = Field(description="The quantization-aware training and its loss.")
 
 

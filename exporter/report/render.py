@@ -20,7 +20,7 @@ from exporter.report.merged import merge_lines
 from exporter.report.pruned import prune_lines
 from exporter.report.quantized import quantization_lines
 from exporter.report.samples import samples_lines, side_by_side
-from exporter.report.training import training_lines, training_plot
+from exporter.report.training import trained
 
 Report = Mapping[str, Any]
 _REASON = 300  # characters of a reason in the short forms: GitHub refuses a comment of more than 65,536
@@ -64,8 +64,7 @@ def render_html(report: Report) -> str:
         sampled=list(samples_lines(report)),
         data=data_line(report["evaluation"]["data"]) if report["evaluation"].get("data") else None,
         prune=[] if report["model"]["prune"] is None else list(prune_lines(report["model"]["prune"])),
-        training=[] if report["model"]["qat"] is None else list(training_lines(report["model"]["qat"])),
-        training_plot=None if report["model"]["qat"] is None else training_plot(report["model"]["qat"]),
+        trained=trained(report["model"]),
         clip=table.clip,
         failure=table.failure,
         gate_limit=table.gate_limit,
@@ -149,9 +148,8 @@ def render_markdown(report: Report) -> str:
         lines += ["", "**Merge**", "", *(f"- {_text(line)}" for line in merge_lines(report["model"]["merge"]))]
     if report["model"]["prune"] is not None:
         lines += ["", "**Pruning**", "", *(f"- {_text(line)}" for line in prune_lines(report["model"]["prune"]))]
-    if report["model"]["qat"] is not None:
-        learned = training_lines(report["model"]["qat"])
-        lines += ["", "**Quantization-aware training**", "", *(f"- {_text(line)}" for line in learned)]
+    for one in trained(report["model"]):
+        lines += ["", f"**{one['title']}**", "", *(f"- {_text(line)}" for line in one["lines"])]
     for title, about in (("Labels", labelled_lines), ("Policy", _policy_lines), ("Engine", build_lines)):
         for row, told in _told(report, about):
             lines += ["", f"**{title} of {_code(table.name(row))}**", "", *(f"- {_text(line)}" for line in told)]

@@ -42,13 +42,14 @@ def upgraded(report: Mapping[str, Any]) -> dict[str, Any]:
 def _regrouped(report: Mapping[str, Any]) -> dict[str, Any]:
     report = {**report, "evaluation": dict(report.get("evaluation", {}))}
     if "model" in report:
-        report["model"] = {**report["model"], "prune": report["model"].get("prune")}
+        later_stages = {stage: report["model"].get(stage) for stage in ("prune", "distill")}
+        report["model"] = {**report["model"], **later_stages}
     for later in ("tokens", "pooling", "data"):
         report["evaluation"].setdefault(later, None)  # in its place where it is there: the page lists them in order
     if report["schema_version"] == VERSION:
         return report
     # The first exporters knew neither merges that prove themselves nor pruning nor training.
-    model = {"merge": None, "prune": None, "qat": None, **report["model"]}
+    model = {"merge": None, "prune": None, "distill": None, "qat": None, **report["model"]}
     rows = [_row(old) for old in report["results"]]
     return {**report, "schema_version": VERSION, "model": model, "job": _job(report["job"]), "results": rows}
 

@@ -35,7 +35,7 @@ def prune_depth(model: Any, count: int, windows: Tensor) -> dict[str, Any]:
     JobError where no layer would stay or none go, BuildError for a model that has no one stack of layers, or whose
     layers depend on their place in a way that its configuration cannot say.
     """
-    stack, layers = _stack(model)
+    stack, layers = stack_of(model)
     before = len(layers)
     if not 0 < count < before:
         raise JobError(
@@ -51,8 +51,8 @@ def prune_depth(model: Any, count: int, windows: Tensor) -> dict[str, Any]:
     with _skipped([layers[number] for number in dropped]):
         expected = answer(model, ids)
     parameters = parameters_of(model)
-    weights = _renumbered(model.state_dict(), stack, kept)
-    _shrink(model.config.get_text_config(), kept, before)
+    weights = renumbered(model.state_dict(), stack, kept)
+    shrink(model.config.get_text_config(), kept, before)
     rebuild(model, weights)
     difference = check_same(model, ids, expected, f"{len(kept)} of {before} layers")
     line = (
@@ -72,7 +72,7 @@ def prune_depth(model: Any, count: int, windows: Tensor) -> dict[str, Any]:
     }
 
 
-def _stack(model: Any) -> tuple[str, list[Any]]:
+def stack_of(model: Any) -> tuple[str, list[Any]]:
     """(name, layers) of the one list of as many modules as the model has layers. Raises BuildError."""
     import torch
 
@@ -142,7 +142,7 @@ def _first(output: Any) -> Tensor:
     return first
 
 
-def _renumbered(weights: Mapping[str, Tensor], stack: str, kept: Sequence[int]) -> dict[str, Tensor]:
+def renumbered(weights: Mapping[str, Tensor], stack: str, kept: Sequence[int]) -> dict[str, Tensor]:
     """A state dict without the dropped layers, the others counted from 0 again."""
     new = {number: place for place, number in enumerate(kept)}
     result, pattern = {}, re.compile(re.escape(stack) + r"\.(\d+)\.(.*)")
@@ -155,7 +155,7 @@ def _renumbered(weights: Mapping[str, Tensor], stack: str, kept: Sequence[int]) 
     return result
 
 
-def _shrink(config: Any, kept: Sequence[int], before: int) -> None:
+def shrink(config: Any, kept: Sequence[int], before: int) -> None:
     """Lets a configuration speak of the kept layers alone."""
     for name, value in list(vars(config).items()):
         if name in _INDICES and value:

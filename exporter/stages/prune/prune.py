@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.checkpoint.configuration import keep_configuration
 from exporter.checkpoint.folder import carry
 from exporter.checkpoint.model import Load
-from exporter.errors import BuildError
+from exporter.checkpoint.saving import save_float32
 from exporter.stages.prune.options import Pruning
 from exporter.stages.prune.rebuilt import parameters_of
 
@@ -29,16 +28,11 @@ def prune(
     parameters before and after). Raises BuildError for a model that cannot be pruned so, and for one that is not the
     same when it is loaded again.
     """
-    import torch
-
     model = load(base).eval()
     before = parameters_of(model)
     carry(base, [], folder)
     done = [_pruned(model, one, windows, folder, step(f"pruning {one}")) for one in prunings]
-    model.config.dtype = torch.float32
-    model.save_pretrained(folder)
-    keep_configuration(base, folder, model.config, "float32")
-    _check_saved(model, load(folder))
+    save_float32(model, base, load, folder, "pruned")
     history = [line for one in done for line in one.pop("history")]
     record = {"steps": done, "parameters_before": before, "parameters_after": parameters_of(model)}
     return {"history": history, "record": record}
@@ -66,14 +60,3 @@ def _pruned(
         return prune_depth(model, pruning.layers, windows)
     assert pruning.share is not None, f"{pruning} is no share"
     return (prune_width if pruning.method == "width" else prune_heads)(model, pruning.share, windows)
-
-
-def _check_saved(model: Any, again: Any) -> None:
-    """Raises BuildError where a checkpoint does not hold what was saved: loading fills in what a file lacks."""
-    import torch
-
-    saved, loaded = model.state_dict(), again.state_dict()
-    wrong = [name for name in saved.keys() | loaded.keys() if name not in saved or name not in loaded]
-    wrong += [name for name in saved if name not in wrong and not torch.equal(saved[name], loaded[name])]
-    if wrong:
-        raise BuildError(f"the pruned {type(model).__name__} is another when it is loaded again: {sorted(wrong)[0]}")

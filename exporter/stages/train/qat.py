@@ -29,7 +29,7 @@ from exporter.checkpoint.model import Load
 from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.errors import BuildError, JobError, unknown
 from exporter.scheme import Scheme
-from exporter.stages.train.loss import losses
+from exporter.stages.loss import losses
 from exporter.stages.train.options import QatOptions
 from exporter.stages.train.state import State, last_state, save_state
 
@@ -231,7 +231,7 @@ def _learn(model: Any, teacher: Any, ids: Tensor, kd: float) -> tuple[float, flo
         else:
             wanted = teacher(input_ids=ids, use_cache=False).logits
     logits = model(input_ids=ids, use_cache=False).logits
-    kl, ce, gradient = losses(logits.detach(), wanted, ids, kd)
+    kl, ce, gradient = losses(logits.detach(), wanted, ids, kd, 1 - kd)
     if math.isfinite(kl):
         torch.autograd.backward(logits, gradient)
     return kl, ce

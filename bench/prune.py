@@ -1,0 +1,79 @@
+"""make bench ONLY=prune: what pruning costs, what distillation brings back, and what both buy, on real models.
+
+    python -m bench.prune --text wiki.test.raw
+    python -m bench.prune --text wiki.test.raw --row depth:3        one of them, with and without distillation
+    python -m bench.prune --text wiki.test.raw --again              speed, of what lies in out/bench
+
+The first tokens of the text are measured on; its second half, other articles of the same kind, is what pruning looks at
+and what students learn on. Distillation takes some 10 minutes for each row of the decoder. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench import record
+from bench.jobs import CALIBRATED, DECODER, ENCODER, THREADS, measure, options, second_half
+
+STEPS = 200
+DISTILL = {"steps": STEPS, "batch": 2, "window": 256}
+TARGETS = ("onnx:int8-weight", "gguf:q8_0")
+PRUNINGS = ("magnitude:0.2", "magnitude:2:4", "wanda:2:4", "sparsegpt:2:4", "width:0.2", "depth:3")
+STUDENT = "layers:3"
+DENSE, TAUGHT = "dense", f"{STEPS} steps"  # of labels
+# No gate judges here: these rows say what a method costs, and nobody ships the worst of them.
+OPEN: dict[str, Any] = {"max_ppl_ratio": 1e6, "max_kl": 1e6, "min_top1": 0.0, "min_cosine": -1.0}
+
+
+def decoder(row: str, text: Path, other: Path, again: bool, speed: bool) -> list[dict[str, Any]]:
+    """The reports of one row: as it was pruned, and after so many steps of distillation."""
+    given: dict[str, Any] = {"calib_text": other, "calib_tokens": CALIBRATED, "speed": speed, **OPEN}
+    folder = f"prune-{row.replace(':', '-')}"
+    if row == DENSE:
+        return [measure(DECODER, text, TARGETS, folder, row, again=again, **given)]
+    given["prune"] = (row,)
+    made = [measure(DECODER, text, TARGETS, folder, row, again=again, **given)]
+    label = f"{row}, {TAUGHT}"
+    return [*made, measure(DECODER, text, TARGETS, f"{folder}-taught", label, again=again, distill=DISTILL, **given)]
+
+
+def encoder(text: Path, other: Path, again: bool, speed: bool) -> list[dict[str, Any]]:
+    """MiniLM as it is, and a student of half its layers."""
+    given: dict[str, Any] = {"speed": speed, **OPEN}
+    distill = {"steps": 2 * STEPS, "batch": 16, "data": other, "student": STUDENT, "save": 100}
+    return [
+        measure(ENCODER, text, ("onnx:fp32", "onnx:int8-dynamic"), "prune-encoder", DENSE, again=again, **given),
+        measure(
+            ENCODER, text, ("onnx:fp32", "onnx:int8-dynamic"), "prune-encoder-taught", STUDENT, again=again,
+            distill=distill, **given,
+        ),
+    ]  # fmt: skip
+
+
+def kept(file: Path, made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The reports that a result has already, with those that were made in their place."""
+    new = {(one["name"], one["label"]): one for one in made}
+    old = json.loads(file.read_text(encoding="utf-8"))["reports"] if file.is_file() else []
+    replaced = [new.pop((one["name"], one["label"]), one) for one in old]
+    return [*replaced, *new.values()]
+
+
+def main() -> None:
+    parser = options(__doc__)
+    rows = (DENSE, *PRUNINGS, ENCODER)
+    parser.add_argument("--row", action="append", choices=rows, help="this row alone; again for more")
+    parser.add_argument("--no-speed", action="store_true", help="quality and size alone, on a machine that is busy")
+    arguments = parser.parse_args()
+    about = record.begin("prune", THREADS)
+    other = second_half(arguments.text)
+    figures = {"calibrated_tokens": CALIBRATED, "distill_steps": STEPS}
+    for row in arguments.row or rows:  # each is written when it is there: the whole takes hours
+        given = (arguments.text, other, arguments.again, not arguments.no_speed)
+        made = encoder(*given) if row == ENCODER else decoder(row, *given)
+        record.write(about, kept(record.RESULTS / "prune.json", made), figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What --distill-… asks for, looked at before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import JobError
+from exporter.job import CompressJob, Job
+from exporter.pipeline.labelled import class_names, kind_of, labelled_data
+from exporter.pipeline.rows import KINDS
+from exporter.pipeline.source import Source, look
+from exporter.pipeline.texts import WINDOWS, calibration_text, read_text, refuse_shared
+from exporter.process import Session, Worker
+from exporter.stages.distill.options import DistillOptions
+from exporter.stages.prune.options import Pruning
+from exporter.stages.prune.student import parse_shape
+from exporter.types import CLASSIFICATION, FEATURES, Checkpoint
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A distillation that was looked at. `teacher` None: the model as it was before it was pruned or cut.
+
+    `lessons`: what a worker is told of what is learned on (the arguments of `_lessons`, as JSON).
+    """
+
+    options: DistillOptions
+    teacher: Checkpoint | None
+    lessons: dict[str, Any] = field(repr=False)
+
+
+def check_student(options: DistillOptions | None, prunings: Sequence[Pruning]) -> None:
+    """Raises JobError where there is nothing to learn, or nobody to learn it, before any model is looked at."""
+    if options is None:
+        return
+    if options.data is not None and options.data.suffix not in KINDS:
+        read_text(options.data, "--distill-data")
+    if options.student is not None:
+        parse_shape(options.student)
+        if prunings:
+            raise JobError(
+                f"--distill-student and --prune {prunings[0]}: both say what goes. Give one of them; zeros of what was "
+                "distilled are a second step: exporter compress … -o taught, and then: exporter run -m taught --prune …"
+            )
+    elif not prunings and options.teacher is None:
+        raise JobError(
+            "--distill: there is nothing to learn, for the model is its own teacher: make a student of it with --prune "
+            "or --distill-student (such as layers:6), or name another teacher with --distill-teacher DIR"
+        )
+    if renumbered := next((one for one in prunings if one.how.kind == "tokens"), None):
+        raise JobError(
+            f"--prune {renumbered.method} and --distill: the teacher's answers are about the tokens as they were. "
+            "Distill first: exporter compress --distill-steps … -o taught, and then: exporter compress -m taught "
+            f"--prune {renumbered.method}:…"
+        )
+
+
+def plan_distillation(
+    job: CompressJob, options: DistillOptions | None, source: Source, evaluated: str, measured: int, worker: Worker
+) -> Distillation | None:
+    """Looks at a job's distillation; `evaluated` and `measured` as in calibration_text. Raises JobError."""
+    if options is None:
+        return None
+    task = source.checkpoint.task
+    if task == FEATURES and options.student and parse_shape(options.student).hidden:
+        raise JobError("--distill-student hidden:…: vectors of another width have no cosine with these; take layers")
+    if task == FEATURES and options.alpha == 1:
+        raise JobError("--distill-alpha 1: an encoder has no task of its own to learn: give less, such as 0.5")
+    window = min(options.window or WINDOWS[task], source.max_length or WINDOWS[task])
+    if options.window is not None and options.window > window:
+        raise JobError(f"--distill-window {options.window}: the model has {source.max_length} positions")
+    told: dict[str, Any] = {"task": task, "window": window, "data": None, "text": "", "skip": 0}
+    told["problem_type"] = kind_of(task, source.config) if task == CLASSIFICATION else ""
+    path = None if options.data is None else options.data.expanduser()
+    if path is not None and path.suffix in KINDS:
+        if task != CLASSIFICATION:
+            why = f"labelled examples are for classifiers, and this model is for {task}"
+            raise JobError(f"--distill-data {path}: {why}: give a text")
+        columns = {name: getattr(job, name, None) for name in ("text_column", "pair_column", "label_column")}
+        asked = Job.model_validate({"model": job.model, "output": str(job.output), "eval_data": str(path), **columns})
+        data = labelled_data(asked, task, source.config, source.labels)
+        assert data is not None
+        refuse_shared(str(path), data.text, evaluated, measured)
+        told |= {"name": path.name, "data": data.to_json()}
+    else:
+        name, text, skip = calibration_text(path or job.calib_text, source.recipe, evaluated, measured)
+        told |= {"name": name, "text": text, "skip": skip}
+    teacher = None
+    if options.teacher is not None:
+        alone = {"model": str(options.teacher.expanduser()), "adapter": (), "probe": None, "task": task}
+        other = look(job.model_copy(update=alone), worker, measured=False)
+        teacher = other.checkpoint
+        worker(check_teacher, checkpoint=source.checkpoint, teacher=teacher.path)
+        ours, theirs = class_names(source.config), class_names(other.config)
+        if task == CLASSIFICATION and ours != theirs:
+            raise JobError(
+                f"--distill-teacher {options.teacher} has the labels {', '.join(theirs)}, and the model "
+                f"{', '.join(ours)}: its answers are about others"
+            )
+    return Distillation(options, teacher, told)
+
+
+def check_teacher(session: Session, checkpoint: Checkpoint, teacher: str) -> None:
+    """A worker's operation: refuses a teacher that reads texts otherwise. Raises JobError."""
+    from exporter.checkpoint.tokenizer import read_tokenizer
+
+    trust = checkpoint.trust_remote_code
+    ours, theirs = (read_tokenizer(Path(one), trust).get_vocab() for one in (checkpoint.path, teacher))
+    if ours != theirs:
+        other = next(word for word in sorted(ours.keys() | theirs.keys()) if ours.get(word) != theirs.get(word))
+        raise JobError(
+            f"--distill-teacher {teacher}: its vocabulary is another ({other!r} is {theirs.get(other, 'not there')} "
+            f"there and {ours.get(other, 'not there')} here): its answers are about other tokens"
+        )
