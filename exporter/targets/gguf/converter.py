@@ -123,7 +123,7 @@ def _in_its_words(checkpoint: Path, folder: Path) -> Path:
 def _refuse_width(config: dict[str, Any]) -> None:
     """Raises BuildError for MLPs whose width the converter would write wrong, as pruned ones' are."""
     width, hidden = (config.get(name) for name in _FOUR_TIMES.get(config.get("model_type", ""), ("", "")))
-    if None not in (width, hidden) and width != 4 * hidden:
+    if width is not None and hidden is not None and width != 4 * hidden:
         raise BuildError(
             f"llama.cpp's converter takes the MLPs of a {config['model_type']} to be 4 x {hidden} wide, and these are "
             f"{width}, as --prune width makes them; prune its layers (--prune depth:N) or take another target"
