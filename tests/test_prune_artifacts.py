@@ -47,14 +47,16 @@ SHAPES = ("width:0.4", "heads:0.5", "depth:1")
 ZEROS = ("magnitude", "magnitude-layer", "wanda", "sparsegpt")
 VOCABULARY = f"vocabulary:{TEXT}"
 CASES = [
-    *(("llama", (one,)) for one in (*SHAPES, VOCABULARY, "magnitude-layer:2:4")),
+    ("llama", ("width:0.4", "depth:1")),
+    ("llama", ("heads:0.5", VOCABULARY)),
     ("qwen3", (*SHAPES, "wanda:2:4", VOCABULARY)),
     # A GPT-2 cannot say a head's size, and llama.cpp knows one width of its MLPs.
     ("gpt2", ("depth:1", "sparsegpt:2:4", VOCABULARY)),
 ]
-# The largest error of a logit, over the largest logit. Sums in float32 in another order: 1e-6 measured. Float16 keeps
-# 11 bits, 5e-4 of a weight; GPT-2's GELU is llama.cpp's table of float16.
-LIMITS = {"onnx": 1e-5, "gguf": 5e-3}
+# The largest error of a logit, over the largest logit, and KL in nats. Sums in float32 in another order: 1e-6 and 2e-13
+# measured. Float16 keeps 11 bits, 5e-4 of each weight and input: 3e-3 and 1.2e-6 measured. A part too much or too
+# little is an error of the order of 1.
+LIMITS = {"onnx": 1e-5, "gguf": 1e-2}
 KL = {"onnx": 1e-9, "gguf": 1e-5}
 
 
@@ -141,7 +143,7 @@ def test_artifacts_are_the_pruned_model(kind, asked, whole, exported, tmp_path):
         expected, words = torch_runner.logits(ids), greedy(torch_runner, ids[:20])
     for target, (file, opener, size) in files.items():
         # Besides the weights a file holds its graph, rotary tables, the words: the same whatever was pruned, or less.
-        assert file.stat().st_size < size * record["parameters_after"] + 160_000, target
+        assert file.stat().st_size < size * record["parameters_after"] + 100_000, target
         with opener(file, 1) as runner:
             got = runner.logits(ids)
             assert got.shape == (50, rows)
