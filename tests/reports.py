@@ -123,6 +123,14 @@ MERGE: dict[str, Any] = {
 }
 
 
+DISTILL: dict[str, Any] = {
+    "steps": 300, "student": None, "temperature": 2.0, "alpha": 0.5, "features": 0.0, "lr": 1e-4, "batch": 4,
+    "accumulate": 2, "window": 512, "bf16": False, "patience": 3, "seed": 0, "save": 50, "text": "prose.txt",
+    "examples": 400, "examples_held_out": 16, "tokens": 204800, "hard": True, "seconds": 700.0, "steps_done": 200,
+    "measure": "KL to the teacher (temperature 2)", "best_step": 50, "zeros_held": 1000, "before": 0.4, "after": 0.1,
+    "curve": [[step, 3 - step / 100, 0.4, 3.2, None] for step in range(1, 201)], "teacher_name": "llama", "cut": None,
+    "held_out": [[0, 0.4], [50, 0.1], [100, 0.12], [150, 0.13], [200, 0.14]],
+}  # fmt: skip
 QAT: dict[str, Any] = {
     "steps": 200,
     "scheme": "int4-weight",
@@ -162,6 +170,7 @@ def generation(rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
             "notes": ["its weights lie on a 4-bit grid: 4-bit formats keep more of it than of a usual model"],
             "merge": copy.deepcopy(MERGE),
             "prune": copy.deepcopy(PRUNE),
+            "distill": copy.deepcopy(DISTILL),
             "qat": copy.deepcopy(QAT),
         },
         "evaluation": {
@@ -219,6 +228,7 @@ def hostile() -> dict[str, Any]:
     }  # fmt: skip
     report["model"]["prune"].update(text=HOSTILE)
     report["model"]["prune"]["steps"][1].update(method=HOSTILE, dense={HOSTILE: HOSTILE})
+    report["model"]["distill"].update(text=HOSTILE, teacher_name=HOSTILE, measure=HOSTILE)
     report["model"]["qat"].update(scheme=HOSTILE, shared=[HOSTILE], kd=1.0, curve=QAT["curve"][:1])
     report["evaluation"]["text"] = HOSTILE
     report["machine"]["versions"] = {HOSTILE: HOSTILE}

@@ -130,13 +130,14 @@ def test_schema_names_every_key_with_its_default(run_here):
     done = run_here("schema")
     schema = json.loads(done.stdout)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert set(schema["properties"]) == {*Job.model_fields, "onnx", "gguf", "tensorrt", "tensorrt-rtx", "coreml", "qat"}
+    formats = {"onnx", "gguf", "tensorrt", "tensorrt-rtx", "coreml"}
+    assert set(schema["properties"]) == {*Job.model_fields, *formats, "distill", "qat"}
     assert set(schema["required"]) == {"model", "output"}
     assert schema["additionalProperties"] is False
     named(schema, Job)
     for section, model in sections.models().items():
         own = schema["properties"][section]
-        if section == "qat":
+        if section in sections.STAGES:
             own, other = own["anyOf"]
             assert other == {"type": "boolean"}
         assert own["additionalProperties"] is False

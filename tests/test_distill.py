@@ -12,6 +12,7 @@ from statistics import fmean
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from shaped import answers, family, windows
 
@@ -23,6 +24,7 @@ from exporter.stages.prune.depth import prune_depth
 from exporter.stages.prune.options import parse
 from exporter.stages.prune.sparse import prune_to_zeros
 from exporter.stages.prune.student import cut_student, parse_shape
+from exporter.store import disk_full
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, SINGLE_LABEL
 
 FEW = {"steps": 12, "batch": 2, "save": 4, "lr": 3e-4, "alpha": 0.0}  # random ids have no task to learn
@@ -40,7 +42,7 @@ def lessons(kind, count=64, labels=False):
     return Lessons("a text", rows, TASKS[kind], SINGLE_LABEL if kind == "bert-classifier" else "", 0)
 
 
-def taught(kind, folder, options, student=None, learned=None, progress=lambda done, total: None, layers=1):
+def taught(kind, folder, options, student=None, learned=None, progress=lambda done, total: None, layers=1, states=None):
     """(record and history, the folder) of a distillation of a family's model without one of its layers."""
     torch.set_num_threads(1)
     teacher, base = family(kind), folder / "base"
@@ -50,7 +52,14 @@ def taught(kind, folder, options, student=None, learned=None, progress=lambda do
     student.save_pretrained(base)
     saved = folder / "taught"
     saved.mkdir()
-    given = (base, learned or lessons(kind), DistillOptions(**FEW | options), saved, folder / "states", progress)
+    given = (
+        base,
+        learned or lessons(kind),
+        DistillOptions(**FEW | options),
+        saved,
+        states or folder / "states",
+        progress,
+    )
     return distill(type(teacher).from_pretrained, teacher, student, *given), saved
 
 
@@ -142,7 +151,7 @@ def test_bfloat16_learns_too(tmp_path):
     assert all(tensor.dtype == torch.float32 for tensor in weights(folder).values())
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert"])  # bert draws dropout
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])  # a tied head; both draw dropout
 def test_killed_and_run_again_is_as_never_killed(kind, tmp_path):
     (tmp_path / "whole").mkdir()
     whole, folder = taught(kind, tmp_path / "whole", {})
@@ -209,6 +218,14 @@ def test_a_loss_that_is_no_number_ends_it(tmp_path):
     student.model.norm.weight.data[0] = float("nan")
     with pytest.raises(BuildError, match="diverged after 0 steps: the loss is nan"):
         taught("llama", tmp_path, {}, student, layers=0)
+    assert not list((tmp_path / "taught").iterdir())
+
+
+@pytest.mark.parametrize("size", ["100k", "1m"])  # of the weights, of the optimizer's state
+def test_a_full_disk_is_told_as_one(size, mounted, tmp_path):
+    with pytest.raises((OSError, SafetensorError)) as caught:
+        taught("gpt2", tmp_path, {}, states=mounted(f"size={size}") / "states")
+    assert disk_full(caught.value)
     assert not list((tmp_path / "taught").iterdir())
 
 

@@ -1,18 +1,16 @@
-"""The parts of quantization-aware training: its options, its loss, and the rounding that gradients go through."""
+"""The parts of quantization-aware training: its options, and the rounding that gradients go through."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, kl_div
 
 from exporter.errors import JobError
 from exporter.job import Job
 from exporter.pipeline.sections import read_sections
 from exporter.quantization.grid import rounded, rounded_input
 from exporter.scheme import Scheme
-from exporter.stages.train.loss import losses
 from exporter.stages.train.options import QatOptions
 from exporter.stages.train.rounding import RoundedInput, RoundedWeight
 
@@ -51,19 +49,6 @@ def test_options():
 def test_what_turns_it_on():
     assert options_of() is options_of(qat=False) is None
     assert options_of(qat=True) == options_of(qat={}) == QatOptions()
-
-
-def test_the_loss_and_its_gradient_are_autograds():
-    generator = torch.Generator().manual_seed(1)
-    student = torch.randn(2, 5, 11, generator=generator, requires_grad=True)
-    teacher, ids = torch.randn(2, 5, 11, generator=generator), torch.randint(11, (2, 5), generator=generator)
-    ours, theirs = (logits[:, :-1].flatten(0, 1).log_softmax(-1) for logits in (student, teacher))
-    divergence = kl_div(ours, theirs, reduction="batchmean", log_target=True)
-    entropy = cross_entropy(student[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    (wanted,) = torch.autograd.grad(0.7 * divergence + 0.3 * entropy, student)
-    kl, ce, gradient = losses(student.detach(), teacher.clone(), ids, 0.7)
-    assert (kl, ce) == pytest.approx((divergence.item(), entropy.item()), rel=1e-5)
-    assert torch.allclose(gradient, wanted, atol=1e-7)
 
 
 @pytest.mark.parametrize("scheme", [INT4, Scheme(weight="int4"), Scheme(weight="int8", group=32)], ids=str)

@@ -81,6 +81,7 @@ def test_html_says_everything() -> None:
 
 def test_a_training_is_drawn_and_told() -> None:
     report = generation()
+    report["model"]["distill"] = None
     page = Page(render_html(report))
     lines = [value for tag, key, value in page.attributes if (tag, key) == ("polyline", "points")]
     assert len(lines) == 2 * 2  # KL and loss, wide and narrow
@@ -92,6 +93,21 @@ def test_a_training_is_drawn_and_told() -> None:
         assert told in text.replace("\\", "")
     report["model"]["qat"] = None
     assert "Quantization-aware" not in Page(render_html(report)).text + render_markdown(report)
+
+
+def test_a_distillation_is_drawn_and_told() -> None:
+    report = generation()
+    report["model"]["qat"] = None
+    page = Page(render_html(report))
+    lines = [value for tag, key, value in page.attributes if (tag, key) == ("polyline", "points")]
+    assert [len(str(line).split()) for line in lines] == [50, 5] * 2  # the loss, and each look; wide and narrow
+    for text in (page.text, render_markdown(report).replace("\\", "")):
+        assert "0.5 temperature^2 KL at temperature 2 + 0.5 of the task's loss; teacher: llama; seed 0" in text
+        assert "stopped after 200 of 300 steps: 3 looks at the held-out examples in a row had bettered nothing" in text
+        assert "each step took 4 x 2 of 400 examples (204,800 tokens) of prose.txt, 16 more were held out" in text
+        assert "1,000 weights that were 0 stayed 0" in text
+    report["model"]["distill"] = None
+    assert "Distillation" not in Page(render_html(report)).text + render_markdown(report)
 
 
 def test_html_encoder_has_cosine_and_latency() -> None:

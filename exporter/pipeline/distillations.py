@@ -17,6 +17,7 @@ from exporter.process import Session, Worker
 from exporter.stages.distill.options import DistillOptions
 from exporter.stages.prune.options import Pruning
 from exporter.stages.prune.student import parse_shape
+from exporter.store import cache_folder, refuse_full_disk
 from exporter.types import CLASSIFICATION, FEATURES, Checkpoint
 
 
@@ -88,6 +89,8 @@ def plan_distillation(
     else:
         name, text, skip = calibration_text(path or job.calib_text, source.recipe, evaluated, measured)
         told |= {"name": name, "text": text, "skip": skip}
+    # Two states and the one that is being written, each of weights and two moments; then what comes out.
+    refuse_full_disk({cache_folder() / "training": (3 * 3 + 1) * 4 * source.checkpoint.parameters})
     teacher = None
     if options.teacher is not None:
         alone = {"model": str(options.teacher.expanduser()), "adapter": (), "probe": None, "task": task}

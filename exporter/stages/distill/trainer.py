@@ -1,13 +1,16 @@
 """transformers' Trainer with a teacher beside the student: its loop, accumulation, schedule, checkpoints and resuming.
 
 What it would write of a model is replaced: a checkpoint here holds a state dict by the modules' own names, and is read
-strictly. Trainer's own saves under the names that a family's files have, and fills in silently what it then misses.
+strictly. Trainer's own saves under the names that a family's files have, and fills in silently what it then misses. The
+optimizer's and the generators' states are Trainer's, pickles of this cache that torch reads as weights alone.
 
 transformers' Trainer is imported at the top, for classes are derived of it: import this file inside functions only.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -91,6 +94,15 @@ class Distiller(Trainer):
         assert output_dir is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         save_model(self.pupil, str(Path(output_dir) / _WEIGHTS))
+
+    def _save_checkpoint(self, *args: Any, **named: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **named)
+        except RuntimeError as error:  # all that torch.save says of a full disk is "unexpected pos 576 vs 534"
+            states = Path(str(self.args.output_dir))
+            if "inline_container" in str(error) and shutil.disk_usage(states).free < _size(self.pupil):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(states)) from error
+            raise
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_model(self.pupil, Path(resume_from_checkpoint) / _WEIGHTS, strict=True)
@@ -177,6 +189,11 @@ def teach(
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     log: list[dict[str, float]] = trainer.state.log_history
     return log
+
+
+def _size(model: torch.nn.Module) -> int:
+    """Bytes of what AdamW keeps of a model, two moments of each weight."""
+    return 2 * sum(one.numel() * one.element_size() for one in model.parameters())
 
 
 def _last_whole(states: Path) -> Path | None:
