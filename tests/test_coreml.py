@@ -11,17 +11,15 @@ import transformers
 from coreml_models import FAMILIES, TASKS, VOCABULARY, export, random_model
 
 from exporter.checkpoint.linear import linear_layers, weight_of
-from exporter.errors import BuildError, JobError
+from exporter.errors import BuildError
 from exporter.measure.held import held
 from exporter.quantization.grid import quantized, rounded_input
 from exporter.quantization.palette import palettized
 from exporter.scheme import Scheme
 from exporter.targets.coreml.held import weights_of
-from exporter.targets.coreml.options import CoremlOptions
-from exporter.targets.coreml.precisions import cannot_express
-from exporter.targets.coreml.target import COREML, prepare
+from exporter.targets.coreml.target import COREML
 from exporter.targets.coreml.weights import BLOCKS, CHANNELS, PALETTES
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Preparation
+from exporter.types import CLASSIFICATION, FEATURES
 
 pytest.importorskip("coremltools", reason="needs the extra [coreml]")
 DECODERS = [kind for kind in FAMILIES if kind not in (*TASKS, "longrope")]
@@ -251,37 +249,6 @@ def test_older_systems_get_what_they_have(models, place):
     assert "iOS16 has no state to keep it in" in exported.notes[0]
     with COREML.open(folder, 1) as runner:
         close(runner.logits(IDS[:20]), answer(rounded(model, "int8"), IDS[:20], task), 0.01)
-
-
-@pytest.mark.parametrize(
-    ("precision", "options", "line"),
-    [
-        ("fp16", {"target": "iOS17", "cache": "state"}, "--coreml-cache state needs --coreml-target iOS18, macOS15"),
-        ("int4", {"target": "macOS14"}, "macOS14 has no int4 weights: give --coreml-target iOS18, macOS15, or int8"),
-        ("palettize4", {"target": "iOS17"}, "iOS17 has no palettize4 weights"),
-        ("fp16", {"max_length": 32}, "is less than what is measured on, 64 tokens"),
-    ],
-)
-def test_options_that_do_not_fit(precision, options, line, tmp_path):
-    asked = Preparation(tmp_path, {}, GENERATION, precision, CoremlOptions(**options), tmp_path, True, 64)
-    try:
-        told = prepare(asked)
-    except JobError as error:
-        told = str(error)
-    assert line in told
-
-
-@pytest.mark.parametrize(
-    "scheme",
-    [
-        Scheme(weight="int4", group=32, symmetric=False),
-        Scheme(weight="int8", group=None, input="dynamic"),
-        Scheme(weight="int4", group=32),
-    ],
-)
-def test_schemes_that_cannot_be_expressed(scheme):
-    assert "cannot express" in cannot_express("int8", scheme)
-    assert "takes no policy" in cannot_express("fp16", scheme)
 
 
 def test_a_model_that_takes_less_is_not_made_longer(models, place):

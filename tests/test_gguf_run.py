@@ -13,6 +13,7 @@ import psutil
 import pytest
 import transformers
 from clients import PROMPT, client, ids
+from conftest import rewrite
 
 from exporter import Job, run
 from exporter.errors import BuildError, JobError
@@ -150,8 +151,12 @@ def test_a_tokenizer_that_differs_fails_its_artifact_and_shows_where(llama, conv
     assert "the checkpoint's tokenizer gives" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_an_unknown_pre_tokenizer_is_refused_before_any_work(refused, converter_cache):
-    line = refused("-m", "tiny", "-t", "gguf", status=4)
+def test_an_unknown_pre_tokenizer_is_refused_before_any_work(refused, converter_cache, model, tiny):
+    unknown, told = model(), json.loads((tiny / "tokenizer.json").read_text())
+    words = {"type": "Split", "pattern": {"Regex": "[a-z]+"}, "behavior": "Isolated", "invert": False}
+    told["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [words, told["pre_tokenizer"]]}
+    rewrite(unknown / "tokenizer.json", json.dumps(told))
+    line = refused("-m", unknown, "-t", "gguf", status=4)
     assert "gguf:q4_k_m cannot be built here" in line
     assert "does not know this tokenizer's pre-tokenizer (fingerprint " in line
 

@@ -1,5 +1,7 @@
 """GPTQ, against rounding to the nearest, by hand, and on a model."""
 
+import weakref
+
 import pytest
 import torch
 from weight_models import made, output_error, weight_and_hessian, windows
@@ -12,6 +14,7 @@ from exporter.quantization.grid import quantized, rounded
 from exporter.quantization.hessians import hessians
 from exporter.quantization.simulation import simulated
 from exporter.scheme import Scheme
+from exporter.stages.prune.sparsegpt import prune_and_compensate
 
 SCHEMES = [
     Scheme(weight=weight, group=group, symmetric=symmetric)
@@ -121,6 +124,27 @@ def test_a_model_that_is_broken_is_named():
     with pytest.raises(BuildError, match=r"model.layers.1.self_attn.k_proj: its weight or its inputs hold NaN or Inf"):
         round_weights(model, dict.fromkeys(names, INT4), [{name: hessian} for name, hessian in given.items()])
     assert ids.shape == (4, 48)
+
+
+@pytest.mark.parametrize("method", ["gptq", "sparsegpt"])
+def test_of_the_hessians_one_block_is_held_at_a_time(method):
+    """The budget is of all that is there: what was used is gone when the next block is made."""
+    model, ids = made("llama"), windows()
+    names = [name for name in linear_layers(model) if name != "lm_head"]
+    still_there = []
+
+    def blocks():
+        before = []
+        for block in hessians(model, ids, names, 20_000, lambda done, of: None):
+            still_there.append(sum(matrix() is not None for matrix in before))
+            before = [weakref.ref(matrix) for matrix in block.values()]
+            yield block
+
+    if method == "gptq":
+        round_weights(model, dict.fromkeys(names, INT4), blocks())
+    else:
+        prune_and_compensate({name: weight_of(linear_layers(model)[name]) for name in names}, blocks(), None)
+    assert still_there == [0] * 8  # two layers of four inputs, each larger than the budget's rest
 
 
 def _hidden(model, ids):

@@ -119,7 +119,7 @@ def test_the_layers_error_on_inputs_that_depend_on_one_another(share):
         weight, hessian = weight_and_hessian(outputs=32, inputs=256, seed=seed)
         results = {name: {"it": weight.clone()} for name in errors}
         prune_each(results["magnitude"], share)
-        prune_by_inputs(results["wanda"], [{"it": hessian.diagonal()}], share)
+        prune_by_inputs(results["wanda"], {"it": hessian.diagonal()}, share)
         prune_and_compensate(results["sparsegpt"], [{"it": hessian}], share)
         for name, result in results.items():
             assert (result["it"] == 0).sum() == weight.numel() // 2
@@ -153,7 +153,7 @@ def test_two_columns_by_hand():
 
 def test_wanda_keeps_small_weights_on_large_inputs():
     weight = {"it": torch.tensor([[3.0, -1.0, 2.0, 0.5], [1.0, 1.0, 1.0, 1.0]])}
-    prune_by_inputs(weight, [{"it": torch.tensor([1.0, 16.0, 1.0, 100.0])}], 0.5)
+    prune_by_inputs(weight, {"it": torch.tensor([1.0, 16.0, 1.0, 100.0])}, 0.5)
     assert weight["it"].tolist() == [[0.0, -1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 1.0]]
 
 
@@ -242,7 +242,7 @@ def test_nan_in_inputs_is_refused_and_named(method):
         pruned(model, method)
     weights = {"it": torch.ones(4, 8)}
     with pytest.raises(BuildError, match="it is fed NaN or Inf"):
-        prune_by_inputs(weights, [{"it": torch.full((8,), torch.nan)}], 0.5)
+        prune_by_inputs(weights, {"it": torch.full((8,), torch.nan)}, 0.5)
     with pytest.raises(BuildError, match="it is fed NaN or Inf"):
         prune_and_compensate(weights, [{"it": torch.full((8, 8), torch.inf)}], 0.5)
     assert weights["it"].min() == 1

@@ -15,11 +15,11 @@ from exporter.pipeline.combinations import Asked, check
 from exporter.pipeline.distillations import check_options, plan_distillation
 from exporter.pipeline.distilling import distill_checkpoint
 from exporter.pipeline.merging import merge_stage, refuse_other_folder
-from exporter.pipeline.pruning import Text, prune_checkpoint, prune_stage
+from exporter.pipeline.pruning import prune_checkpoint, prune_stage
 from exporter.pipeline.prunings import calibrated_by, read_prunings
 from exporter.pipeline.sections import read_sections
-from exporter.pipeline.source import Source, look
-from exporter.pipeline.texts import calibration_text, evaluation_text
+from exporter.pipeline.source import look
+from exporter.pipeline.texts import calibration_told, evaluation_text
 from exporter.process import HUGE_PAGES, Operation, Progress, Stepped, Steps, Worker, unheard
 from exporter.stages.distill.options import DistillOptions
 from exporter.stages.prune.options import Pruning
@@ -63,7 +63,7 @@ def _compress(
         checkpoint, merged = merge_stage(job, source, text, worker, progress)
         if prunings:
             steps("prune")
-        calibration = _text(job, source) if calibrated_by(prunings) else None
+        calibration = calibration_told(job, source) if calibrated_by(prunings) else None
         with store.temporary_folder(output.parent, output.name) as building:
             folder = building / "smaller"  # what comes last is written there, what is before it is kept in the cache
             if plan is None:
@@ -81,9 +81,3 @@ def _compress(
     stages = {"prune": pruned, "distill": made["record"]} if plan else {"prune": made["record"], "distill": None}
     history = [*student.history, *made["history"]]
     return {"merge": merged, **stages, "history": history, "notes": list(source.notes), "sha256": key}
-
-
-def _text(job: CompressJob, source: Source) -> Text:
-    """What a worker is told of the text to calibrate on."""
-    name, text, skip = calibration_text(job.calib_text, source.recipe, "", 0)
-    return {"name": name, "text": text, "tokens": job.calib_tokens, "skip": skip, "max_length": source.max_length}

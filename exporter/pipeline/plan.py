@@ -25,7 +25,7 @@ from exporter.pipeline.prunings import calibrated_by, read_prunings
 from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look, merged_sha256
-from exporter.pipeline.texts import calibration_text, evaluation_text, window_of
+from exporter.pipeline.texts import calibration_told, evaluation_text, window_of
 from exporter.pipeline.trainings import Training, how_of, plan_training
 from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy, read_policy
@@ -255,8 +255,7 @@ def _calibration(job: Job, source: Source, evaluated: str, wanted: bool) -> dict
     if not wanted and job.calib_text is None:
         return None
     measured = job.eval_tokens if job.eval_data is None else len(evaluated)  # of labelled data all
-    name, text, skip = calibration_text(job.calib_text, source.recipe, evaluated, measured)
-    told = {"name": name, "text": text, "tokens": job.calib_tokens, "skip": skip, "max_length": source.max_length}
+    told = calibration_told(job, source, evaluated, measured)
     return told if wanted else None
 
 

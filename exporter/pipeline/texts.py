@@ -6,10 +6,12 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from exporter.checkpoint.recipes import Recipe
 from exporter.errors import JobError, not_utf8
-from exporter.job import MergeJob
+from exporter.job import CompressJob, MergeJob
+from exporter.pipeline.source import Source
 from exporter.types import GENERATION, TASKS
 
 TOPICS = "pydoc_data.topics of the Python standard library"
@@ -66,6 +68,12 @@ def refuse_shared(name: str, text: str, evaluated: str, tokens: int) -> None:
             f"{name} shares text with what is measured on: calibrated on it, the figures would flatter; give another "
             f"--calib-text. The first passage that both hold: {passage}"
         )
+
+
+def calibration_told(job: CompressJob, source: Source, evaluated: str = "", measured: int = 0) -> dict[str, Any]:
+    """What a worker is told of the text to calibrate on; nothing is measured where no `evaluated` text is given."""
+    name, text, skip = calibration_text(job.calib_text, source.recipe, evaluated, measured)
+    return {"name": name, "text": text, "tokens": job.calib_tokens, "skip": skip, "max_length": source.max_length}
 
 
 def shared_passage(measured: Sequence[str], calibration: Sequence[str]) -> str | None:

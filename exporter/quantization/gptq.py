@@ -29,38 +29,42 @@ if TYPE_CHECKING:
 def round_weights(
     model: Any,
     schemes: Mapping[str, Scheme | None],
-    hessians: Iterable[Mapping[str, Tensor]],
+    hessians: Iterable[dict[str, Tensor]],
     damping: float = DAMPING,
 ) -> list[str]:
-    """Rounds a float32 model's linear layers in place as their Hessians [K, K] come; the layers that it rounded.
+    """Rounds a float32 model's linear layers in place as their Hessians [K, K] come, which it empties; the layers.
 
     Layers without a scheme stay as they are, and so does one whose weight another module shares, as a tied head's: the
     embedding would change with it. Where `hessians` makes a later batch after an earlier one was rounded, as
     exporter.quantization.hessians does, later layers make good what the earlier ones do to their inputs. Raises
     BuildError for NaN.
     """
-    import torch
-
     linear = linear_layers(model)
     shared = shared_weights(model)
     done = []
     for batch in hessians:
         together: dict[tuple[int, Scheme], list[str]] = {}  # what reads the same input is one matrix with more rows
-        for name, hessian in batch.items():
+        for name in batch:
             scheme = schemes.get(name)
             if scheme is not None and name not in shared:
-                together.setdefault((id(hessian), scheme), []).append(name)
+                together.setdefault((id(batch[name]), scheme), []).append(name)
         for (_, scheme), names in together.items():
-            weights = [weight_of(linear[name]) for name in names]
-            try:
-                rounded = gptq(torch.cat(weights), batch[names[0]], scheme, damping)
-            except BuildError as error:
-                raise BuildError(f"{names[0]}: {error}") from error
-            parts = torch.split(rounded, [len(weight) for weight in weights])
-            for weight, part in zip(weights, parts, strict=True):
-                weight.copy_(part)
+            _round([weight_of(linear[name]) for name in names], names[0], batch[names[0]], scheme, damping)
             done += names
+        batch.clear()  # while the next is made: else two would be there at a time
     return done
+
+
+def _round(weights: list[Tensor], name: str, hessian: Tensor, scheme: Scheme, damping: float) -> None:
+    """Rounds weights that read the same input, in place; `name`: of the first, for an error."""
+    import torch
+
+    try:
+        rounded = gptq(torch.cat(weights), hessian, scheme, damping)
+    except BuildError as error:
+        raise BuildError(f"{name}: {error}") from error
+    for weight, part in zip(weights, torch.split(rounded, [len(weight) for weight in weights]), strict=True):
+        weight.copy_(part)
 
 
 def gptq(weight: Tensor, hessian: Tensor, scheme: Scheme, damping: float = DAMPING) -> Tensor:

@@ -17,8 +17,8 @@ from exporter.stages.prune.zeros import zeros_in
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Bytes of SparseGPT's matrices at a time: some five layers of a model as SmolLM2-135M, so that it is run seven times,
-# each time on to the next ones, and those are fitted to what the pruned ones before them feed them.
+# Bytes of SparseGPT's matrices at a time: five layers of a model as SmolLM2-135M, so that it is run six times, each
+# time on to the next ones, and those are fitted to what the pruned ones before them feed them.
 _HESSIANS = 1 << 26
 
 
@@ -71,7 +71,7 @@ def _prune(
         matrices = hessians(model, windows, weights, hessian_bytes, progress)
         return sparsegpt.prune_and_compensate(weights, matrices, share)
     squares = {name: torch.from_numpy(its.squares) for name, its in collect(model, windows, progress).items()}
-    return wanda.prune_by_inputs(weights, [squares], share)
+    return wanda.prune_by_inputs(weights, squares, share)
 
 
 def _reasons(dense: dict[str, str]) -> str:

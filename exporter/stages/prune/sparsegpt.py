@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def prune_and_compensate(
-    weights: Mapping[str, Tensor], hessians: Iterable[Mapping[str, Tensor]], share: float | None
+    weights: Mapping[str, Tensor], hessians: Iterable[dict[str, Tensor]], share: float | None
 ) -> list[str]:
-    """Prunes float32 weights [N, K] in place as their Hessians [K, K] come; the layers pruned.
+    """Prunes float32 weights [N, K] in place as their Hessians [K, K] come, which it empties; the layers pruned.
 
     In each layer share_of(share, N * K) weights become 0, or None: two of four. Where `hessians` makes a later batch
     after an earlier one was pruned, as exporter.quantization.hessians does, later layers make good what the earlier
@@ -32,14 +32,21 @@ def prune_and_compensate(
     """
     done = []
     for batch in hessians:
-        known: tuple[Tensor, Tensor] | None = None  # a Hessian and its factor: q, k and v have one
-        for name, hessian in batch.items():
-            if name not in weights:
-                continue
-            if known is None or known[0] is not hessian:
-                known = (hessian, _factor(name, hessian))
-            weights[name].copy_(sparsegpt(weights[name], known[1], share))
-            done.append(name)
+        done += _pruned(weights, batch, share)
+        batch.clear()  # while the next is made: else two would be there at a time
+    return done
+
+
+def _pruned(weights: Mapping[str, Tensor], batch: Mapping[str, Tensor], share: float | None) -> list[str]:
+    done = []
+    known: tuple[Tensor, Tensor] | None = None  # a Hessian and its factor: q, k and v have one
+    for name, hessian in batch.items():
+        if name not in weights:
+            continue
+        if known is None or known[0] is not hessian:
+            known = (hessian, _factor(name, hessian))
+        weights[name].copy_(sparsegpt(weights[name], known[1], share))
+        done.append(name)
     return done
 
 

@@ -10,7 +10,7 @@ nats so, and 0.149 input by input in 12 passes; at one half 0.057 and 0.059.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from exporter.errors import BuildError
@@ -20,24 +20,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def prune_by_inputs(
-    weights: Mapping[str, Tensor], squares: Iterable[Mapping[str, Tensor]], share: float | None
-) -> list[str]:
-    """Prunes float32 weights [N, K] in place as the sums of squares [K] of their inputs come; the layers pruned.
+def prune_by_inputs(weights: Mapping[str, Tensor], squares: Mapping[str, Tensor], share: float | None) -> list[str]:
+    """Prunes float32 weights [N, K] in place by the sums of squares [K] of their inputs; the layers pruned.
 
-    In each row share_of(share, K) weights become 0, or None: two of four. Where `squares` makes a later batch after an
-    earlier one was pruned, later layers are ranked by what the pruned ones feed them. Raises BuildError for NaN or Inf
-    in squares.
+    In each row share_of(share, K) weights become 0, or None: two of four. Raises BuildError for NaN or Inf in squares.
     """
-    done = []
-    for batch in squares:
-        for name, its in batch.items():
-            if name not in weights:
-                continue
-            if not its.isfinite().all():
-                raise BuildError(f"{name} is fed NaN or Inf on the calibration text: nothing can be pruned by it")
-            scores = weights[name].abs() * its.sqrt().float()
-            keep = keep_2_of_4(scores) if share is None else keep_share(scores, share)
-            weights[name].masked_fill_(~keep, 0)
-            done.append(name)
+    done = [name for name in squares if name in weights]
+    for name in done:
+        if not squares[name].isfinite().all():
+            raise BuildError(f"{name} is fed NaN or Inf on the calibration text: nothing can be pruned by it")
+        scores = weights[name].abs() * squares[name].sqrt().float()
+        keep = keep_2_of_4(scores) if share is None else keep_share(scores, share)
+        weights[name].masked_fill_(~keep, 0)
     return done

@@ -47,7 +47,7 @@ def disagrees(what: str, wrong: str) -> BuildError:
 def expected(request: ExportRequest, folder: Path) -> tuple[Reference, Probe, Lengths]:
     """The reference of its folder, and what the request's own checkpoint answers to its probe and at its lengths.
 
-    Where the checkpoint is not the reference (its weights are rounded already), it is run itself, by torch.
+    Where the checkpoint is not the reference (it was pruned, trained, or rounded already), it is run itself, by torch.
     """
     checkpoint, task = request.checkpoint, request.checkpoint.task
     reference, lengths = Reference.load(folder / ANSWERS), Lengths.load(folder / LENGTHS)

@@ -1,7 +1,7 @@
 """llama.cpp's own converter, from the source package of the installed llama-cpp-python: one commit with the engine.
 
-It is unpacked into the user's cache on first use and runs as a process of its own, with its own gguf-py. None of its
-code is part of exporter.
+It is unpacked into the user's cache on first use and runs as a process of its own, with its own gguf-py, told of
+pre-tokenizers that it knows by other ids (pretokenizer.py). None of its code is part of exporter.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import tarfile
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from exporter.checkpoint.weights import spare_files
 from exporter.errors import BuildError, JobError
 from exporter.store import one_maker, publish
+from exporter.targets.gguf import pretokenizer
 
 PACKAGE = "llama-cpp-python"
 SCRIPT = "convert_hf_to_gguf.py"
@@ -27,8 +29,14 @@ SCRIPT = "convert_hf_to_gguf.py"
 SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
 _WANTED = re.compile(r"^[^/]+/vendor/llama\.cpp/((convert_hf_to_gguf\.py|LICENSE)$|conversion/|gguf-py/gguf/)")
 _MARK = "source.json"  # written last: the version, the package's hash, and one over the unpacked files
+# By model type: the width of the MLPs, and what the converter takes it to be four times of without a look.
+_FOUR_TIMES = {
+    "gpt2": ("n_inner", "n_embd"), "gpt_bigcode": ("n_inner", "n_embd"), "falcon": ("ffn_hidden_size", "hidden_size"),
+    "phi": ("intermediate_size", "hidden_size"),
+}  # fmt: skip
 _OLD_KEYS = {"gpt2": {"n_ctx": "n_positions"}}  # by model type: the key that the converter reads, and today's
-_REFUSED = re.compile(r"BPE pre-tokenizer was not recognized")
+# The error that ended it. The log may tell of hashes that fit nothing before it, where the rules did.
+_REFUSED = re.compile(r"^NotImplementedError: BPE pre-tokenizer was not recognized", re.MULTILINE)
 _UNSUPPORTED = re.compile(r"Model (\S+) is not supported")
 _FINGERPRINT = re.compile(r"chkhsh:\s+([0-9a-f]{64})")
 
@@ -75,7 +83,9 @@ def convert(
     """
     with TemporaryDirectory() as folder:
         readable = _in_its_words(checkpoint, Path(folder))
-        command = [sys.executable, str(converter / SCRIPT), str(readable), "--model-name", name]
+        # -P: beside pretokenizer.py are files that are called like Python's own.
+        command = [sys.executable, "-P", pretokenizer.__file__, str(converter / SCRIPT)]
+        command += [str(readable), "--model-name", name]
         command += [
             "--outfile",
             str(outfile.resolve()),
@@ -97,6 +107,7 @@ def _in_its_words(checkpoint: Path, folder: Path) -> Path:
     Files of an earlier save are left out: the converter reads whatever is named like a model's.
     """
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    _refuse_width(config)
     names = _OLD_KEYS.get(config.get("model_type", ""), {}).items()
     lacks = {old: config[new] for old, new in names if old not in config and new in config}
     spare = spare_files(checkpoint)
@@ -107,6 +118,16 @@ def _in_its_words(checkpoint: Path, folder: Path) -> Path:
             (folder / path.name).symlink_to(path.resolve())
     (folder / "config.json").write_text(json.dumps(config | lacks), encoding="utf-8")
     return folder
+
+
+def _refuse_width(config: dict[str, Any]) -> None:
+    """Raises BuildError for MLPs whose width the converter would write wrong, as pruned ones' are."""
+    width, hidden = (config.get(name) for name in _FOUR_TIMES.get(config.get("model_type", ""), ("", "")))
+    if width is not None and hidden is not None and width != 4 * hidden:
+        raise BuildError(
+            f"llama.cpp's converter takes the MLPs of a {config['model_type']} to be 4 x {hidden} wide, and these are "
+            f"{width}, as --prune width makes them; prune its layers (--prune depth:N) or take another target"
+        )
 
 
 def _run(command: list[str], converter: Path) -> subprocess.CompletedProcess[str]:

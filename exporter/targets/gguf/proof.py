@@ -7,17 +7,16 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from exporter.measure.lengths import LENGTHS, Lengths
-from exporter.measure.quality import ANSWERS, Reference
-from exporter.targets.folder.proven import half_disagrees, prove_once
+from exporter.targets.folder.proven import expected, half_disagrees, prove_once
 from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
 from exporter.types import GENERATION, ExportRequest
 
 
 def prove(file: Path, request: ExportRequest) -> None:
-    """Raises BuildError where the file does not answer as the reference did, also beyond the model's boundaries.
+    """Raises BuildError where the file does not answer as the request's checkpoint does, also beyond its boundaries.
 
-    Compared once for a file: what came out stands beside it. Without a reference there is nothing to compare with.
+    Compared once for a file: what came out stands beside it. A checkpoint that is not the reference, such as a pruned
+    one, is run itself, by torch. Without a reference there is no probe.
     """
     prove_once(file.with_suffix(".proof.json"), request, "float16 file", partial(_wrong, file, request))
 
@@ -25,4 +24,5 @@ def prove(file: Path, request: ExportRequest) -> None:
 def _wrong(file: Path, request: ExportRequest, folder: Path) -> str | None:
     task = request.checkpoint.task
     opened = partial(GgufDecoder if task == GENERATION else GgufEncoder, file, request.threads)
-    return half_disagrees(opened, Reference.load(folder / ANSWERS).probe, Lengths.load(folder / LENGTHS), task)
+    _, probe, lengths = expected(request, folder)
+    return half_disagrees(opened, probe, lengths, task)
