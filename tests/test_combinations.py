@@ -13,8 +13,8 @@ from exporter.stages.prune.options import parse
 
 pytestmark = pytest.mark.quick
 PAGE = (ROOT / "docs" / "pruning.md").read_text(encoding="utf-8")
-FOUR = {"schemes": [Scheme(weight="int4", group=32).model_dump()], "rounding": "gptq"}
-PALETTE = {"schemes": [Scheme(weight="palette4").model_dump()], "rounding": "nearest"}
+FOUR = {"schemes": [Scheme(weight="int4", group=32).model_dump()]}
+PALETTE = {"schemes": [Scheme(weight="palette4").model_dump()]}
 
 
 def asked(*prunings, command="run", **more):
@@ -47,7 +47,6 @@ BROKEN = [
         "--distill-… and exporter calibrate: a",
     ),
     (asked("wanda", trains=True), "training would fill the zeros again"),
-    (asked("wanda", hows=[None, FOUR]), "GPTQ moves weights that are 0; give --rounding nearest, or awq"),
     (asked("wanda", hows=[PALETTE]), "a palette need not have a 0"),
 ]
 
@@ -68,7 +67,7 @@ def test_what_makes_no_sense(job, line):
         asked("depth", "width", "heads", "sparsegpt:2:4"),
         asked("depth", "width", "heads", "sparsegpt:2:4", "vocabulary:a", command="compress"),
         asked("width", "depth", distill=DistillOptions(), trains=True),
-        asked("wanda:2:4", distill=DistillOptions(), hows=[FOUR | {"rounding": "awq"}]),
+        asked("wanda:2:4", distill=DistillOptions(), hows=[None, FOUR]),
         asked(distill=DistillOptions(student="layers:2")),
         asked(distill=DistillOptions(teacher=Path("larger"))),
         asked(policy=Path("p.yaml"), trains=True, hows=[FOUR, PALETTE]),

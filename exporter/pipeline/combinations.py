@@ -112,22 +112,10 @@ def _filled_again(asked: Asked) -> Broken:
     return f"--prune {zeros} and --qat", "prune shapes (width, heads, depth), or leave out --qat"
 
 
-def _schemes(asked: Asked) -> list[tuple[Scheme, str]]:
-    """Each scheme that a variant may get, and how its weights are rounded."""
-    hows = [how for how in asked.hows if how is not None]
-    return [(Scheme.model_validate(one), str(how["rounding"])) for how in hows for one in how["schemes"]]
-
-
-def _moved(asked: Asked) -> Broken:
-    zeros = asked.of_kind("zeros")
-    if zeros is None or not any(one.bits == 4 and rounding == "gptq" for one, rounding in _schemes(asked)):
-        return None
-    return f"--prune {zeros} and 4 bits", "give --rounding nearest, or awq"
-
-
 def _palettes(asked: Asked) -> Broken:
     zeros = asked.of_kind("zeros")
-    if zeros is None or not any(one.palette for one, _ in _schemes(asked)):
+    schemes = [Scheme.model_validate(one) for how in asked.hows if how is not None for one in how["schemes"]]
+    if zeros is None or not any(one.palette for one in schemes):
         return None
     return f"--prune {zeros} and a palette", "take int4 or int8"
 
@@ -195,6 +183,5 @@ RULES = (
         _other_models_policy,
     ),
     Rule("zeros, and `--qat`", "training would fill the zeros again", _filled_again),
-    Rule("zeros, and 4 bits by GPTQ", "GPTQ moves weights that are 0", _moved),
     Rule("zeros, and a palette", "a palette need not have a 0, and the zeros would go", _palettes),
 )

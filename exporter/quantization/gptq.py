@@ -71,7 +71,8 @@ def gptq(weight: Tensor, hessian: Tensor, scheme: Scheme, damping: float = DAMPI
     """A float32 weight [N, K] rounded to the scheme's grid; `hessian` [K, K] is any multiple of its inputs' X^T X.
 
     Columns go in the order of the Hessian's diagonal, the largest first. Input channels that are always 0 in the
-    calibration text are rounded to the nearest. Raises BuildError where either holds NaN or infinity.
+    calibration text are rounded to the nearest. A weight that is 0 stays 0, and what pruning would have it make good goes
+    to the others, as SparseGPT does it. Raises BuildError where either holds NaN or infinity.
     """
     import torch
 
@@ -85,10 +86,13 @@ def gptq(weight: Tensor, hessian: Tensor, scheme: Scheme, damping: float = DAMPI
     places = order.tolist()
     factor = inverse_factor(hessian[order][:, order], added)
 
-    def nearest(place: int, columns: Tensor) -> Tensor:
-        return _nearest(columns[0], steps, places[place] // size, scheme)
+    columns = weight.T[order].contiguous()
+    used = columns != 0
 
-    rounded = compensated(weight.T[order].contiguous(), factor, nearest)
+    def nearest(place: int, corrected: Tensor) -> Tensor:
+        return _nearest(corrected[0], steps, places[place] // size, scheme).where(used[place], 0.0)
+
+    rounded = compensated(columns, factor, nearest)
     result = torch.empty_like(rounded)
     result[order] = rounded
     return result.T.contiguous()
