@@ -46,7 +46,6 @@ BROKEN = [
         asked(command="calibrate", distill=DistillOptions(student="layers:2")),
         "--distill-… and exporter calibrate: a",
     ),
-    (asked("wanda", trains=True), "training would fill the zeros again"),
     (asked("wanda", hows=[PALETTE]), "a palette need not have a 0"),
 ]
 
@@ -66,11 +65,11 @@ def test_what_makes_no_sense(job, line):
         asked("wanda"),
         asked("depth", "width", "heads", "sparsegpt:2:4"),
         asked("depth", "width", "heads", "sparsegpt:2:4", "vocabulary:a", command="compress"),
-        asked("width", "depth", distill=DistillOptions(), trains=True),
+        asked("width", "depth", distill=DistillOptions()),
         asked("wanda:2:4", distill=DistillOptions(), hows=[None, FOUR]),
         asked(distill=DistillOptions(student="layers:2")),
         asked(distill=DistillOptions(teacher=Path("larger"))),
-        asked(policy=Path("p.yaml"), trains=True, hows=[FOUR, PALETTE]),
+        asked(policy=Path("p.yaml"), hows=[FOUR, PALETTE]),
     ],
 )
 def test_what_makes_sense(job):

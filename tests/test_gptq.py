@@ -51,6 +51,15 @@ def test_the_targets_find_its_codes_again(scheme):
     assert (steps * (again.scales / first.scales).round() - 1).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_zeros_stay_and_the_others_make_good_what_rounding_does(scheme):
+    weight, hessian = weight_and_hessian()
+    weight = weight * (torch.rand(weight.shape, generator=torch.Generator().manual_seed(3)) > 0.5)
+    found = gptq(weight, hessian, scheme)
+    assert bool((found[weight == 0] == 0).all())
+    assert output_error(weight, found, hessian) < 0.9 * output_error(weight, rounded(weight, scheme), hessian)
+
+
 def test_two_columns_by_hand():
     # The third column makes the step 1 and depends on nothing. The second has the larger input of the others: it goes
     # first, 0.4 to 0. With H01 / H00 = 0.9 the first one makes good 0.9 * 0.4: -20.6 becomes -20.24, and so -20.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from exporter.errors import BuildError, JobError
 from exporter.quantization.grid import rounded
 from exporter.quantization.simulation import simulated
 from exporter.scheme import Scheme
+from exporter.stages.prune.options import parse
+from exporter.stages.prune.sparse import prune_to_zeros
 from exporter.stages.train.options import QatOptions
 from exporter.stages.train.qat import train, training_windows
 
@@ -239,3 +242,20 @@ def test_a_short_text_is_refused(tiny):
 def test_schemes_that_do_not_fit(tiny, tmp_path, schemes, message):
     with pytest.raises(JobError, match=message):
         trained(tiny, tmp_path, FEW, schemes)
+
+
+@pytest.mark.parametrize("lora", [{}, {"lora": 4}], ids=["whole", "lora"])
+def test_zeros_stay_zeros(tiny, tmp_path, lora):
+    """Of rounded layers, and of those that stay in float."""
+    base = load(tiny)
+    prune_to_zeros(base, parse("magnitude-layer:2:4"), None, lambda done, total: None)
+    pruned = tmp_path / "pruned"
+    shutil.copytree(tiny, pruned, ignore=shutil.ignore_patterns("adapter"))
+    base.save_pretrained(pruned)
+    schemes = schemes_of(tiny, INT4) | {"model.layers.0.mlp.up_proj": None}
+    _, folder = trained(pruned, tmp_path, {"steps": 3, "batch": 2, "window": 64, "lr": 1e-3} | lora, schemes)
+    before, after = linear_layers(base), linear_layers(load(folder))
+    for name, layer in before.items():
+        if name != "lm_head":
+            assert bool((weight_of(after[name])[weight_of(layer) == 0] == 0).all()), name
+            assert lora or not torch.equal(weight_of(after[name]), weight_of(layer))

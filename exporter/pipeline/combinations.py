@@ -27,7 +27,6 @@ class Asked:
     command: str
     prunings: Sequence[Pruning] = ()
     distill: DistillOptions | None = None
-    trains: bool = False
     policy: str | Path = "auto"
     hows: Sequence[Mapping[str, Any] | None] = ()
 
@@ -105,13 +104,6 @@ def _other_models_policy(asked: Asked) -> Broken:
     return " ".join(words), f"first {asked.compressed_first()}"
 
 
-def _filled_again(asked: Asked) -> Broken:
-    zeros = asked.of_kind("zeros")
-    if zeros is None or not asked.trains:
-        return None
-    return f"--prune {zeros} and --qat", "prune shapes (width, heads, depth), or leave out --qat"
-
-
 def _palettes(asked: Asked) -> Broken:
     zeros = asked.of_kind("zeros")
     schemes = [Scheme.model_validate(one) for how in asked.hows if how is not None for one in how["schemes"]]
@@ -182,6 +174,5 @@ RULES = (
         "a policy is of one model's weights, here the smaller one's",
         _other_models_policy,
     ),
-    Rule("zeros, and `--qat`", "training would fill the zeros again", _filled_again),
     Rule("zeros, and a palette", "a palette need not have a 0, and the zeros would go", _palettes),
 )

@@ -120,7 +120,7 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
         for task in TASKS:  # the task is not known yet: names must be right for any of them
             known.parse(text, task)
     prunings, output = read_prunings(job.prune), job.output.expanduser()
-    asked = Asked(command, prunings, sections.distill, sections.qat is not None, job.policy)
+    asked = Asked(command, prunings, sections.distill, job.policy)
     check(asked)
     check_options(sections.distill)
     refuse_other_results(output, job, sections)

@@ -71,8 +71,8 @@ def gptq(weight: Tensor, hessian: Tensor, scheme: Scheme, damping: float = DAMPI
     """A float32 weight [N, K] rounded to the scheme's grid; `hessian` [K, K] is any multiple of its inputs' X^T X.
 
     Columns go in the order of the Hessian's diagonal, the largest first. Input channels that are always 0 in the
-    calibration text are rounded to the nearest. A weight that is 0 stays 0, and what pruning would have it make good goes
-    to the others, as SparseGPT does it. Raises BuildError where either holds NaN or infinity.
+    calibration text are rounded to the nearest. A weight that is 0 stays 0, as SparseGPT has it: others make good
+    what it would. Raises BuildError where either holds NaN or infinity.
     """
     import torch
 

@@ -96,6 +96,9 @@ def train(
     if options.checkpointing:
         _checkpoint_layers(model)
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    # Of layers that stay in float: the others' zeros are RoundedWeight's.
+    linear = [f"{layer}.weight" for layer in linear_layers(model)]
+    used = {name: weights[name] != 0 for name in linear if name in weights}
     optimizer = _optimizer(weights, options)
     state = last_state(states, weights, optimizer) or State(0, 0.0, [])
     began = perf_counter() - state.seconds
@@ -115,6 +118,9 @@ def train(
             )
         optimizer.step()
         optimizer.zero_grad()
+        with torch.no_grad():
+            for name, mask in used.items():
+                weights[name].mul_(mask)
         state.curve.append((step, loss, kl, ce))
         progress(step + 1, options.steps)
         state.done, state.seconds = step + 1, perf_counter() - began

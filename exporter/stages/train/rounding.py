@@ -90,9 +90,11 @@ class RoundedWeight(torch.nn.Module):
     """Parametrizes a layer's weight: what is stored, and the LoRA factors if any, to what the codes stand for.
 
     The steps are learned; zero points stay where the grid put them at the start. `transposed`: GPT-2's Conv1D stores
-    [inputs, outputs]. `rounding` False: the stored weight itself, which is the float teacher's while only LoRA's
-    factors are trained.
+    [inputs, outputs]. A weight that is 0 stays 0, as it was pruned. `rounding` False: the stored weight itself, which
+    is the float teacher's while only LoRA's factors are trained.
     """
+
+    _used: Tensor | None
 
     def __init__(self, stored: Tensor, scheme: Scheme, transposed: bool, lora: int | None, seed: int) -> None:
         super().__init__()
@@ -101,6 +103,7 @@ class RoundedWeight(torch.nn.Module):
         self.rounding, self._scheme, self._transposed = True, scheme, transposed
         self.register_buffer("_zeros", start.zeros.float())
         self.register_buffer("_start", start.scales)
+        self.register_buffer("_used", weight != 0 if bool((weight == 0).any()) else None)
         self.log_steps = torch.nn.Parameter(torch.zeros_like(start.scales))
         self._lora = lora is not None
         if lora is not None:
@@ -115,6 +118,8 @@ class RoundedWeight(torch.nn.Module):
         weight = stored.T if self._transposed else stored
         if self._lora:
             weight = weight + _LORA_SCALE * (self.lora_b @ self.lora_a)
+        if self._used is not None:
+            weight = weight * self._used
         start, zeros = self.get_buffer("_start"), self.get_buffer("_zeros")
         steps = start * self.log_steps.exp()
         groups = weight.reshape(*start.shape, -1)
