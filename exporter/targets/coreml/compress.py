@@ -91,7 +91,7 @@ def _scaled(op: Any, scheme: Scheme, place: Place, weight: Floats, system: int) 
     stored = np.ascontiguousarray(codes).astype(types.nptype_from_builtin(types.string_to_builtin(scheme.weight)))
     scale = np.ascontiguousarray(scales).astype(kind)
     # Rounding makes zeros of its own: those of a model that nobody pruned are not looked for.
-    zeros = codes.size - np.count_nonzero(codes)
+    zeros = int(codes.size - np.count_nonzero(codes))
     if fewer_bytes(place.zeros, codes.size, 8 * kind.itemsize) and fewer_bytes(zeros, codes.size, scheme.bits):
         return sparse_codes(op, stored, scale)
     return mb.constexpr_blockwise_shift_scale(data=stored, scale=scale, before_op=op, name=name)

@@ -68,7 +68,7 @@ def sparse(op: Any, dense: NDArray[Any], system: int) -> Any:
 
 
 def sparse_codes(op: Any, codes: NDArray[Any], scale: NDArray[Any]) -> Any:
-    """Codes of iOS 18, where 0 means 0, as a mask and those that are not, scaled before they are put in their places."""
+    """Codes of iOS 18, where 0 means 0, as a mask and those that are not, scaled and then put in their places."""
     from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 
     used, name = codes != 0, f"{op.name}_sparse"

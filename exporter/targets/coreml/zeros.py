@@ -38,6 +38,6 @@ def _told(sparse: int, layers: int) -> str:
             "(palettes; before iOS18 integers): zeros are stored and multiplied as any other number"
         )
     return (
-        f"Core ML's sparse weights in {sparse} of {layers} layers: a bit for each number, and the numbers that are not 0; "
-        "what that is in speed only a device tells"
+        f"Core ML's sparse weights in {sparse} of {layers} layers: a bit for each number, and the numbers that are not "
+        "0; what that is in speed only a device tells"
     )

@@ -49,7 +49,7 @@ def _used(use: Use, tensors: Mapping[str, onnx.TensorProto], folder: Path) -> ND
     """None where the matrix is in codes that are not known here."""
     maker = next((one for one in (use.node, *use.behind) if one.op_type in _ZERO_POINTS), None)
     if maker is None:
-        return _read(use.tensor, folder) != 0 if use.node.op_type in _DENSE else None
+        return _unlike(_read(use.tensor, folder), 0) if use.node.op_type in _DENSE else None
     place = _ZERO_POINTS[maker.op_type]
     name = maker.input[place] if place < len(maker.input) else ""
     if name and name not in tensors:
@@ -59,13 +59,13 @@ def _used(use: Use, tensors: Mapping[str, onnx.TensorProto], folder: Path) -> ND
     if maker.op_type == _BLOCKED:
         return _used_in_blocks(codes, points, {one.name: one.i for one in maker.attribute})
     if points is None or points.ndim == 0 or points.size == 1:
-        return codes != (0 if points is None else points.reshape(()))
+        return _unlike(codes, 0 if points is None else points.reshape(()))
     axis = next((one.i for one in maker.attribute if one.name == "axis"), 1) if maker.op_type == _DEQUANTIZE else -1
     if points.ndim == 1:
         points = np.expand_dims(points, [at for at in range(codes.ndim) if at != axis % codes.ndim])
     elif points.shape != codes.shape:  # in blocks along the axis
         points = np.repeat(points, codes.shape[axis] // points.shape[axis], axis)
-    return codes != points
+    return _unlike(codes, points)
 
 
 def _used_in_blocks(
@@ -78,8 +78,12 @@ def _used_in_blocks(
     if points is not None:
         packed = points.reshape(rows, -1)
         zero = _unpacked(packed, bits)[:, :blocks, None] if packed.dtype == np.uint8 else packed[:, :, None]
-    used: NDArray[np.bool_] = _unpacked(codes, bits) != zero
-    return used.reshape(rows, -1)[:, :inputs]
+    return _unlike(_unpacked(codes, bits), zero).reshape(rows, -1)[:, :inputs]
+
+
+def _unlike(codes: NDArray[Any], zero: Any) -> NDArray[np.bool_]:
+    used: NDArray[np.bool_] = codes != zero
+    return used
 
 
 def _unpacked(data: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
