@@ -248,8 +248,8 @@ class Target:
     express a policy's scheme, with what it can, or returns None. `selftest` runs the engine on a toy, in a child of
     exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one. `weights` reads what
     the written files hold, of those that `Exported` calls weights: without it nothing is claimed of a precision's name.
-    `zeros` counts those in them, by the names of `weights`, and says what the engine makes of them; it reads each whole,
-    so it is asked of pruned models alone. Without it nothing is claimed of zeros.
+    `zeros` counts those in them, by the names of `weights`, and says what the engine makes of them; it reads them whole
+    and is asked of pruned models alone. Without it nothing is claimed of zeros.
     `with_torch`: its first export into a scratch folder loads the float model in torch; it may begin where torch is.
     `inspects` tells what is in a file that ends so, such as {".npz": read}, for `exporter inspect`: a mapping with
     format, functions (of each name, inputs, outputs, states, operators), bytes (of the weights by type), metadata.
