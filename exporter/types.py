@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from exporter.runner import Floats as Floats  # a third party's target imports the arrays' names from here too
 from exporter.runner import Ids as Ids
 from exporter.runner import Runner
+from exporter.weight import Weight as Weight
+from exporter.weight import Zeros as Zeros
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -156,20 +158,6 @@ class Precision:
 
 
 @dataclass(frozen=True)
-class Weight:
-    """A weight matrix as an artifact holds it: how many numbers, of how many bits each, with their blocks' scales.
-
-    `table`: an embedding, or a language model's head. `why`: what keeps it wider than was asked for, where known.
-    """
-
-    name: str
-    numbers: int
-    bits: float
-    table: bool
-    why: str = ""
-
-
-@dataclass(frozen=True)
 class Probe:
     """A few short padded sequences with the reference's whole answers: what every artifact is checked against.
 
@@ -260,6 +248,8 @@ class Target:
     express a policy's scheme, with what it can, or returns None. `selftest` runs the engine on a toy, in a child of
     exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one. `weights` reads what
     the written files hold, of those that `Exported` calls weights: without it nothing is claimed of a precision's name.
+    `zeros` counts those in them, by the names of `weights`, and says what the engine makes of them; it reads them whole
+    and is asked of pruned models alone. Without it nothing is claimed of zeros.
     `with_torch`: its first export into a scratch folder loads the float model in torch; it may begin where torch is.
     `inspects` tells what is in a file that ends so, such as {".npz": read}, for `exporter inspect`: a mapping with
     format, functions (of each name, inputs, outputs, states, operators), bytes (of the weights by type), metadata.
@@ -287,6 +277,7 @@ class Target:
     schemes: Callable[[str, Scheme], str | None] = lambda precision, scheme: f"{precision} takes no policy"
     fetch: Callable[[Path, Path | None], Path] | None = None  # (cache, a file at hand): what `exporter fetch` does
     weights: Callable[[Path, Sequence[str]], Sequence[Weight]] | None = None  # (artifact's folder, its files)
+    zeros: Callable[[Path, Sequence[str]], Zeros] | None = None  # (artifact's folder, its files)
     with_torch: bool = False
     inspects: Mapping[str, Callable[[Path], Mapping[str, Any]]] = field(default_factory=dict)
     run: str = ""

@@ -18,6 +18,7 @@ from exporter.pipeline.choosing import Choosing, budget, keeps_name, stricter, u
 from exporter.pipeline.measuring import Bench
 from exporter.pipeline.packing import pack, packing_identity
 from exporter.pipeline.plan import Plan, Wanted
+from exporter.pipeline.zeros import has_zeros, measure_zeros
 from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy
 from exporter.quantization.quantizing import POLICY
@@ -56,10 +57,12 @@ class Exports:
                     manifest = self._write(wanted, self.checkpoint, building, key, None)
                 else:
                     manifest = self._under_a_policy(wanted, how, row, building, key)
+                if self._has_zeros():
+                    manifest = self._with_zeros(wanted, manifest, building)
         row.path = variant.folder
         size, others = sizes(manifest)
         row.artifact |= {"bytes": size, "size_ratio": size / (4 * self.checkpoint.parameters)}
-        row.artifact |= {"tokenizer_bytes": others} | manifest["held"]
+        row.artifact |= {"tokenizer_bytes": others, "zeros": manifest.get("zeros")} | manifest["held"]
         row.build |= {name: manifest[name] for name in ("export_s", "export_peak_rss_bytes", "quantization")}
         row.build |= {"engine": manifest.get("build"), "graph": manifest.get("graph")}
         row.reason = "; ".join(manifest["notes"]) or None
@@ -75,6 +78,8 @@ class Exports:
         made_of.append(packing_identity(wanted.target, self.checkpoint.path))
         if how is not None:
             made_of += [how, self.plan.calibration]
+        if self._has_zeros():
+            made_of.append("zeros counted")
         return store.content_key(["artifact, weights held", made_of, machine.versions()])
 
     def _how(self, wanted: Wanted) -> dict[str, Any] | None:
@@ -144,8 +149,10 @@ class Exports:
         seconds = perf_counter() - began - elsewhere
         shutil.rmtree(quantized)
         shutil.rmtree(prepared)
-        facts = {name: value for name, value in manifest.items() if name not in ("key", "weights", "files")}
-        facts |= {"quantization": record | {"attempts": attempts, "seconds": seconds}, "limits": asdict(limits)}
+        facts = _facts(manifest) | {
+            "quantization": record | {"attempts": attempts, "seconds": seconds},
+            "limits": asdict(limits),
+        }
         if not keeps_name(limits, attempts[-1]):
             why = unnamed(wanted.target.precisions[variant.precision], limits, record, attempts)
             facts["held"] |= {"wider": "; ".join(filter(None, (why, facts["held"]["wider"])))}
@@ -192,6 +199,18 @@ class Exports:
         }
         return store.write_manifest(folder, key, weights, facts)
 
+    def _has_zeros(self) -> bool:
+        return has_zeros(self.plan.prunings, self.plan.source.checkpoint.path)
+
+    def _with_zeros(self, wanted: Wanted, manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """The manifest, written again with what zeros bought: known of the artifact that is published alone."""
+        log = self.output / "logs" / f"{wanted.variant.folder}.zeros.log"
+        start = self.start if wanted.target.with_torch else fresh
+        with Worker(log, self.plan.job.threads, self.progress, start=start) as worker:
+            found = worker(measure_zeros, target=wanted.variant.target, folder=folder, files=manifest["weights"])
+        facts = _facts(manifest) | {"zeros": found}
+        return store.write_manifest(folder, manifest["key"], manifest["weights"], facts, known=manifest["files"])
+
     def _carry_modules(self, folder: Path) -> list[str]:
         """A sentence-transformers folder's modules travel with the artifact; returns those that are weights."""
         if self.plan.embedding is None:
@@ -236,6 +255,13 @@ def export_artifact(
     cost = {"export_s": perf_counter() - start, "export_peak_rss_bytes": machine.peak_rss()}
     weights = writer.weights(Path(folder), exported.weights) if writer.weights else []
     return asdict(exported) | cost | {"held": held(writer.precisions[precision], weights)}
+
+
+def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says beyond its own keys, to be written again."""
+    return {
+        name: value for name, value in manifest.items() if name not in ("schema_version", "key", "weights", "files")
+    }
 
 
 def _missed(gate: Gate) -> str:

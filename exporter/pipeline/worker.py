@@ -20,6 +20,7 @@ from exporter.pipeline.quantized_base import dequantize_base
 from exporter.pipeline.reference import measure_reference
 from exporter.pipeline.source import inspect_checkpoint, prepare_recipe
 from exporter.pipeline.training import train_checkpoint
+from exporter.pipeline.zeros import measure_zeros
 from exporter.process import Operation, begin
 
 OPERATIONS: dict[str, Operation] = {
@@ -39,6 +40,7 @@ OPERATIONS: dict[str, Operation] = {
         prepare_policy,
         choose_policy,
         export_artifact,
+        measure_zeros,
         measure_quality,
         open_for_speed,
         time_round,

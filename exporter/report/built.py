@@ -38,6 +38,10 @@ def build_lines(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"{layers['count']} layers, by {layers['source']}: {'; '.join(kinds)}"
     if record["int8_share"] is not None:
         yield f"{record['int8_share']:.0%} of the linear layers' multiplications in int8"
+    if record.get("sparse_tactics"):
+        took = record["sparse_layers"]
+        told = "what it took is not known" if took is None else f"taken for {took}"
+        yield f"2:4 in {record['two_of_four_layers']} layers' weights: sparse tactics allowed, {told}"
     yield from _kept_lines(record["kept_float"])
     if (untimed := row["speed"]["untimed"]) is not None:
         yield f"quality: {row['artifact']['engine']}; latency: {untimed}"

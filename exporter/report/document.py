@@ -64,6 +64,10 @@ class Artifact(_Group):
     )
     bits_per_weight: float | None = Field(description="Mean bits of a linear layer's number.")
     wider: str | None = Field(description="The largest weights that take more bits than the name says, and why.")
+    zeros: dict[str, Any] | None = Field(
+        description="Of a model that was pruned to zeros: the share found in the artifact, its bytes when they are "
+        "compressed, and what its engine makes of zeros; null: it was not pruned so."
+    )
     proven_tokens: int | None = Field(
         description="Tokens of the longest text up to which its answers are proven to be the reference's."
     )

@@ -17,10 +17,11 @@ from exporter.report import charts, table, timing, winners
 from exporter.report.built import build_lines
 from exporter.report.labelled import data_line, labelled_lines
 from exporter.report.merged import merge_lines
-from exporter.report.pruned import prune_lines
+from exporter.report.pruned import NOTHING_BESIDE, prune_lines
 from exporter.report.quantized import quantization_lines
 from exporter.report.samples import samples_lines, side_by_side
 from exporter.report.training import trained
+from exporter.report.zeros import zeros_lines
 
 Report = Mapping[str, Any]
 _REASON = 300  # characters of a reason in the short forms: GitHub refuses a comment of more than 65,536
@@ -58,12 +59,13 @@ def render_html(report: Report) -> str:
         others=timing.most_busy(report),
         merge=[] if report["model"]["merge"] is None else list(merge_lines(report["model"]["merge"])),
         policies={table.name(row): lines for row, lines in _told(report, _policy_lines)},
+        zeros={table.name(row): lines for row, lines in _told(report, zeros_lines)},
         builds={table.name(row): lines for row, lines in _told(report, build_lines)},
         labels={table.name(row): lines for row, lines in _told(report, labelled_lines)},
         samples=list(side_by_side(report)),
         sampled=list(samples_lines(report)),
         data=data_line(report["evaluation"]["data"]) if report["evaluation"].get("data") else None,
-        prune=[] if report["model"]["prune"] is None else list(prune_lines(report["model"]["prune"])),
+        prune=_prune_lines(report),
         trained=trained(report["model"]),
         clip=table.clip,
         failure=table.failure,
@@ -146,13 +148,14 @@ def render_markdown(report: Report) -> str:
         lines += ["", "**Failed gates**", "", *failed]
     if report["model"]["merge"] is not None:
         lines += ["", "**Merge**", "", *(f"- {_text(line)}" for line in merge_lines(report["model"]["merge"]))]
-    if report["model"]["prune"] is not None:
-        lines += ["", "**Pruning**", "", *(f"- {_text(line)}" for line in prune_lines(report["model"]["prune"]))]
+    if pruned := _prune_lines(report):
+        lines += ["", "**Pruning**", "", *(f"- {_text(line)}" for line in pruned)]
     for one in trained(report["model"]):
         lines += ["", f"**{one['title']}**", "", *(f"- {_text(line)}" for line in one["lines"])]
-    for title, about in (("Labels", labelled_lines), ("Policy", _policy_lines), ("Engine", build_lines)):
-        for row, told in _told(report, about):
-            lines += ["", f"**{title} of {_code(table.name(row))}**", "", *(f"- {_text(line)}" for line in told)]
+    told = (("Labels", labelled_lines), ("Policy", _policy_lines), ("Zeros", zeros_lines), ("Engine", build_lines))
+    for title, about in told:
+        for row, said in _told(report, about):
+            lines += ["", f"**{title} of {_code(table.name(row))}**", "", *(f"- {_text(line)}" for line in said)]
     if sampled := list(samples_lines(report)):
         lines += ["", "**Samples**", "", *(f"- {_text(line)}" for line in sampled)]
     for status, title in (("failed", "Failed"), ("skipped", "Skipped"), ("ok", "Notes")):
@@ -179,6 +182,11 @@ def _told(report: Report, about: Callable[[table.Row], Iterable[str]]) -> list[t
     """The rows that something is told about, and what: of their policies, or of engines."""
     told = ((row, list(about(row))) for row in report["results"])
     return [(row, lines) for row, lines in told if lines]
+
+
+def _prune_lines(report: Report) -> list[str]:
+    record = report["model"]["prune"]
+    return [] if record is None else [*prune_lines(record), NOTHING_BESIDE]
 
 
 def _policy_lines(row: table.Row) -> Iterable[str]:

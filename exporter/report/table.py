@@ -246,6 +246,8 @@ _DETAILS = (
     Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode"), timed=True),
     Column("Named", "share", lambda row: _percent(row["artifact"].get("named_share"))),
     Column("Weights", "bits", lambda row: times(row["artifact"].get("bits_per_weight"))),
+    Column("Zeros", "share", lambda row: _percent((row["artifact"].get("zeros") or {}).get("share"))),
+    Column("Compressed", "MB", lambda row: megabytes((row["artifact"].get("zeros") or {}).get("compressed_bytes"))),
     Column("Proven", "tokens", lambda row: rate(row["artifact"].get("proven_tokens"))),
     Column("Tokenizer", "MB", lambda row: megabytes(row["artifact"]["tokenizer_bytes"])),
     Column("Engine", "× graph", lambda row: times((row["build"]["engine"] or {}).get("engine_over_onnx"))),

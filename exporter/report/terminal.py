@@ -13,6 +13,7 @@ from rich.text import Text
 
 from exporter.report import table, timing
 from exporter.report.winners import nothing_passed, told
+from exporter.report.zeros import zeros_lines
 
 Report = Mapping[str, Any]
 _REASON = 300  # characters of a reason
@@ -40,6 +41,7 @@ def print_table(report: Report, console: Console) -> None:
             what.append(f"{row['status']}: {row['reason']}")
         elif row["speed"]["untimed"]:
             what.append(f"quality: {row['artifact']['engine']}; latency: {row['speed']['untimed']}")
+        what += ["; ".join(said)] if (said := list(zeros_lines(row))) else []
         lines += [Text.assemble((table.name(row), "bold"), "  ", table.clip(text, _REASON)) for text in what]
     lines += [Text(note) for note in (*timing.notes(report), *filter(None, [table.short_text(report)]))]
     dropped = [column.title for column in every if column not in columns]

@@ -18,6 +18,7 @@ from exporter.quantization.palette import palettes
 from exporter.runner import Floats
 from exporter.scheme import Scheme
 from exporter.targets.coreml.options import STATES as IOS18
+from exporter.targets.coreml.sparse import fewer_bytes, sparse_codes
 from exporter.targets.coreml.weights import Place
 
 _SMALLEST = float(np.finfo(np.float16).smallest_normal)  # a smaller scale would lose digits
@@ -33,7 +34,10 @@ def compress(
     importance: Mapping[str, Floats],
     system: int,
 ) -> None:
-    """Writes a package whose constants have these forms; `importance` [K] of layers' inputs counts for palettes."""
+    """Writes a package whose constants have these forms; `importance` [K] of layers' inputs counts for palettes.
+
+    Codes of a pruned layer are sparse too, where the system has that and it is fewer bytes.
+    """
     import coremltools as ct
     from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
     from coremltools.models.utils import _apply_graph_pass
@@ -86,6 +90,10 @@ def _scaled(op: Any, scheme: Scheme, place: Place, weight: Floats, system: int) 
         )  # fmt: skip
     stored = np.ascontiguousarray(codes).astype(types.nptype_from_builtin(types.string_to_builtin(scheme.weight)))
     scale = np.ascontiguousarray(scales).astype(kind)
+    # Rounding makes zeros of its own: those of a model that nobody pruned are not looked for.
+    zeros = int(codes.size - np.count_nonzero(codes))
+    if fewer_bytes(place.zeros, codes.size, 8 * kind.itemsize) and fewer_bytes(zeros, codes.size, scheme.bits):
+        return sparse_codes(op, stored, scale)
     return mb.constexpr_blockwise_shift_scale(data=stored, scale=scale, before_op=op, name=name)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.targets.coreml.convert import PACKAGE
+from exporter.targets.coreml.sparse import SPARSE, SPARSE_CODES
 from exporter.types import Weight
 
 SPECIFICATION = Path("Data", "com.apple.CoreML", "model.mlmodel")
@@ -22,7 +23,7 @@ _WEIGHTS: Mapping[str, Sequence[str]] = {
 }
 _NUMBERS = {
     "const": "val", "constexpr_affine_dequantize": "quantized_data", "constexpr_blockwise_shift_scale": "data",
-    "constexpr_lut_to_dense": "indices",
+    "constexpr_lut_to_dense": "indices", SPARSE: "nonzero_data", SPARSE_CODES: "nonzero_data",
 }  # fmt: skip
 _AFTER = ("add", "cast", "mul", "real_div", "tanh")  # what may follow a head's product
 _ROTARY = "rotary_emb_"  # a table of positions, which is no weight
@@ -56,7 +57,7 @@ def weights_of(folder: Path, files: Sequence[str] = ()) -> list[Weight]:
 @dataclass(frozen=True)
 class _Constant:
     shape: tuple[int, ...]
-    bits: int
+    bits: float
     why: str
 
 
@@ -75,23 +76,30 @@ def _constant(name: str, makers: Mapping[str, Any]) -> _Constant | None:
     columns = list(shape)[-2:]
     if len(columns) < 2 or 1 in columns:
         return None
-    kind = _kind(maker, _NUMBERS[maker.type], makers)
-    bits = int(re.sub(r"\D", "", kind) or 8)
+    bits = _sparse_bits(maker, math.prod(shape), makers) if maker.type == SPARSE else _stored(maker, makers)[0]
     whole = maker.type == "const" and min(shape) % _BLOCK
     return _Constant(shape, bits, f"rows of {columns[-1]} are no multiple of the block of {_BLOCK}" if whole else "")
 
 
-def _kind(op: Any, place: str, makers: Mapping[str, Any]) -> str:
-    """The type of an operator's numbers, such as INT4: they are an attribute, written in place, or a constant."""
+def _sparse_bits(op: Any, numbers: int, makers: Mapping[str, Any]) -> float:
+    """The mean bits of a sparse matrix's numbers: one in the mask for each, and those that are not 0."""
+    codes = makers.get(_name(op, "nonzero_data"), op)
+    bits, [used] = _stored(codes if codes.type == SPARSE_CODES else op, makers)
+    return 1 + bits * used / numbers
+
+
+def _stored(op: Any, makers: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
+    """The bits and the shape of an operator's numbers: they are an attribute, written in place, or a constant."""
     from coremltools.proto import MIL_pb2
 
+    place = _NUMBERS[op.type]
     if place in op.attributes:
         type_ = op.attributes[place].type
     else:
         bound = op.inputs[place].arguments[0]
         type_ = bound.value.type if bound.WhichOneof("binding") == "value" else makers[bound.name].outputs[0].type
-    name: str = MIL_pb2.DataType.Name(type_.tensorType.dataType)
-    return name
+    kind = MIL_pb2.DataType.Name(type_.tensorType.dataType)  # such as INT4
+    return int(re.sub(r"\D", "", kind) or 8), _shape(type_)
 
 
 def _shape(type_: Any) -> tuple[int, ...]:

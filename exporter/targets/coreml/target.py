@@ -25,8 +25,10 @@ from exporter.targets.coreml.inspection import inspect
 from exporter.targets.coreml.opened import open_folder
 from exporter.targets.coreml.options import BLOCKS, ROUNDED_INPUTS, SYSTEMS, USUAL_LENGTH, CoremlOptions
 from exporter.targets.coreml.precisions import FLOATS, PRECISIONS, cannot_express
+from exporter.targets.coreml.sparse import pruned, sparsify
 from exporter.targets.coreml.traps import quiet
 from exporter.targets.coreml.weights import PALETTES, Place, dump, find_places, forms_of, load
+from exporter.targets.coreml.zeros import zeros_of
 from exporter.targets.folder.files import copy_configuration, model_name
 from exporter.targets.folder.kit import kit, programs
 from exporter.types import GENERATION, Exported, ExportRequest, Preparation, Target
@@ -45,7 +47,7 @@ def export(request: ExportRequest) -> Exported:
     package = _float_package(request, half=precision != "fp32")
     notes: list[str] = []
     if precision in FLOATS:
-        shutil.copytree(package, to)
+        _float(package, to, options.system, bits=32 if precision == "fp32" else 16)
     else:
         proof.prove(package, request)
         notes = _compressed(request, package, to)
@@ -88,6 +90,15 @@ def _float_package(request: ExportRequest, half: bool) -> Path:
         told = {"program": made.told(), "limited": made.limited, "places": dump(places)}
         done.write_text(json.dumps(told), encoding="utf-8")
     return package
+
+
+def _float(package: Path, to: Path, system: int, bits: int) -> None:
+    """Writes the float package, with sparse weights where the model was pruned."""
+    places = load(json.loads(package.with_name(FACTS).read_text(encoding="utf-8"))["places"])
+    if chosen := pruned(places, bits):
+        sparsify(package, to, {places[name].constant for name in chosen}, system)
+    else:
+        shutil.copytree(package, to)
 
 
 def _compressed(request: ExportRequest, package: Path, to: Path) -> list[str]:
@@ -172,6 +183,7 @@ COREML = Target(
     export=export,
     open=open_folder,
     weights=weights_of,
+    zeros=zeros_of,
     inspects={".mlpackage": read_package},
     run='python {folder}/run.py "Once upon a time"',
     kit=kit("coreml"),

@@ -25,13 +25,17 @@ SMALL = 2048  # numbers: coremltools' own limit, below which a table costs more 
 
 @dataclass(frozen=True)
 class Place:
-    """A linear layer's constant. `turned`: it is stored as [K, N]; `head`: it makes a language model's logits."""
+    """A linear layer's constant. `turned`: it is stored as [K, N]; `head`: it makes a language model's logits.
+
+    `zeros`: how many of its numbers are 0, as they are stored.
+    """
 
     constant: str
     turned: bool
     rows: int  # N
     inputs: int  # K
     head: bool
+    zeros: int = 0
 
 
 CHANNELS = Scheme(weight="int8", group=None)
@@ -55,7 +59,8 @@ def find_places(program: Program, model: Any) -> dict[str, Place]:
             continue
         weight = weight_of(layer).detach().numpy()
         if (found := _find(weight, constants)) is not None:
-            places[name] = Place(*found, weight.shape[0], weight.shape[1], layer is head)
+            constant, turned, zeros = found
+            places[name] = Place(constant, turned, weight.shape[0], weight.shape[1], layer is head, zeros)
     return places
 
 
@@ -63,12 +68,12 @@ def _key(value: NDArray[Any]) -> tuple[Any, ...]:
     return (value.shape, value[0].astype(np.float16).tobytes())
 
 
-def _find(weight: NDArray[Any], constants: Mapping[tuple[Any, ...], list[Any]]) -> tuple[str, bool] | None:
+def _find(weight: NDArray[Any], constants: Mapping[tuple[Any, ...], list[Any]]) -> tuple[str, bool, int] | None:
     for turned in (False, True):
         stored = weight.T if turned else weight
         for name, value in constants.get(_key(stored), []):
             if np.array_equal(value, stored.astype(value.dtype)):
-                return name, turned
+                return name, turned, int(value.size - np.count_nonzero(value))
     return None
 
 

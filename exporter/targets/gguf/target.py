@@ -37,6 +37,7 @@ from exporter.targets.gguf.types import (
     parse_overrides,
     weights_of,
 )
+from exporter.targets.gguf.zeros import zeros_of
 from exporter.types import (
     CLASSIFICATION,
     GENERATION,
@@ -249,6 +250,7 @@ GGUF = Target(
     export=export,
     open=open_gguf,
     weights=weights_of,
+    zeros=zeros_of,
     inspects={".gguf": inspect},
     run='python {folder}/run.py "Once upon a time"',
     kit=kit("gguf"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from exporter.targets.onnx_graph.inspection import inspect
 from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.session import open_onnx
 from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm, trace_encoder
+from exporter.targets.onnx_graph.zeros import zero_counts
 from exporter.types import (
     CLASSIFICATION,
     FEATURES,
@@ -46,6 +47,7 @@ from exporter.types import (
     Gates,
     Precision,
     Target,
+    Zeros,
     agreement,
 )
 
@@ -156,6 +158,12 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to ONNX yet"
     return None
+
+
+def zeros_of(folder: Path, files: Sequence[str]) -> Zeros:
+    """The zeros in an artifact's graph."""
+    counts = zero_counts(folder)
+    return Zeros(counts, "ONNX Runtime stores and multiplies a zero as any other number: no speed, and the same bytes")
 
 
 def clients(folder: Path, task: str) -> dict[str, Path]:
@@ -273,6 +281,7 @@ ONNX = Target(
     export=export,
     open=open_onnx,
     weights=weights_of,
+    zeros=zeros_of,
     inspects={".onnx": inspect},
     run='python {folder}/run.py "Once upon a time"',
     kit=kit("onnx"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,32 +31,54 @@ def weights_of(folder: Path, files: Sequence[str] = ()) -> list[Weight]:
     import onnx
 
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    return [use.weight for use in uses_of(graph)]
+
+
+@dataclass(frozen=True)
+class Use:
+    """A weight matrix where the graph takes it first. `behind`: the views between the tensor and the node's operand.
+
+    `turned`: one of them is a transposition. `place`: which operand of the node it is.
+    """
+
+    weight: Weight
+    node: onnx.NodeProto
+    place: int
+    tensor: onnx.TensorProto
+    behind: tuple[onnx.NodeProto, ...]
+    turned: bool
+
+
+def uses_of(graph: onnx.GraphProto) -> list[Use]:
+    """Each matrix once, where it is taken first; a table wherever it is one."""
     makers = {name: node for node in graph.node for name in node.output}
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     heads = set(_heads(graph, makers))
-    found: dict[str, Weight] = {}
+    found: dict[str, Use] = {}
     tables = set()
     for node in graph.node:
         for place in _WEIGHTS.get(node.op_type, ()):
-            tensor, turned = _behind(node.input[place] if place < len(node.input) else "", makers, tensors)
+            operand = node.input[place] if place < len(node.input) else ""
+            behind = _behind(operand, makers)
+            tensor = tensors.get(behind[-1].input[0] if behind else operand)
             if tensor is None or not _is_matrix(tensor):
                 continue
             experts = len(tensor.dims) > 2
             if (node.op_type in _LOOKUPS and not experts) or node.output[0] in heads:
                 tables.add(tensor.name)
-            found.setdefault(tensor.name, _weight(node, tensor, turned))
-    return [Weight(one.name, one.numbers, one.bits, name in tables, one.why) for name, one in found.items()]
+            turned = sum(one.op_type == "Transpose" for one in behind) % 2 == 1
+            use = Use(_weight(node, tensor, turned), node, place, tensor, tuple(behind), turned)
+            found.setdefault(tensor.name, use)
+    return [replace(use, weight=replace(use.weight, table=name in tables)) for name, use in found.items()]
 
 
-def _behind(
-    name: str, makers: Mapping[str, onnx.NodeProto], tensors: Mapping[str, onnx.TensorProto]
-) -> tuple[onnx.TensorProto | None, bool]:
-    """The initializer that a value is a view of, and whether it is turned."""
-    turned = False
+def _behind(name: str, makers: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The views that a value is made by, from it back to what they are views of."""
+    found = []
     while name in makers and makers[name].op_type in _VIEWS:
-        turned ^= makers[name].op_type == "Transpose"
+        found.append(makers[name])
         name = makers[name].input[0]
-    return tensors.get(name), turned
+    return found
 
 
 def _is_matrix(tensor: onnx.TensorProto) -> bool:

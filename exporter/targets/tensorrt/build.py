@@ -37,6 +37,7 @@ class How:
     version_compatible: bool = False
     workspace: int | None = None  # bytes
     timing_cache: Path | None = None  # the folder that keeps them
+    sparse: bool = False  # sparse tactics are allowed: the builder looks at the weights and times them beside the dense
 
 
 def parse(platform: Platform, model_onnx: Path, log: Log) -> tuple[Any, Any]:
@@ -88,6 +89,8 @@ def build(
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if how.exact_float32:
         config.clear_flag(trt.BuilderFlag.TF32)
+    if how.sparse:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if how.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, how.workspace)
     _for_which_gpus(trt, config, how)
@@ -107,6 +110,7 @@ def build(
         "built_by": str(platform),
         "engine_bytes": int(plan.nbytes),
         "layers": _layers(platform, log, folder, shapes),
+        "sparse_layers": log.sparse_layers(),
         "seconds": {"parse": parsed - start, "build": built - parsed},
     }
 

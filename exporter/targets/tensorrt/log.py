@@ -12,6 +12,8 @@ from typing import Any
 _KEPT = 3  # lines of the log in an error
 _CLIP = 240
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<type>[^,]+), (?P<rest>.*)$", re.MULTILINE)
+# What it says with SPARSE_WEIGHTS: https://github.com/NVIDIA/TensorRT/issues/2169
+_SPARSE = re.compile(r"\(Sparsity\) TRT inference plan picked sparse implementation for layers:(.*)")
 _INPUTS = re.compile(r"Inputs: \[(.*?)\], (?:Constants|Outputs)")
 _OUTPUTS = re.compile(r"Outputs: \[(.*?)\](?:, [A-Z]\w+: |$)")
 _TYPES = re.compile(r"Datatype: (\w+)")
@@ -52,6 +54,11 @@ class Log:
                 print(line, file=sys.stderr)
 
         self.logger = Logger()
+
+    def sparse_layers(self) -> int | None:
+        """How many layers the builder says it took a sparse tactic for; None: it said nothing of that."""
+        told = [found[1] for line in self._lines if (found := _SPARSE.search(line))]
+        return len(told[-1].split(", ")) if told and told[-1].strip() else 0 if told else None
 
     def last_lines(self) -> str:
         """The last errors, or else the last lines, as one line."""

@@ -22,6 +22,7 @@ from exporter.errors import BuildError, JobError, unknown
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.folder.kit import kit
 from exporter.targets.onnx_graph.held import weights_of
+from exporter.targets.onnx_graph.zeros import two_of_four
 from exporter.targets.tensorrt.build import How, build, failed, parse
 from exporter.targets.tensorrt.graph import OPERATORS, write_graph
 from exporter.targets.tensorrt.lint import refused
@@ -37,21 +38,20 @@ from exporter.targets.tensorrt.platform import (
     has_device,
     lacking,
 )
+from exporter.targets.tensorrt.precisions import PRECISIONS
 from exporter.targets.tensorrt.profile import Profile, ports
-from exporter.targets.tensorrt.quantize import SCHEMES, cannot_express
+from exporter.targets.tensorrt.quantize import cannot_express
 from exporter.targets.tensorrt.runner import open_engine
 from exporter.targets.tensorrt.serving import REBUILD, RUN, rebuild_command, run_command, write_repository
 from exporter.targets.tensorrt.stand_in import open_stand_in
+from exporter.targets.tensorrt.zeros import zeros_of
 from exporter.types import (
     GENERATION,
     TOKENIZER_FILES,
     Exported,
     ExportRequest,
-    Gates,
-    Precision,
     Preparation,
     Target,
-    agreement,
 )
 
 OLDEST = (10, 12)  # of TensorRT: the first whose strongly typed networks take all that the graphs hold
@@ -66,7 +66,8 @@ def export(platform: Platform, request: ExportRequest) -> Exported:
     model_onnx = folder / "model.onnx"
     request.progress(f"writing the graph of {platform.package}:{request.precision}", 0, 0)
     graph = write_graph(request, model_onnx, lacking(platform, OPERATORS))
-    profile, how = Profile.parse(options.profile), _how(request)
+    profile, (sparse, _) = Profile.parse(options.profile), two_of_four(folder)
+    how = _how(request, sparse > 0)
     inputs, outputs = ports(model_onnx)
     gc.collect()  # graphs are full of cycles, and would keep the float weights mapped beside the builder's memory
     dimensions = {name: port.dimensions for name, port in inputs.items()}
@@ -80,6 +81,7 @@ def export(platform: Platform, request: ExportRequest) -> Exported:
         "built_by": None, "engine_bytes": None, "onnx_bytes": onnx_bytes, "engine_over_onnx": None,
         "capabilities": list(how.capabilities) or None, "hardware_compatible": how.hardware_compatible,
         "version_compatible": how.version_compatible, "profile": options.profile,
+        "two_of_four_layers": sparse, "sparse_tactics": how.sparse, "sparse_layers": None,
         "layers": None, "kept_float": list(graph.kept_float), "int8_share": graph.int8_share,
         "seconds": dict(graph.seconds),
     }  # fmt: skip
@@ -103,7 +105,7 @@ def export(platform: Platform, request: ExportRequest) -> Exported:
     return Exported(tuple(files), graph.notes, tuple(extras), told)
 
 
-def _how(request: ExportRequest) -> How:
+def _how(request: ExportRequest, sparse: bool) -> How:
     options, cache = request.options, request.cache
     named = options.compute_capability if isinstance(options, RtxOptions) else ()
     wide = isinstance(options, TensorrtOptions)
@@ -114,6 +116,7 @@ def _how(request: ExportRequest) -> How:
         version_compatible=wide and options.version_compatible,
         workspace=options.workspace,
         timing_cache=cache and cache / "tensorrt",
+        sparse=sparse and request.precision != "fp32",  # sparse tensor cores take TF32, and float32 without it is exact
     )
 
 
@@ -185,82 +188,6 @@ def open_folder(platform: Platform, folder: Path, threads: int) -> Any:
     return open_stand_in(folder, threads, profile, decoder, untimed)
 
 
-# Measured (KL of SmolLM2-135M; then of random BERTs, 185 lines: a number's error, three labels' agreement): fp16 2e-5,
-# 0.0041, 100%; bf16 not measured, 0.033, 99%; int8 0.016, 0.22, 94%; int8-weight 0.0034, the others as ONNX's.
-PRECISIONS = {
-    "fp32": Precision(
-        "float32, without TF32",
-        Gates(
-            max_ppl_ratio=1.001,
-            max_kl=1e-4,
-            min_cosine=0.9999,
-            max_regression_error=1e-3,
-            max_logit_error=1e-3,
-            max_cache_kl=1e-6,
-        ),
-        by_task=agreement(0.98),
-    ),
-    "fp16": Precision(
-        "float16, what would overflow in float32",
-        Gates(
-            max_ppl_ratio=1.005,
-            max_kl=1e-3,
-            min_cosine=0.999,
-            max_regression_error=0.02,
-            max_cache_kl=1e-3,
-            min_named_share=0.5,
-        ),
-        by_task=agreement(0.97),
-        bits=16,
-        table_bits=16,
-    ),
-    "bf16": Precision(
-        "bfloat16, norms and softmax in float32",
-        Gates(
-            max_ppl_ratio=1.02,
-            max_kl=0.02,
-            min_cosine=0.995,
-            max_regression_error=0.06,
-            max_cache_kl=0.01,
-            min_named_share=0.9,
-        ),
-        by_task=agreement(0.94),
-        bits=16,
-        table_bits=16,
-    ),
-    "int8": Precision(
-        "int8 weights and activations (Q/DQ) where the policy allows, float16 for the rest",
-        Gates(
-            max_ppl_ratio=1.02,
-            max_kl=0.03,
-            min_cosine=0.98,
-            max_regression_error=0.25,
-            max_cache_kl=0.01,
-            min_named_share=0.5,
-        ),
-        by_task=agreement(0.9),
-        schemes=SCHEMES["int8"],
-        bits=8,
-        table_bits=16,
-        ranges_per_octave=16,  # SmolLM2's engine / ONNX: 1.146, as found 1.176, four 1.140; one for all 1.136
-    ),
-    "int8-weight": Precision(
-        "8-bit weights per channel, float16 for the rest",
-        Gates(
-            max_ppl_ratio=1.02,
-            max_kl=0.03,
-            min_cosine=0.99,
-            max_regression_error=0.15,
-            max_cache_kl=0.01,
-            min_named_share=0.5,
-        ),
-        by_task=agreement(0.93),
-        schemes=SCHEMES["int8-weight"],
-        bits=8,
-        table_bits=16,
-    ),
-}
-
 TENSORRT_TARGET = Target(
     name=TENSORRT.package,
     summary="NVIDIA TensorRT: datacenter and workstation GPUs, Triton",
@@ -278,6 +205,7 @@ TENSORRT_TARGET = Target(
     export=partial(export, TENSORRT),
     open=partial(open_folder, TENSORRT),
     weights=weights_of,
+    zeros=zeros_of,
     run="sh {folder}/run.sh",
     kit=kit("tensorrt"),
     options=TensorrtOptions,

@@ -22,6 +22,7 @@ from exporter.scheme import Scheme
 from exporter.targets.folder.kit import kit, programs
 from exporter.targets.torch.held import weights_of
 from exporter.targets.torch.static import WEIGHTS, cannot_express, export_static, load_static
+from exporter.targets.torch.zeros import zeros_of
 from exporter.types import GENERATION, Exported, ExportRequest, Gates, Precision, Target, agreement
 
 
@@ -156,6 +157,7 @@ TORCH = Target(
     export=export,
     open=open_torch,
     weights=weights_of,
+    zeros=zeros_of,
     run='python {folder}/run.py "Once upon a time"',
     kit=kit("torch"),
     programs=clients,

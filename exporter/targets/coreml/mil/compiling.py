@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,15 @@ class Compiler:
         frees = _last_reads(left, function.outputs)
         steps = tuple(self._step(op, known, at in owned, tuple(frees[at])) for at, op in enumerate(left))
         return Plan(function, steps, {name: known[name] for name in function.outputs if name in known})
+
+    def value(self, name: str, makers: Mapping[str, Operation]) -> Any:
+        """A constant by its name, of what `makers` has by its outputs' names; as the operators take it."""
+        operation = makers[name]
+        if operation.kind == "const":
+            [constant] = operation.inputs["val"]
+            return self._constant(constant)
+        known = {one: self.value(one, makers) for one in operation.names()}
+        return computed(self._step(operation, known), {}, self._half)[name]
 
     def _check(self, function: Function) -> None:
         """What is not known is told with all its names, before anything is computed."""

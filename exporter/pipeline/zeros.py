@@ -1,0 +1,33 @@
+"""What zeros bought an artifact of a pruned model: counted in its files, by an operation of a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from exporter.measure.zeros import COMPRESSOR, compressed_bytes, zero_share
+from exporter.process import Session
+from exporter.stages.prune.options import METHODS, Pruning
+from exporter.store import read_manifest
+from exporter.targets import known
+
+
+def has_zeros(prunings: Iterable[Pruning], model: Path) -> bool:
+    """Whether weights were made 0: by this run, or by the `exporter compress` that wrote the model's folder."""
+    if any(one.how.kind == "zeros" for one in prunings):
+        return True
+    steps = ((read_manifest(model) or {}).get("record") or {}).get("steps") or ()
+    methods = [METHODS.get(str(step.get("method"))) for step in steps]
+    return any(method is not None and method.kind == "zeros" for method in methods)
+
+
+def measure_zeros(session: Session, target: str, folder: str, files: list[str]) -> dict[str, Any]:
+    """A worker's operation: the share of zeros in an artifact's layers, and its bytes when they are compressed.
+
+    What measure.zeros.zero_share tells, with `compressed_bytes` and the `compressor`.
+    """
+    its, written = known.get(target), Path(folder)
+    told = zero_share(its.weights(written, files) if its.weights else (), its.zeros and its.zeros(written, files))
+    size = compressed_bytes([written / file for file in files], session.megabytes("compressing, to tell its bytes"))
+    return told | {"compressed_bytes": size, "compressor": COMPRESSOR}
