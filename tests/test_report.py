@@ -72,7 +72,7 @@ def test_html_says_everything() -> None:
     for text in ("onnx:int4-weight", "1.0124 ± 0.0011", "97.31%", "16,384", "134,515,008", "SIGSEGV", "4-bit grid"):
         assert text in page.text
     assert SKIPPED in page.text
-    assert page.tags.count("svg") == 3 * 2 + 4  # three plots, wide and narrow, and the legend's marks
+    assert page.tags.count("svg") == 4 * 2 + 4  # four plots, wide and narrow, and the legend's marks
     labels = [value for tag, key, value in page.attributes if (tag, key) == ("svg", "aria-label")]
     assert len(labels) == 6
     assert "gguf:q4_k_m (passed): 1.031 at 105.5 MB" in str(labels[0])
