@@ -74,7 +74,7 @@ def test_html_says_everything() -> None:
     assert SKIPPED in page.text
     assert page.tags.count("svg") == 4 * 2 + 4  # four plots, wide and narrow, and the legend's marks
     labels = [value for tag, key, value in page.attributes if (tag, key) == ("svg", "aria-label")]
-    assert len(labels) == 6
+    assert len(labels) == 8
     assert "gguf:q4_k_m (passed): 1.031 at 105.5 MB" in str(labels[0])
     assert all(key != "scope" or value in {"row", "col"} for tag, key, value in page.attributes if tag == "th")
 
