@@ -21,6 +21,7 @@ PROGRAMS = {  # each name, and whether it reads the text
     "tensorrt": True,
     "gguf": True,
     "coreml": True,
+    "prune": True,
     "merge": False,
     "calibration": False,
 }

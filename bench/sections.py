@@ -2,70 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
+from bench.cells import (
+    QUALITY,
+    Result,
+    circumstances,
+    heading,
+    is_decoder,
+    listed,
+    markdown,
+    megabytes,
+    models_of,
+    number,
+    quality_cells,
+    with_error,
+)
+from bench.prune_section import prune
 from bench.rows import figure, variant, verdict
 
-Result = Mapping[str, Any]
-QUALITY = {True: ["ppl ratio ± se", "KL", "top-1"], False: ["cosine ± se"]}  # of a decoder or not: columns
 STEPS = ("graph", "cast", "parse", "build")  # of an engine
 BY_MODEL = ("quality",)  # whose text can be that of one model's reports
-
-
-def number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def megabytes(count: float | None, form: str = ",.1f") -> str:
-    return "" if count is None else format(count / 1e6, form)
-
-
-def with_error(row: Result, name: str, form: str) -> str:
-    """A figure and its standard error, which is 0 where there is one passage only."""
-    value, error = figure(row, f"quality.{name}.value"), figure(row, f"quality.{name}.se")
-    return "" if value is None else f"{value:{form}} ± {error or 0:{form}}"
-
-
-def markdown(names: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1, last: bool = True) -> list[str]:
-    """A table whose first columns are words, and `last` its last one too; the others are figures."""
-    rule = "|---" * words + "|---:" * (len(names) - words - last) + "|---" * last + "|"
-    head, *body = ("| " + " | ".join(cells) + " |" for cells in (names, *rows))
-    return [head, rule, *body]
-
-
-def is_decoder(report: Result) -> bool:
-    return bool(report["model"]["task"] == "text-generation")
-
-
-def heading(report: Result) -> str:
-    """The model and what it was measured on."""
-    about = report["evaluation"]
-    unit = "tokens" if is_decoder(report) else f"passages of {about['window']} tokens"
-    return f"**{report['name']}**, {about['tokens_scored']:,} {unit} of {about['text']}"
-
-
-def circumstances(report: Result) -> str:
-    here = report["machine"]
-    return f"{here['threads']} threads, load average before it {here['load_average'][0]:.1f}"
-
-
-def quality_cells(row: Result, decoder: bool) -> list[str]:
-    """What stands below QUALITY's names."""
-    if not decoder:
-        return [with_error(row, "cosine", ".5f")]
-    kl, top1 = figure(row, "quality.kl.value"), figure(row, "quality.top1.value")
-    return [with_error(row, "ppl_ratio", ".4f"), number(kl, ".5f"), number(top1, ".4f")]
-
-
-def models_of(reports: Sequence[Result]) -> Iterator[list[Result]]:
-    """The reports of each model, in the order in which the models come."""
-    for name in dict.fromkeys(report["name"] for report in reports):
-        yield [report for report in reports if report["name"] == name]
-
-
-def listed(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.1f}" for name, value in values.items())
 
 
 def quality(result: Result) -> str:
@@ -289,6 +246,7 @@ SECTIONS: dict[str, Callable[[Result], str]] = {
     "gguf": gguf,
     "tensorrt": tensorrt,
     "coreml": coreml,
+    "prune": prune,
     "merge": merge,
     "calibration": calibration,
 }

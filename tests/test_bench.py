@@ -84,6 +84,10 @@ FIGURES = {  # of each program, one of each kind that its text shows; a run's fi
         "figures.rows.all-minilm-l6-v2 to coreml:int4.size_over_ideal": 1.4, "versions.coremltools": "10.0",
         "reports.2.results.-1.build.quantization.seconds": 900,
     },
+    "prune": {
+        "reports.0.results.1.quality.ppl_ratio.value": 1.5, "figures.calibrated_tokens": 1,
+        "reports.1.results.1.artifact.bytes": 7_000_000, "machine.cores": 3,
+    },
     "merge": {"figures.cp_s": 40, "figures.merges.1.share_of_cp": 0.51, "figures.merges.0.modules_proven": 61},
     "calibration": {"figures.plain_s": 68.9, "figures.peak_rss_bytes": 1_360_000_000, "command": "python -m other"},
 }  # fmt: skip

@@ -1,0 +1,68 @@
+"""The text of bench/results/prune.json: what each method of pruning costs, and what distillation brings back."""
+
+from __future__ import annotations
+
+import math
+
+from bench.cells import Result, heading, markdown, megabytes, models_of, number, with_error
+from bench.rows import figure, variant
+
+
+def prune(result: Result) -> str:
+    lines: list[str] = []
+    for reports in models_of(result["reports"]):
+        rows = [row_cells(report, row, reports) for report in reports for row in report["results"][1:]]
+        decoder = reports[0]["model"]["task"] == "text-generation"
+        names = ["pruned", "target", "parameters, M", "size, MB", "ppl ratio ± se" if decoder else "cosine ± se"]
+        names += ["loss recovered" if decoder else "", "prefill, tok/s", "decode, tok/s" if decoder else "ms at 128"]
+        lines += [f"{heading(reports[0])}:", "", *markdown(names, rows, words=2, last=False), ""]
+    here, figures = result["machine"], result["figures"]
+    about = (
+        f"- {here['cpu']}, {here['cores']} cores. Calibrated on {figures['calibrated_tokens']:,} tokens of the text's "
+        "second half, other articles of the same kind; students learn on that half. Ratios are over the model before "
+        "it was pruned: a student that learned the text's kind besides can be below 1."
+    )
+    meaning = (
+        "- Loss recovered: of what the method added to the log-perplexity, the share that distillation took back. A "
+        "cell that is empty was not measured."
+    )
+    return "\n".join([*lines, about, meaning])
+
+
+def row_cells(report: Result, row: Result, reports: list[Result]) -> list[str]:
+    """A row of a method, with or without distillation after it."""
+    decoder = report["model"]["task"] == "text-generation"
+    cells = [
+        report["label"],
+        variant(row),
+        f"{parameters(report) / 1e6:,.1f}",
+        megabytes(figure(row, "artifact.bytes")),
+    ]
+    cells.append(with_error(row, "ppl_ratio", ".4f") if decoder else with_error(row, "cosine", ".5f"))
+    cells.append(recovered(report, row, reports) if decoder else "")
+    cells.append(number(figure(row, "speed.prefill_tokens_per_s"), ",.0f"))
+    own = "decode_tokens_per_s" if decoder else "latency_ms.prefill_128.p50"
+    return [*cells, number(figure(row, f"speed.{own}"), ".1f")]
+
+
+def parameters(report: Result) -> int:
+    """Of the model that was exported."""
+    cut = figure(report, "model.distill.cut.parameters_after") or figure(report, "model.prune.parameters_after")
+    return int(cut or report["model"]["parameters"])
+
+
+def recovered(report: Result, row: Result, reports: list[Result]) -> str:
+    """Of a taught row, the share of the log-perplexity that its method had added and distillation took back."""
+    method, _, taught = report["label"].partition(", ")
+    if not taught:
+        return ""
+    before = [one for one in reports if one["label"] == method]
+    ratios = [
+        figure(other, "quality.ppl_ratio.value")
+        for one in [*before, report]
+        for other in one["results"]
+        if variant(other) == variant(row)
+    ]
+    if len(ratios) < 2 or None in ratios:
+        return ""
+    return f"{1 - math.log(ratios[1]) / math.log(ratios[0]):.0%}"
