@@ -131,17 +131,17 @@ def test_an_older_system_has_sparse_floats_and_no_sparse_integers(system, sparse
     assert all(gate["passed"] for row in done.values() for gate in row["gates"])
     assert half["zeros"]["share"] == pytest.approx(SHARE, abs=1e-3)
     assert half["bits_per_weight"] < 8 == whole["bits_per_weight"]
-    assert "before iOS18 integers" in whole["zeros"]["engine"]
+    assert "integers before iOS18" in whole["zeros"]["engine"]
 
 
 def test_a_mask_is_made_only_where_it_is_fewer_bytes():
     assert fewer_bytes(zeros=9_000, numbers=100_000, bits=16)
     assert not fewer_bytes(zeros=6_000, numbers=100_000, bits=16), "a sixteenth pays for the mask alone"
-    assert not fewer_bytes(zeros=400, numbers=1_000, bits=16), "the mask's own record is larger"
+    assert not fewer_bytes(zeros=100, numbers=200, bits=16), "the mask's own record is larger"
 
 
 def test_a_run_that_prunes_tells_it_everywhere(run_here, tmp_path):
-    given = ("--prune", "magnitude:0.5", "-t", "onnx:fp32", *SMALL, *LOOSE[:4], "-o", tmp_path / "out")
+    given = ("--prune", "magnitude:0.5", "-t", "onnx:int8-weight", *SMALL, *LOOSE[:4], "-o", tmp_path / "out")
     done = run_here("run", "-m", "tiny", *given)
     assert "50.0% of the linear layers' weights are 0" in " ".join(done.stdout.split())
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -160,7 +160,18 @@ def test_a_run_that_prunes_tells_it_everywhere(run_here, tmp_path):
 
 
 def test_fewer_shapes_are_told_in_parameters_and_have_no_zeros(run_here, tmp_path):
-    given = ("--prune", "depth:1", "--calib-tokens", 2048, "-t", "onnx:fp32", *SMALL, *LOOSE, "-o", tmp_path / "out")
+    given = (
+        "--prune",
+        "depth:1",
+        "--calib-tokens",
+        2048,
+        "-t",
+        "onnx:int8-weight",
+        *SMALL,
+        *LOOSE,
+        "-o",
+        tmp_path / "out",
+    )
     report = last_json(run_here("run", "-m", "tiny", *given))
     record, row = report["model"]["prune"], report["results"][1]
     assert row["artifact"]["zeros"] is None
@@ -175,7 +186,8 @@ def test_tensorrt_is_told_of_two_of_four_alone(run_here, tmp_path):
     targets = asked(["tensorrt:fp16", "tensorrt:int8", "tensorrt:fp32"])
     given = ("--no-tensorrt-engine", "--calib-tokens", 2048, *SMALL, *LOOSE)
     pruned = ("--prune", "magnitude-layer:2:4", "-o", tmp_path / "sparse")
-    done = rows(last_json(run_here("run", "-m", "tiny", *targets, *given, *pruned)))
+    run_here("run", "-m", "tiny", *targets, *given, *pruned)  # fp32's gate of logits is for a model that lost nothing
+    done = rows(json.loads((tmp_path / "sparse" / "report.json").read_text()))
     for precision, allowed in (("fp16", True), ("int8", True), ("fp32", False)):
         row = done[f"tensorrt:{precision}"]
         engine, zeros = row["build"]["engine"], row["artifact"]["zeros"]
@@ -218,10 +230,12 @@ def test_what_a_builder_says_of_sparse_tactics_is_read():
 
 def test_llama_cpps_blocks_keep_zeros(run_here, converter_cache, tmp_path):
     model = gguf_checkpoints.make("LlamaForCausalLM", tmp_path / "llama", hidden_size=256)
+    given = ("--prune", "magnitude-layer:0.5", "-o", tmp_path / "sparse")
+    assert run_here("compress", "-m", model, *given).returncode == 0
     text = ("--eval-text", ROOT / "models" / "tiny" / "eval.txt", "--window", 128)
-    given = ("--prune", "magnitude-layer:0.5", *text, *SMALL, *LOOSE, "--gguf-imatrix", "off")
-    done = run_here("run", "-m", model, *asked(["gguf:f16", "gguf:q8_0", "gguf:q4_0"]), *given, "-o", tmp_path / "out")
-    for variant, row in rows(json.loads(done.stdout.splitlines()[-1])).items():
+    run = ("-m", tmp_path / "sparse", *asked(["gguf:f16", "gguf:q8_0", "gguf:q4_0"]), *text, "--gguf-imatrix", "off")
+    done = run_here("run", *run, *SMALL, *LOOSE, "-o", tmp_path / "out")
+    for variant, row in rows(last_json(done)).items():
         if variant != "torch:fp32":
             assert row["artifact"]["zeros"]["share"] >= 0.5 - 1e-3, variant
             assert row["artifact"]["zeros"]["engine"].startswith("llama.cpp stores and multiplies a zero")
