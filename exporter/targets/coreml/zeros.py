@@ -34,8 +34,8 @@ def zeros_of(folder: Path, files: Sequence[str] = ()) -> Zeros:
 def _told(sparse: int, layers: int) -> str:
     if not sparse:
         return (
-            "no sparse weights of Core ML: they would be no fewer bytes, or the form has none (palettes; integers before "
-            "iOS18); a zero is stored and multiplied as any other number"
+            "no sparse weights of Core ML: they would be no fewer bytes, or the form has none (palettes; integers "
+            "before iOS18); a zero is stored and multiplied as any other number"
         )
     return (
         f"Core ML's sparse weights in {sparse} of {layers} layers: a bit for each number, and the numbers that are not "
