@@ -204,6 +204,33 @@ def test_it_stops_when_held_out_text_says_so(tmp_path):
     assert float((wanted.exp() * (wanted - ours)).sum(-1).mean()) == pytest.approx(record["after"], rel=1e-4)
 
 
+class Killed(BaseException):
+    """Nobody catches it."""
+
+
+@pytest.mark.parametrize("stop", [3, 7, 8])  # before the first look, after the best one, and at the last
+def test_patience_outlives_a_kill(stop, tmp_path):
+    options, learned = {"steps": 60, "lr": 1e-3, "save": 2, "patience": 2}, lessons("gpt2", count=8)
+    for name in ("whole", "again"):
+        (tmp_path / name).mkdir()
+    whole, folder = taught("gpt2", tmp_path / "whole", options, learned=learned)
+    assert whole["record"]["steps_done"] == 8
+
+    def progress(done, total):
+        if done == stop:
+            raise Killed
+
+    with pytest.raises(Killed):
+        taught("gpt2", tmp_path / "again", options, learned=learned, progress=progress)
+    for _ in range(2):  # the second time it had ended, and was killed before anything was kept of it
+        for name in ("taught", "base"):
+            shutil.rmtree(tmp_path / "again" / name)
+        resumed, other = taught("gpt2", tmp_path / "again", options, learned=learned)
+        assert resumed["record"]["curve"] == whole["record"]["curve"]
+        assert resumed["record"]["held_out"] == whole["record"]["held_out"]
+        assert same(weights(other), weights(folder))
+
+
 def test_what_bettered_nothing_is_not_kept(tmp_path):
     with pytest.raises(
         BuildError, match=r"distillation made nothing better: KL to the teacher .*--distill-lr \(now 1\)"

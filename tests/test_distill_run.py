@@ -150,6 +150,27 @@ def test_the_vocabulary_is_pruned_last(run_here, tiny, tmp_path):
     assert "distill first: exporter compress --distill-steps" in done.stderr
 
 
+def test_a_text_has_no_labels(run_here, tmp_path):
+    torch.manual_seed(0)
+    import transformers as t
+
+    model = tmp_path / "classifier"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    t.BertForSequenceClassification(t.BertConfig(vocab_size=2048, **sizes, num_labels=3)).save_pretrained(model)
+    t.AutoTokenizer.from_pretrained("models/tiny").save_pretrained(model)
+    asked = ("-m", model, "--distill-student", "layers:1", "--calib-text", "README.md", "-o", tmp_path / "out")
+    done = run_here("compress", *asked, "--distill-alpha", 1)
+    assert done.returncode == 2
+    assert "--distill-alpha 1: a text has no labels to learn" in done.stderr
+    rows = [{"text": f"the {word} of it", "label": number % 3} for number, word in enumerate(["one", "two", "red"] * 8)]
+    data = tmp_path / "labels.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = ("--distill-steps", 6, "--distill-save", 3, "--distill-alpha", 1, "--distill-lr", 1e-2, "--format", "json")
+    record = last_json(run_here("compress", *asked, "--distill-data", data, *few))["distill"]
+    assert record["hard"]
+    assert (record["examples"], record["examples_held_out"], record["text"]) == (23, 1, "labels.jsonl")
+
+
 def test_a_policy_is_not_made_of_what_will_be_another_model(run_here, tmp_path):
     asked = ("-t", "onnx:int8-static", "--distill-student", "layers:2", "--policy-out", tmp_path / "policy.yaml")
     done = run_here("calibrate", "-m", "tiny", *asked)

@@ -68,6 +68,8 @@ def plan_distillation(
         assert data is not None
         refuse_shared(str(path), data.text, evaluated, measured)
         told |= {"name": path.name, "data": data.to_json()}
+    elif task == CLASSIFICATION and options.alpha == 1:
+        raise JobError("--distill-alpha 1: a text has no labels to learn: give --distill-data FILE.jsonl, or less")
     else:
         name, text, skip = calibration_text(path or job.calib_text, source.recipe, evaluated, measured)
         told |= {"name": name, "text": text, "skip": skip}

@@ -10,16 +10,25 @@ transformers' Trainer is imported at the top, for classes are derived of it: imp
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
 from exporter.errors import BuildError
 from exporter.stages.distill.objective import Objective, Parts
@@ -46,7 +55,7 @@ class Pupil(torch.nn.Module):
 
 
 class Distiller(Trainer):
-    """Trains a pupil towards `teacher` by `objective`; `curve` and `looks` are what it was at each step."""
+    """Trains a pupil towards `teacher` by `objective`; its log has what each step and each look at the held-out was."""
 
     def __init__(self, pupil: Pupil, teacher: Any, objective: Objective, pad: int, **given: Any) -> None:
         super().__init__(pupil, data_collator=lambda rows: collate(rows, pad), **given)
@@ -67,7 +76,7 @@ class Distiller(Trainer):
 
     def compute_loss(self, model: Any, inputs: Mapping[str, Any], *args: Any, **named: Any) -> Any:
         parts = self._asked(model, inputs)
-        self._seen.append(parts)
+        self._seen.append(replace(parts, loss=parts.loss.detach()))
         return parts.loss
 
     def log(self, logs: dict[str, float], *args: Any, **named: Any) -> None:
@@ -174,6 +183,7 @@ def teach(
         load_best_model_at_end=True,
         metric_for_best_model=HELD_OUT,
         greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,  # else the patience would begin anew
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
@@ -186,9 +196,21 @@ def teach(
         pupil, teacher, objective, pad, args=args, train_dataset=learned, eval_dataset=held_out, callbacks=callbacks
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    ended = None if last is None else _ended(last)
+    if ended is not None:  # and what came after it was not kept: Trainer would do one step more
+        trainer.state = ended
+        trainer._load_best_model()
+    else:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     log: list[dict[str, float]] = trainer.state.log_history
     return log
+
+
+def _ended(checkpoint: Path) -> TrainerState | None:
+    """The state of a checkpoint after which nothing is left to learn, by the steps or by its patience."""
+    file = checkpoint / "trainer_state.json"
+    control = json.loads(file.read_text(encoding="utf-8"))["stateful_callbacks"]["TrainerControl"]
+    return TrainerState.load_from_json(str(file)) if control["args"]["should_training_stop"] else None
 
 
 def _size(model: torch.nn.Module) -> int:
@@ -208,7 +230,7 @@ def _last_whole(states: Path) -> Path | None:
 def means(parts: Sequence[Parts]) -> dict[str, float]:
     """The means of what batches were made of; a part that none has is left out."""
     columns = {
-        "whole": [float(one.loss.detach()) for one in parts],
+        "whole": [float(one.loss) for one in parts],
         "soft": [one.soft for one in parts],
         "hard": [one.hard for one in parts if one.hard is not None],
         "features": [one.features for one in parts if one.features is not None],
