@@ -57,6 +57,13 @@ def test_pruned_zeros_reach_the_artifact(run_here, tmp_path):
     assert report["model"]["distill"]["zeros_held"] > 0
 
 
+def test_zeros_of_a_taught_folder_are_counted(compressed, run_here, tmp_path):
+    folder, record = compressed("--prune", "magnitude-layer:2:4")
+    assert [line.split()[0] for line in record["history"]] == ["loaded", "pruned", "distilled"]
+    run = run_here("run", "-m", folder, "-t", "onnx:fp32", *SMALL, "--format", "json", "-o", tmp_path / "out")
+    assert last_json(run)["results"][-1]["artifact"]["zeros"]["share"] == pytest.approx(0.5, abs=0.01)
+
+
 def test_a_student_of_another_shape_is_an_ordinary_checkpoint(compressed, run_here, tiny, tmp_path):
     folder, record = compressed("--distill-student", "layers:2,hidden:128,intermediate:256", "--distill-features", 1)
     config = json.loads((folder / "config.json").read_text())

@@ -14,6 +14,7 @@ from exporter.pipeline.distillations import Distillation
 from exporter.pipeline.labelled import tokenize_examples
 from exporter.pipeline.merging import TOOLS
 from exporter.pipeline.reference import tokenize
+from exporter.pipeline.zeros import has_zeros
 from exporter.process import Progress, Session, Worker
 from exporter.stages.distill.options import DistillOptions
 from exporter.stages.prune.student import parse_shape
@@ -101,7 +102,8 @@ def distill_checkpoint(
                 record = {**made["record"], "teacher_name": teacher_name, "cut": cut}
                 history = [*([] if cut is None else cut.pop("history")), *made["history"]]
                 weights = [path.name for path in building.glob("*.safetensors")]
-                facts = {"history": history, "record": record, "proof": "reloaded"}
+                zeros = has_zeros((), checkpoint.path)
+                facts = {"history": history, "record": record, "proof": "reloaded", "zeros": zeros}
                 manifest = store.write_manifest(building, key, weights, facts)
             shutil.rmtree(states, ignore_errors=True)
     return {name: manifest[name] for name in ("history", "record")}

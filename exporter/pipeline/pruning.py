@@ -11,6 +11,7 @@ from typing import Any
 from exporter import machine, store
 from exporter.pipeline.merging import TOOLS
 from exporter.pipeline.prunings import calibrated_by
+from exporter.pipeline.zeros import has_zeros
 from exporter.process import Progress, Session, Worker
 from exporter.stages.prune.options import Pruning, parse
 from exporter.types import Checkpoint
@@ -70,6 +71,7 @@ def prune_checkpoint(
                 made = prune(load, checkpoint.path, asked, windows, building, session.counted)
                 record = {**made["record"], "text": text and text["name"]}
                 weights = [path.name for path in building.glob("*.safetensors")]
-                facts = {"history": made["history"], "record": record, "proof": "reloaded"}
+                zeros = has_zeros(asked, checkpoint.path)
+                facts = {"history": made["history"], "record": record, "proof": "reloaded", "zeros": zeros}
                 manifest = store.write_manifest(building, key, weights, facts)
     return {name: manifest[name] for name in ("history", "record")}

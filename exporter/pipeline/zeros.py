@@ -8,7 +8,7 @@ from typing import Any
 
 from exporter.measure.zeros import COMPRESSOR, compressed_bytes, zero_share
 from exporter.process import Session
-from exporter.stages.prune.options import METHODS, Pruning
+from exporter.stages.prune.options import Pruning
 from exporter.store import read_manifest
 from exporter.targets import known
 
@@ -17,9 +17,7 @@ def has_zeros(prunings: Iterable[Pruning], model: Path) -> bool:
     """Whether weights were made 0: by this run, or by the `exporter compress` that wrote the model's folder."""
     if any(one.how.kind == "zeros" for one in prunings):
         return True
-    steps = ((read_manifest(model) or {}).get("record") or {}).get("steps") or ()
-    methods = [METHODS.get(str(step.get("method"))) for step in steps]
-    return any(method is not None and method.kind == "zeros" for method in methods)
+    return bool((read_manifest(model) or {}).get("zeros"))
 
 
 def measure_zeros(session: Session, target: str, folder: str, files: list[str]) -> dict[str, Any]:
