@@ -34,10 +34,13 @@ class Asked:
         """The first pruning that writes zeros, changes shapes or renumbers tokens."""
         return next((one for one in self.prunings if one.how.kind == kind), None)
 
+    def smaller(self) -> list[str]:
+        """The flags that make the model smaller."""
+        return [f"--prune {one}" for one in self.prunings] + ["--distill-…"] * bool(self.distill)
+
     def compressed_first(self) -> str:
         """The two commands that do the same one after the other."""
-        words = [*(f"--prune {one}" for one in self.prunings), *(["--distill-…"] if self.distill else [])]
-        return f"exporter compress {' '.join(words)} -o smaller, and then: exporter {self.command} -m smaller"
+        return f"exporter compress {' '.join(self.smaller())} -o smaller, and then: exporter {self.command} -m smaller"
 
 
 Broken = tuple[str, str] | None  # what was asked, and what can be done instead
@@ -96,18 +99,18 @@ def _other_numbers(asked: Asked) -> Broken:
 
 
 def _other_models_policy(asked: Asked) -> Broken:
-    smaller = bool(asked.prunings or asked.distill)
-    if not smaller or not (isinstance(asked.policy, Path) or asked.command == "calibrate"):
+    words = asked.smaller()
+    if not words or not (isinstance(asked.policy, Path) or asked.command == "calibrate"):
         return None
-    words = [f"--prune {one}" for one in asked.prunings] + ["--distill-…"] * bool(asked.distill)
     words += [f"--policy {asked.policy}"] if isinstance(asked.policy, Path) else ["and exporter calibrate"]
     return " ".join(words), f"first {asked.compressed_first()}"
 
 
 def _palettes(asked: Asked) -> Broken:
-    zeros = asked.of_kind("zeros")
+    if (zeros := asked.of_kind("zeros")) is None:
+        return None
     schemes = [Scheme.model_validate(one) for how in asked.hows if how is not None for one in how["schemes"]]
-    if zeros is None or not any(one.palette for one in schemes):
+    if not any(one.palette for one in schemes):
         return None
     return f"--prune {zeros} and a palette", "take int4 or int8"
 

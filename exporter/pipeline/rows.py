@@ -25,8 +25,6 @@ _LABEL = (
     "rating", "stars", "sentiment", "intent", "emotion",
 )  # fmt: skip
 
-KINDS = (".jsonl", ".csv", ".parquet")  # how the names of files with labelled examples end
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -47,9 +45,8 @@ def read_rows(path: Path) -> Rows:
     """Raises JobError for a file that cannot be read, is empty, or has rows of different columns."""
     if path.suffix not in KINDS:
         raise JobError(f"--eval-data {path}: give a file whose name ends in {', '.join(KINDS)}")
-    read = dict(zip(KINDS, (_json_lines, _csv, _parquet), strict=True))[path.suffix]
     try:
-        rows = read(path)
+        rows = KINDS[path.suffix](path)
     except UnicodeDecodeError as error:
         raise not_utf8(path, error, f"data{path.suffix}") from error
     except OSError as error:
@@ -141,3 +138,10 @@ def _guess_texts(found: dict[str, Any], rows: Rows, paired: bool) -> None:
             return
     if found["text"] is None:
         found["text"] = next((name for name in _ALONE if name in there and name != found["pair"]), None)
+
+
+KINDS = {
+    ".jsonl": _json_lines,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}  # how the names of labelled data end, and its reader
