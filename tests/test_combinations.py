@@ -47,6 +47,7 @@ BROKEN = [
         "--distill-… and exporter calibrate: a",
     ),
     (asked("wanda", hows=[PALETTE]), "a palette need not have a 0"),
+    (asked(zeros=True, hows=[PALETTE]), "the zeros of a model that was pruned before and a palette"),
 ]
 
 

@@ -22,6 +22,7 @@ class Asked:
     """What a job asks for, as far as the rules look at it.
 
     `command`: run, compress or calibrate. `hows`: how each variant is quantized (exporter.pipeline.plan.Wanted).
+    `zeros`: whether the model's folder came with zeros that a pruning wrote.
     """
 
     command: str
@@ -29,6 +30,7 @@ class Asked:
     distill: DistillOptions | None = None
     policy: str | Path = "auto"
     hows: Sequence[Mapping[str, Any] | None] = ()
+    zeros: bool = False
 
     def of_kind(self, kind: str) -> Pruning | None:
         """The first pruning that writes zeros, changes shapes or renumbers tokens."""
@@ -107,12 +109,14 @@ def _other_models_policy(asked: Asked) -> Broken:
 
 
 def _palettes(asked: Asked) -> Broken:
-    if (zeros := asked.of_kind("zeros")) is None:
+    zeros = asked.of_kind("zeros")
+    if zeros is None and not asked.zeros:
         return None
     schemes = [Scheme.model_validate(one) for how in asked.hows if how is not None for one in how["schemes"]]
     if not any(one.palette for one in schemes):
         return None
-    return f"--prune {zeros} and a palette", "take int4 or int8"
+    whose = "the zeros of a model that was pruned before" if zeros is None else f"--prune {zeros}"
+    return f"{whose} and a palette", "take int4 or int8"
 
 
 def _own_teacher(asked: Asked) -> Broken:

@@ -11,12 +11,14 @@ from exporter.job import CompressJob, Job
 from exporter.pipeline.labelled import class_names, kind_of, labelled_data
 from exporter.pipeline.rows import KINDS
 from exporter.pipeline.source import Source, look
-from exporter.pipeline.texts import WINDOWS, calibration_text, read_text, refuse_shared
+from exporter.pipeline.texts import CALIB_TEXT, WINDOWS, calibration_text, read_text, refuse_shared
 from exporter.process import Session, Worker
 from exporter.stages.distill.options import DistillOptions
 from exporter.stages.prune.student import parse_shape
 from exporter.store import cache_folder, refuse_full_disk
 from exporter.types import CLASSIFICATION, FEATURES, Checkpoint
+
+_DATA = "--distill-data"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def check_options(options: DistillOptions | None) -> None:
     if options is None:
         return
     if options.data is not None and options.data.suffix not in KINDS:
-        read_text(options.data, "--distill-data")
+        read_text(options.data, _DATA)
     if options.student is not None:
         parse_shape(options.student)
 
@@ -61,17 +63,18 @@ def plan_distillation(
     if path is not None and path.suffix in KINDS:
         if task != CLASSIFICATION:
             why = f"labelled examples are for classifiers, and this model is for {task}"
-            raise JobError(f"--distill-data {path}: {why}: give a text")
+            raise JobError(f"{_DATA} {path}: {why}: give a text")
         columns = {name: getattr(job, name, None) for name in ("text_column", "pair_column", "label_column")}
         asked = Job.model_validate({"model": job.model, "output": str(job.output), "eval_data": str(path), **columns})
         data = labelled_data(asked, task, source.config, source.labels)
         assert data is not None
-        refuse_shared(str(path), data.text, evaluated, measured)
+        refuse_shared(str(path), data.text, evaluated, measured, _DATA)
         told |= {"name": path.name, "data": data.to_json()}
     elif task == CLASSIFICATION and options.alpha == 1:
         raise JobError("--distill-alpha 1: a text has no labels to learn: give --distill-data FILE.jsonl, or less")
     else:
-        name, text, skip = calibration_text(path or job.calib_text, source.recipe, evaluated, measured)
+        given = (job.calib_text, CALIB_TEXT) if path is None else (path, _DATA)
+        name, text, skip = calibration_text(given[0], source.recipe, evaluated, measured, given[1])
         told |= {"name": name, "text": text, "skip": skip}
     # Two states and the one that is being written, each of weights and two moments; then what comes out.
     refuse_full_disk({cache_folder() / "training": (3 * 3 + 1) * 4 * source.checkpoint.parameters})

@@ -27,6 +27,7 @@ from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look, merged_sha256
 from exporter.pipeline.texts import calibration_told, evaluation_text, window_of
 from exporter.pipeline.trainings import Training, how_of, plan_training
+from exporter.pipeline.zeros import has_zeros
 from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy, read_policy
 from exporter.report.labelled import data_line
@@ -138,7 +139,7 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     policy, notes = _policy(job, variants, source)
     source = replace(source, notes=(*source.notes, *notes))
     wanted = tuple(_wanted(job, sections, variant, task, policy) for variant in variants)
-    check(replace(asked, hows=[one.how for one in wanted]))
+    check(replace(asked, hows=[one.how for one in wanted], zeros=has_zeros((), source.checkpoint.path)))
     _refuse_full_disk(output, source, wanted)
     trains = sections.qat is not None
     by_windows = trains or calibrated_by(prunings) or any(one.how for one in wanted)

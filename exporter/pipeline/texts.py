@@ -15,6 +15,7 @@ from exporter.pipeline.source import Source
 from exporter.types import GENERATION, TASKS
 
 TOPICS = "pydoc_data.topics of the Python standard library"
+CALIB_TEXT = "--calib-text"
 WINDOWS = dict.fromkeys(TASKS, 128) | {GENERATION: 512}  # tokens that a model sees at once
 PASSAGE = 50  # words in a row that two texts do not share by chance
 # Characters of scripts that put no spaces between words count as words.
@@ -44,29 +45,33 @@ def window_of(job: MergeJob, task: str, max_length: int | None, usual: int | Non
     return window, stride
 
 
-def calibration_text(path: Path | None, recipe: Recipe | None, evaluated: str, tokens: int) -> tuple[str, str, int]:
+def calibration_text(
+    path: Path | None, recipe: Recipe | None, evaluated: str, tokens: int, flag: str = CALIB_TEXT
+) -> tuple[str, str, int]:
     """(its name, the text, how many of its first tokens to leave out) to calibrate on: never what is measured on.
+
+    `flag`: which option gave the path.
 
     Where both are the standard library's topics, calibration takes what comes after the `tokens` that are measured.
     Raises JobError for a file that cannot be used, or shares a passage with the `tokens` words that are measured.
     """
     if path is None and recipe is not None and recipe.calib_text is not None:
         path = recipe.folder() / recipe.calib_text
-    name, text = (TOPICS, standard_library_topics()) if path is None else (str(path), read_text(path, "--calib-text"))
+    name, text = (TOPICS, standard_library_topics()) if path is None else (str(path), read_text(path, flag))
     if path is None and text == evaluated:
         return TOPICS, text, tokens
-    refuse_shared(name, text, evaluated, tokens)
+    refuse_shared(name, text, evaluated, tokens, flag)
     return TOPICS if path is None else path.name, text, 0
 
 
-def refuse_shared(name: str, text: str, evaluated: str, tokens: int) -> None:
+def refuse_shared(name: str, text: str, evaluated: str, tokens: int, flag: str) -> None:
     """Raises JobError where a text shares a passage with the first `tokens` words of what is measured on."""
     # A token is rarely more than a word: so many words hold all that is measured.
     passage = shared_passage(_WORD.findall(evaluated)[:tokens], _WORD.findall(text))
     if passage is not None:
         raise JobError(
-            f"{name} shares text with what is measured on: calibrated on it, the figures would flatter; give another "
-            f"--calib-text. The first passage that both hold: {passage}"
+            f"{name} shares text with what is measured on: learned from it, the figures would flatter; give another "
+            f"{flag}. The first passage that both hold: {passage}"
         )
 
 
