@@ -15,26 +15,31 @@ from pathlib import Path
 from typing import Any
 
 from bench import record
-from bench.jobs import CALIBRATED, DECODER, ENCODER, THREADS, measure, options, second_half
+from bench.jobs import CALIBRATED, DECODER, ENCODER, OUT, THREADS, measure, options, progress, second_half
+from exporter.job import CompressJob
+from exporter.pipeline.compressing import compress_only
 
 STEPS = 200
 DISTILL = {"steps": STEPS, "batch": 2, "window": 256}
 TARGETS = ("onnx:int8-weight", "gguf:q8_0")
 PRUNINGS = ("magnitude:0.2", "magnitude:2:4", "wanda:2:4", "sparsegpt:2:4", "width:0.2", "depth:3")
 STUDENT = "layers:3"
+VOCABULARY = "vocabulary"
 DENSE, TAUGHT = "dense", f"{STEPS} steps"  # of labels
 # No gate judges here: these rows say what a method costs, and nobody ships the worst of them.
 OPEN: dict[str, Any] = {"max_ppl_ratio": 1e6, "max_kl": 1e6, "min_top1": 0.0, "min_cosine": -1.0}
 
 
-def decoder(row: str, text: Path, other: Path, again: bool, speed: bool) -> list[dict[str, Any]]:
-    """The reports of one row: as it was pruned, and after so many steps of distillation."""
+def decoder(row: str, text: Path, other: Path, again: bool, speed: bool, taught: bool) -> list[dict[str, Any]]:
+    """The reports of one row: as it was pruned, and with `taught` after so many steps of distillation."""
     given: dict[str, Any] = {"calib_text": other, "calib_tokens": CALIBRATED, "speed": speed, **OPEN}
     folder = f"prune-{row.replace(':', '-')}"
     if row == DENSE:
         return [measure(DECODER, text, TARGETS, folder, row, again=again, **given)]
     given["prune"] = (row,)
     made = [measure(DECODER, text, TARGETS, folder, row, again=again, **given)]
+    if not taught:
+        return made
     label = f"{row}, {TAUGHT}"
     return [*made, measure(DECODER, text, TARGETS, f"{folder}-taught", label, again=again, distill=DISTILL, **given)]
 
@@ -52,6 +57,19 @@ def encoder(text: Path, other: Path, again: bool, speed: bool) -> list[dict[str,
     ]  # fmt: skip
 
 
+def vocabulary(text: Path, again: bool, speed: bool) -> list[dict[str, Any]]:
+    """The decoder with the tokens of the text alone, beside its rows with all: measured against itself, in float32.
+
+    The logits of the tokens that stay are what they were (tests/test_prune_vocabulary.py).
+    """
+    folder = OUT / f"prune-{VOCABULARY}-checkpoint"
+    if not (again and folder.is_dir()):
+        fields: dict[str, Any] = {"model": DECODER, "prune": (f"{VOCABULARY}:{text}",), "output": folder, "force": True}
+        compress_only(CompressJob(**fields), progress)
+    its = measure(str(folder), text, TARGETS, f"prune-{VOCABULARY}", VOCABULARY, again=again, speed=speed, **OPEN)
+    return [its | {"name": DECODER}]
+
+
 def kept(file: Path, made: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The reports that a result has already, with those that were made in their place."""
     new = {(one["name"], one["label"]): one for one in made}
@@ -62,8 +80,9 @@ def kept(file: Path, made: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = options(__doc__)
-    rows = (DENSE, *PRUNINGS, ENCODER)
+    rows = (DENSE, *PRUNINGS, VOCABULARY, ENCODER)
     parser.add_argument("--row", action="append", choices=rows, help="this row alone; again for more")
+    parser.add_argument("--no-distill", action="store_true", help="the decoder as it was pruned, alone")
     parser.add_argument("--no-speed", action="store_true", help="quality and size alone, on a machine that is busy")
     arguments = parser.parse_args()
     about = record.begin("prune", THREADS)
@@ -71,7 +90,10 @@ def main() -> None:
     figures = {"calibrated_tokens": CALIBRATED, "distill_steps": STEPS}
     for row in arguments.row or rows:  # each is written when it is there: the whole takes hours
         given = (arguments.text, other, arguments.again, not arguments.no_speed)
-        made = encoder(*given) if row == ENCODER else decoder(row, *given)
+        if row == VOCABULARY:
+            made = vocabulary(arguments.text, arguments.again, not arguments.no_speed)
+        else:
+            made = encoder(*given) if row == ENCODER else decoder(row, *given, not arguments.no_distill)
         record.write(about, kept(record.RESULTS / "prune.json", made), figures)
 
 

@@ -26,7 +26,11 @@ def prune(result: Result) -> str:
         "- Loss recovered: of what the method added to the log-perplexity, the share that distillation took back. A "
         "cell that is empty was not measured."
     )
-    return "\n".join([*lines, about, meaning])
+    words = (
+        "- vocabulary: the tokens of the whole text stay, and their logits are what they were; it is measured against "
+        "itself, for a perplexity over fewer tokens is another number."
+    )
+    return "\n".join([*lines, about, meaning, words])
 
 
 def row_cells(report: Result, row: Result, reports: list[Result]) -> list[str]:
