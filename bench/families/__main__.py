@@ -27,6 +27,7 @@ from typing import Any
 from bench import record
 from bench.families.decoders import DECODERS
 from bench.families.encoders import ENCODERS
+from bench.families.family import ASKED
 from bench.families.known import FAMILIES
 from bench.families.outcome import FAILED, RIGHT, WRONG
 from bench.jobs import OUT
@@ -34,7 +35,6 @@ from exporter import forkserver, machine, store
 from exporter.errors import EXIT_GATE, EXIT_JOB, unknown
 from exporter.process import worker_environment
 
-COLUMNS = ("onnx:fp32", "onnx:int8")
 _LIMIT_S = 600  # of one family: an engine that hangs takes no other's place
 _FILE = record.RESULTS / "families.json"
 
@@ -83,7 +83,13 @@ def examine(name: str, environment: Mapping[str, str]) -> dict[str, Any]:
     with log.open("w", encoding="utf-8") as errors:
         try:
             done = subprocess.run(
-                command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=_LIMIT_S, check=False
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                timeout=_LIMIT_S,
+                check=False,
             )
             said, status = done.stdout, f"its process ended with status {done.returncode}"
         except subprocess.TimeoutExpired:
@@ -93,9 +99,9 @@ def examine(name: str, environment: Mapping[str, str]) -> dict[str, Any]:
     except (IndexError, ValueError):
         last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-1:]
         outcome = {"outcome": FAILED, "what": "; ".join([status, *last])[:300]}
-        row = {"name": name, "architecture": FAMILIES[name].architecture} | dict.fromkeys(COLUMNS, outcome)
+        row = {"name": name, "architecture": FAMILIES[name].architecture} | dict.fromkeys(ASKED, outcome)
         row["refused"] = {}
-    if all(row[column]["outcome"] == RIGHT for column in COLUMNS):
+    if all(row[column]["outcome"] == RIGHT for column in ASKED):
         shutil.rmtree(folder, ignore_errors=True)
         log.unlink()
     return row
@@ -104,7 +110,7 @@ def examine(name: str, environment: Mapping[str, str]) -> dict[str, Any]:
 def told(row: Mapping[str, Any]) -> str:
     """A row in a line, for who waits."""
     cells = []
-    for column in COLUMNS:
+    for column in ASKED:
         found = row[column]
         worst = f" {found['worst']:.1e}" if "worst" in found else ""
         cells.append(f"{column} {found['outcome']}{worst}" + (f" ({found['what']})" if "what" in found else ""))
@@ -117,15 +123,18 @@ def examine_all(names: Sequence[str], jobs: int) -> dict[str, dict[str, Any]]:
     begun = perf_counter()
     environment = {**os.environ, **worker_environment(1)}
     with warm_workers(environment) as given, ThreadPoolExecutor(jobs) as pool:
-        doing = {pool.submit(examine, name, given): name for name in names}
-        for number, done in enumerate(as_completed(doing), 1):
-            row = done.result() | {"key": key}
-            rows[row["name"]] = row
-            spent = perf_counter() - begun
-            print(f"[{number}/{len(names)}, {spent:.0f} s] {told(row)}", file=sys.stderr, flush=True)
-            ordered = [rows[name] for name in FAMILIES if name in rows]
-            counts = {"decoders": len(DECODERS), "encoders": len(ENCODERS)}
-            record.write(about, [], {"families": ordered, **counts})
+        doing = [pool.submit(examine, name, given) for name in names]
+        try:
+            for number, done in enumerate(as_completed(doing), 1):
+                row = done.result() | {"key": key}
+                rows[row["name"]] = row
+                spent = perf_counter() - begun
+                print(f"[{number}/{len(names)}, {spent:.0f} s] {told(row)}", file=sys.stderr, flush=True)
+                ordered = [rows[name] for name in FAMILIES if name in rows]
+                counts = {"decoders": len(DECODERS), "encoders": len(ENCODERS), "key": key}
+                record.write(about, [], {"families": ordered, **counts})
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C: those that have not begun
     return rows
 
 
@@ -143,12 +152,10 @@ def main() -> None:
             print(f"error: {unknown('family', name, FAMILIES)}", file=sys.stderr)
             sys.exit(EXIT_JOB)
     rows, key = rows_there(), code_key()
-    wanted = arguments.only or [
-        name for name in FAMILIES if arguments.again or rows.get(name, {}).get("key") != key
-    ]
+    wanted = arguments.only or [name for name in FAMILIES if arguments.again or rows.get(name, {}).get("key") != key]
     if wanted:
         rows = examine_all(wanted, max(1, arguments.jobs))
-    bad = [name for name, row in rows.items() if any(row[column]["outcome"] in (WRONG, FAILED) for column in COLUMNS)]
+    bad = [name for name, row in rows.items() if any(row[column]["outcome"] in (WRONG, FAILED) for column in ASKED)]
     if bad:
         print(f"wrong or failed: {', '.join(bad)}", file=sys.stderr)
     sys.exit(EXIT_GATE if bad and arguments.strict else 0)

@@ -80,9 +80,7 @@ def questions(family: Family, vocabulary: int, pad: int, segments: bool) -> list
         ids = text(2, 20)
         asked.append(whole("two cached, to 20", ids, pieces=(12, *[1] * 8)))
         left = _padded(text(3, 24), pad, left=True)
-        asked.append(
-            Question("padded left and cached", left.ids, left.mask, pieces=(18, *[1] * 6), unequal=True)
-        )
+        asked.append(Question("padded left and cached", left.ids, left.mask, pieces=(18, *[1] * 6), unequal=True))
     return asked
 
 
@@ -104,7 +102,7 @@ class Asked:
         self._takes = inspect.signature(model.forward).parameters
 
     def answers(self, question: Question) -> list[Floats]:
-        """Those that are right, [B, T, V] or [B, V] each. None where torch itself cannot answer, or not with numbers."""
+        """Those that are right, [B, T, V] or [B, V] each. None: torch itself cannot answer, or not with numbers."""
         found = [self._attempt(question.ids, question.mask, question.spans(), question.segments)]
         if question.pieces:
             found.append(self._attempt(question.ids, question.mask, [(0, question.ids.shape[1])], None))

@@ -14,16 +14,16 @@ from bench.families.family import Family
 _TOKENS = {"vocab_size": 2048, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _HEADS = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _NEOX = _TOKENS | _HEADS | {"intermediate_size": 128, "max_position_embeddings": 512}
-_LLAMA = _NEOX | {"num_key_value_heads": 2}
+_LLAMA: dict[str, Any] = _NEOX | {"num_key_value_heads": 2}
 _GPT2 = _TOKENS | {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
 _LARGE_HEADS = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2}  # of 64, as Phi-2's are of 80
 _LENGTHS, _CACHED = (12, 100), ((10, 20),)
-_WINDOW = {"lengths": (12, 16, 17, 40, 100), "cached": ((10, 40), (30, 40))}
-_SLIDING = {"sliding_window": 16}
-_ALTERNATING = _SLIDING | {"layer_types": ["sliding_attention", "full_attention"]}
+_WINDOW: dict[str, Any] = {"lengths": (12, 16, 17, 40, 100), "cached": ((10, 40), (30, 40))}
+_SLIDING: dict[str, Any] = {"sliding_window": 16}
+_ALTERNATING: dict[str, Any] = _SLIDING | {"layer_types": ["sliding_attention", "full_attention"]}
 _EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
-_BEYOND_128 = {"lengths": (12, 100, 128, 129, 200), "cached": ((10, 40), (120, 140), (150, 160))}
+_BEYOND_128: dict[str, Any] = {"lengths": (12, 100, 128, 129, 200), "cached": ((10, 40), (120, 140), (150, 160))}
 
 
 def _longrope(pairs: int) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def _llama(name: str = "Llama", **more: Any) -> Family:
     return _of(name, _LLAMA, **more)
 
 
-_GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 24, "num_hidden_layers": 3} | _SLIDING
+_GEMMA3: dict[str, Any] = {"head_dim": 16, "query_pre_attn_scalar": 24, "num_hidden_layers": 3} | _SLIDING
 _GEMMA3 |= {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
 _SMOLLM3 = {"num_hidden_layers": 4, "no_rope_layer_interval": 2}
 

@@ -17,7 +17,7 @@ _ROBERTA = _BERT | {"max_position_embeddings": 514, "type_vocab_size": 1}  # who
 _NARROW = _BERT | {"embedding_size": 32}
 _DISTILBERT = {"vocab_size": VOCABULARY, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128}
 _LLAMA = _BERT | {"num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3}
-_DEBERTA = _BERT | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0}
+_DEBERTA: dict[str, Any] = _BERT | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0}
 _DEBERTA |= {"position_biased_input": False}
 _DEBERTA3 = _DEBERTA | {
     "position_buckets": 16, "norm_rel_ebd": "layer_norm", "share_att_key": True, "max_relative_positions": -1,
@@ -26,7 +26,7 @@ _MODERNBERT = _BERT | {
     "local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2,
     "eos_token_id": 3,
 }  # fmt: skip
-_GEMMA3 = _LLAMA | {"head_dim": 16, "sliding_window": 16, "use_bidirectional_attention": True}
+_GEMMA3: dict[str, Any] = _LLAMA | {"head_dim": 16, "sliding_window": 16, "use_bidirectional_attention": True}
 _GEMMA3 |= {"layer_types": ["sliding_attention", "full_attention"]}
 _LENGTHS = (12, 40, 100)
 

@@ -1,6 +1,6 @@
 """One family, from its random checkpoint to what came out: a process of its own, for an engine may crash.
 
-    python -m bench.families.examined NAME FOLDER      prints the family's row as JSON, last of all
+python -m bench.families.examined NAME FOLDER      prints the family's row as JSON, last of all
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.families.asked import Asked, Question, questions
-from bench.families.family import Family
+from bench.families.family import ASKED, CHECKED, Family
 from bench.families.graph import Graph
 from bench.families.known import FAMILIES
 from bench.families.models import save_model
@@ -23,10 +23,8 @@ from exporter.checkpoint.load import read_config
 from exporter.errors import ExporterError
 from exporter.process import WorkerFailed
 from exporter.targets import known
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Variant
+from exporter.types import FEATURES, Variant
 
-ASKED = ("onnx:fp32", "onnx:int8")  # exported and asked
-CHECKED = ("torch", "gguf", "tensorrt", "coreml")  # whether the target refuses the configuration
 _JOB: dict[str, Any] = {
     "eval_tokens": 512, "calib_tokens": 2048, "speed": False, "threads": 1, "policy": "off", "offline": True,
 }  # fmt: skip
@@ -38,7 +36,7 @@ def examined(name: str, folder: Path) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     save_model(family, folder / "model")
     config = read_config(folder / "model")
-    task = GENERATION if family.decoder else CLASSIFICATION if "Sequence" in family.architecture else FEATURES
+    task = family.task
     row: dict[str, Any] = {"name": name, "architecture": family.architecture, "type": config["model_type"]}
     row |= outcomes(family, folder)
     precisions = {target: known.BUILTIN[target].default for target in CHECKED}
@@ -57,11 +55,12 @@ def outcomes(family: Family, folder: Path) -> dict[str, Any]:
     try:
         report = run(Job(model=str(folder / "model"), target=ASKED, output=folder / "out", **_JOB), failed=failed)
     except ExporterError as error:
-        return dict.fromkeys(ASKED, _raised(error, "before any work"))
+        return {column: _raised(error, "before any work") for column in ASKED}
     except Exception as error:  # noqa: BLE001  # a bug of the program: it is what this is here to find
-        return dict.fromkeys(ASKED, {"outcome": FAILED, "what": f"{type(error).__name__}: {error}"[:300]})
+        bug = {"outcome": FAILED, "what": f"{type(error).__name__}: {error}"[:300]}
+        return {column: dict(bug) for column in ASKED}
     task = report["model"]["task"]
-    asked, questions_ = _reference(family, folder / "model", task)
+    asked, all_questions = reference(family, folder / "model", task)
     found = {}
     rows = [row for row in report["results"] if row["target"] == "onnx"]
     for column, row in zip(ASKED, rows, strict=True):
@@ -71,7 +70,7 @@ def outcomes(family: Family, folder: Path) -> dict[str, Any]:
             continue
         counts_mask = COUNTS_MASK in (row["reason"] or "")
         graph = Graph(folder / "out" / row["path"] / "model.onnx")
-        said = compared(graph, asked, questions_, row["precision"] == "fp32", counts_mask)
+        said = compared(graph, asked, all_questions, row["precision"] == "fp32", counts_mask)
         missed = of_gates(row)
         if missed:
             said |= {"outcome": GATES, "what": "; ".join(filter(None, (missed, said.get("what"))))}
@@ -87,7 +86,8 @@ def _raised(error: ExporterError, when: str) -> dict[str, Any]:
     return {"outcome": REFUSED, "what": told, "when": when, "status": error.exit_status}
 
 
-def _reference(family: Family, checkpoint: Path, task: str) -> tuple[Asked, list[Question]]:
+def reference(family: Family, checkpoint: Path, task: str) -> tuple[Asked, list[Question]]:
+    """transformers' model of a checkpoint that save_model wrote, read again from there; and what it is asked."""
     import torch
     import transformers
 

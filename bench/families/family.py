@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from exporter.types import CLASSIFICATION, FEATURES, GENERATION
+
+ASKED = ("onnx:fp32", "onnx:int8")  # the columns of what is exported and asked
+CHECKED = ("torch", "gguf", "tensorrt", "coreml")  # and of the targets that are asked whether they take its config.json
+
 
 @dataclass(frozen=True)
 class Family:
@@ -27,3 +32,8 @@ class Family:
     def decoder(self) -> bool:
         """Whether it is a causal language model, with a cache."""
         return bool(self.cached)
+
+    @property
+    def task(self) -> str:
+        """The task that it is for; a head that exporter has no task for is looked at as an encoder."""
+        return GENERATION if self.decoder else CLASSIFICATION if "Sequence" in self.architecture else FEATURES

@@ -1,4 +1,4 @@
-"""An ONNX artifact asked by plain ONNX Runtime, as a client would: whatever states its graph has, begun with nothing."""
+"""An ONNX artifact asked by plain ONNX Runtime, as a client would: whatever its states are, they begin with nothing."""
 
 from __future__ import annotations
 

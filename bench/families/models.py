@@ -79,6 +79,7 @@ def hub_spelling(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _word_pieces(folder: Path, segments: bool) -> None:
     from pydoc_data.topics import topics
+
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -91,6 +92,6 @@ def _word_pieces(folder: Path, segments: bool) -> None:
     )
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), _SPECIAL, strict=True))
     inputs = ["input_ids", *["token_type_ids"] * segments, "attention_mask"]
-    PreTrainedTokenizerFast(
-        tokenizer_object=plain, model_max_length=512, model_input_names=inputs, **names
-    ).save_pretrained(folder)
+    kind: Any = PreTrainedTokenizerFast  # which transformers leaves untyped
+    whole = kind(tokenizer_object=plain, model_max_length=512, model_input_names=inputs, **names)
+    whole.save_pretrained(folder)

@@ -51,7 +51,9 @@ def distance(got: Floats, right: Sequence[Floats], mask: Ids) -> Distance:
     return min(found, key=lambda one: one.largest)
 
 
-def compared(graph: Graph, asked: Asked, questions: Sequence[Question], exact: bool, counts_mask: bool) -> dict[str, Any]:
+def compared(
+    graph: Graph, asked: Asked, questions: Sequence[Question], exact: bool, counts_mask: bool
+) -> dict[str, Any]:
     """The outcome of an artifact that was written. `exact`: its arithmetic is float32's."""
     distances: dict[str, Distance] = {}
     near: list[Floats] = []
