@@ -29,8 +29,8 @@ check: $(STAMP)
 	$(BIN)/python -m bench.render --check
 	$(BIN)/python -m pytest tests/test_readme.py tests/test_docs.py
 
-# Each family of models through the whole program, beside transformers: half an hour on two cores, and the page that says
-# what came out. What is known of this very code is not done again. It fails where one is wrong without a word of ours.
+# Each family of models through the whole program, beside transformers: to take less than an hour on two idle cores, and the
+# page that says what came out. What is known of this very code is not done again. It fails where one is wrong or failed.
 families: $(STAMP)
 	$(BIN)/python -m bench.families --strict; status=$$?; $(BIN)/python -m bench.render && exit $$status
 
