@@ -1,10 +1,10 @@
-# demo · quick · test · check · bench · docs: nothing else. All start from nothing but Python, make and a package registry.
+# demo · quick · test · check · families · bench · docs: nothing else. All start from nothing but Python, make and a package registry.
 PYTHON ?= python3
 BIN := .venv/bin
 BASE := .venv/.base
 STAMP := .venv/.installed
 NODE := tests/node/node_modules/.installed
-.PHONY: demo quick test check bench docs
+.PHONY: demo quick test check families bench docs
 
 # What `pip install .` gives is all that it needs: no extra, no compiler. To take a minute on two idle cores:
 # half the usual tokens, fewer rounds, and no search for a policy, which alone takes half of that.
@@ -28,6 +28,11 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python -m bench.render --check
 	$(BIN)/python -m pytest tests/test_readme.py tests/test_docs.py
+
+# Each family of models through the whole program, beside transformers: to take less than an hour on two idle cores, and the
+# page that says what came out. What is known of this very code is not done again. It fails where one is wrong or failed.
+families: $(STAMP)
+	$(BIN)/python -m bench.families --strict; status=$$?; $(BIN)/python -m bench.render && exit $$status
 
 # All, or `make bench ONLY=gguf`; a result is written for each, and the pages from it.
 BENCH_TEXT ?= ../shared/data/wikitext-2/wiki.test.raw

@@ -24,6 +24,7 @@ PROGRAMS = {  # each name, and whether it reads the text
     "prune": True,
     "merge": False,
     "calibration": False,
+    "families": False,
 }
 
 

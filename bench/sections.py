@@ -18,6 +18,7 @@ from bench.cells import (
     quality_cells,
     with_error,
 )
+from bench.families.section import families
 from bench.prune_section import prune
 from bench.rows import figure, variant, verdict
 
@@ -249,4 +250,5 @@ SECTIONS: dict[str, Callable[[Result], str]] = {
     "prune": prune,
     "merge": merge,
     "calibration": calibration,
+    "families": families,
 }

@@ -88,6 +88,10 @@ FIGURES = {  # of each program, one of each kind that its text shows; a run's fi
         "reports.0.results.1.quality.ppl_ratio.value": 1.5, "figures.calibrated_tokens": 1,
         "reports.1.results.1.artifact.bytes": 7_000_000, "machine.cores": 3,
     },
+    "families": {
+        "figures.families.0.architecture": "LamaForCausalLM", "figures.families.-1.name": "xlnet-2",
+        "machine.cores": 3, "figures.decoders": 67,
+    },
     "merge": {"figures.cp_s": 40, "figures.merges.1.share_of_cp": 0.51, "figures.merges.0.modules_proven": 61},
     "calibration": {"figures.plain_s": 68.9, "figures.peak_rss_bytes": 1_360_000_000, "command": "python -m other"},
 }  # fmt: skip

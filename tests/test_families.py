@@ -1,4 +1,4 @@
-"""Decoders that onnxruntime-genai's builder does not take, through the whole program and every ONNX precision."""
+"""Families of models: three through the whole program and each ONNX precision, a dozen as `make families` asks them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ import pytest
 import torch
 import transformers
 
+from bench.families.examined import reference
+from bench.families.graph import Graph
+from bench.families.known import FAMILIES as ASKED
+from bench.families.models import save_model
+from bench.families.outcome import COUNTS_MASK, RIGHT, compared
 from exporter import Job, run
 from exporter.report.table import value
-from exporter.types import TOKENIZER_FILES
+from exporter.targets.onnx.target import ONNX
+from exporter.types import TOKENIZER_FILES, Checkpoint, ExportRequest
 
 # Sizes that the blocks of 32 divide, so that every matrix is quantized; the vocabulary is the shipped tokenizer's.
 FAMILIES = {
@@ -59,3 +65,37 @@ def test_family(architecture, tiny, tmp_path):
     parameters = fp32["bytes"] / fp32["size_ratio"] / 4
     assert fp32["bytes"] < 4 * parameters * 1.03 + graph
     assert rows["int8-weight"]["artifact"]["bytes"] < 1.125 * parameters * 1.03 + graph
+
+
+# Of `make families`, which asks them all: different in attention, positions and mask, and such that TorchScript traces
+# in about a second. ALiBi, a window that all or half of the layers have, positions counted from the mask, one head of
+# keys for all, experts, relative positions.
+RIGHT_ONES = (
+    "gptneox", "mpt", "xglm", "starcoder2", "olmo3", "persimmon", "opt-350m-like", "gptbigcode", "mixtral",
+    "deberta-v3", "modernbert", "llama-cls",
+)  # fmt: skip
+# What onnxruntime-genai's builder makes of them: a line goes to RIGHT_ONES when it is right.
+NOT_YET = {
+    "llama-linear": "the builder leaves rope_scaling linear out",
+    "mistral-swa": "the builder leaves the sliding window out",
+}
+
+
+def not_yet():
+    return [pytest.param(name, marks=pytest.mark.xfail(reason=why, strict=True)) for name, why in NOT_YET.items()]
+
+
+@pytest.mark.parametrize("name", [*RIGHT_ONES, *not_yet()])
+def test_a_family_answers_as_transformers_does(name, tmp_path):
+    """Alone, padded, with holes and cached, on both sides of its boundaries: bench/families/asked.py."""
+    family = ASKED[name]
+    for folder in ("model", "scratch", "out"):
+        (tmp_path / folder).mkdir()
+    save_model(family, tmp_path / "model")
+    checkpoint = Checkpoint(tmp_path / "model", family.task, name, "0" * 64, 0)
+    exported = ONNX.export(ExportRequest(checkpoint, "fp32", tmp_path / "out", tmp_path / "scratch", threads=1))
+    counts_mask = any(COUNTS_MASK in note for note in exported.notes)
+    asked, questions = reference(family, tmp_path / "model", family.task)
+    found = compared(Graph(tmp_path / "out" / "model.onnx"), asked, questions, True, counts_mask)
+    assert found["outcome"] == RIGHT, found
+    assert found["asked"] == len(questions)

@@ -1,0 +1,79 @@
+"""The text of bench/results/families.json: what each family gets of each target, and the reasons in full."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from bench.cells import Result, markdown
+from bench.families.family import ASKED, CHECKED
+
+_ORDER = ("right", "gates", "refused", "wrong", "failed")
+
+
+class _Reasons:
+    """Reasons by number, each once, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def cell(self, word: str, reason: str | None) -> str:
+        if not reason:
+            return word
+        return f"{word} ({self._numbers.setdefault(reason, len(self._numbers) + 1)})"
+
+    def lines(self) -> list[str]:
+        # What a page would take for a tag, or for a link.
+        return [f"{number}. {_plain(reason)}" for reason, number in self._numbers.items()]
+
+
+def _plain(text: str) -> str:
+    return text.replace("<", "&lt;").replace("](", "] (").replace("_", "\\_").replace("*", "\\*")
+
+
+def families(result: Result) -> str:
+    figures, here, versions = result["figures"], result["machine"], result["versions"]
+    rows, reasons = figures["families"], _Reasons()
+    whole = figures["decoders"] + figures["encoders"]
+    counts = {column: Counter(row[column]["outcome"] for row in rows) for column in ASKED}
+    named = [f"{name} {versions[name]}" for name in ("torch", "transformers", "onnxruntime", "onnxruntime-genai")]
+    head = (
+        f"{len(rows)} of {whole} families ({figures['decoders']} decoders, {figures['encoders']} encoders and "
+        f"classifiers) were examined: {'; '.join(f'{column} {_counted(counts[column])}' for column in ASKED)}. "
+        f"{', '.join(named)}; {here['cpu']}, {here['cores']} cores."
+    )
+    earlier = sum(row["key"] != figures["key"] for row in rows)
+    if earlier:
+        head += f" Of {earlier} the row is by an earlier state of the program."
+    body = [
+        [
+            row["name"],
+            row["architecture"],
+            *(_asked(row[column], reasons) for column in ASKED),
+            *(_checked(row["refused"], target, reasons) for target in CHECKED),
+        ]
+        for row in rows
+    ]
+    names = ["family", "architecture", *ASKED, *CHECKED]
+    return "\n".join([head, "", *markdown(names, body, words=len(names), last=False), "", *reasons.lines()])
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts[word]} {word}" for word in _ORDER if counts.get(word))
+
+
+def _asked(found: Mapping[str, Any], reasons: _Reasons) -> str:
+    """right, with the padding that it does not take; else the word and why."""
+    if found["outcome"] == "right":
+        limit = "right, but a batch of unequal lengths must be padded on the right" if found["counts_mask"] else None
+        return reasons.cell("right", limit)
+    when = f" ({found['when']}, exit status {found['status']})" if "when" in found else ""
+    return reasons.cell(found["outcome"], found["what"] + when)
+
+
+def _checked(refused: Mapping[str, str | None], target: str, reasons: _Reasons) -> str:
+    if target not in refused:
+        return ""
+    reason = refused[target]
+    return reasons.cell("refused", reason) if reason else "taken"
