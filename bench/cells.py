@@ -32,6 +32,12 @@ def markdown(names: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1
     return [head, rule, *body]
 
 
+def packages(result: Result) -> str:
+    """The versions that decide what an ONNX artifact is and what it is held against."""
+    names = ("torch", "transformers", "onnxruntime", "onnxruntime-genai")
+    return ", ".join(f"{name} {result['versions'][name]}" for name in names)
+
+
 def is_decoder(report: Result) -> bool:
     return bool(report["model"]["task"] == "text-generation")
 

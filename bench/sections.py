@@ -15,6 +15,7 @@ from bench.cells import (
     megabytes,
     models_of,
     number,
+    packages,
     quality_cells,
     with_error,
 )
@@ -46,9 +47,8 @@ def quality(result: Result) -> str:
             cells += [number(figure(row, f"speed.{name}"), ".1f") for name in times]
             rows.append([*cells, megabytes(figure(row, "memory.peak_rss_bytes"), ",.0f"), verdict(row)])
         lines += [f"{heading(report)}, {circumstances(report)}:", "", *markdown(names, rows), ""]
-    here, versions = result["machine"], result["versions"]
-    named = [f"{name} {versions[name]}" for name in ("torch", "transformers", "onnxruntime", "onnxruntime-genai")]
-    lines.append(f"- Machine: {here['cpu']}, {here['cores']} cores; {', '.join(named)}.")
+    here = result["machine"]
+    lines.append(f"- Machine: {here['cpu']}, {here['cores']} cores; {packages(result)}.")
     return "\n".join(lines)
 
 

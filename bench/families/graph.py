@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.families.asked import Floats, Question, positions_of
+from bench.families.asked import Question, positions_of
+from exporter.runner import Floats
 
 _TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.families.asked import Asked, Floats, Ids, Question
+from bench.families.asked import Asked, Question
 from bench.families.graph import Graph
+from exporter.runner import Floats, Ids
 
 RIGHT, WRONG, GATES, REFUSED, FAILED = "right", "wrong", "gates", "refused", "failed"
 # A float32 answer, of its largest value: other orders of the same sums stay below a tenth of it, and what is left out

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from bench.cells import Result, markdown
+from bench.cells import Result, markdown, packages
 from bench.families.family import ASKED, CHECKED
-
-_ORDER = ("right", "gates", "refused", "wrong", "failed")
+from bench.families.outcome import FAILED, GATES, REFUSED, RIGHT, WRONG
+from exporter.targets.folder.markdown import text
 
 
 class _Reasons:
@@ -24,24 +24,18 @@ class _Reasons:
         return f"{word} ({self._numbers.setdefault(reason, len(self._numbers) + 1)})"
 
     def lines(self) -> list[str]:
-        # What a page would take for a tag, or for a link.
-        return [f"{number}. {_plain(reason)}" for reason, number in self._numbers.items()]
-
-
-def _plain(text: str) -> str:
-    return text.replace("<", "&lt;").replace("](", "] (").replace("_", "\\_").replace("*", "\\*")
+        return [f"{number}. {text(reason)}" for reason, number in self._numbers.items()]
 
 
 def families(result: Result) -> str:
-    figures, here, versions = result["figures"], result["machine"], result["versions"]
+    figures, here = result["figures"], result["machine"]
     rows, reasons = figures["families"], _Reasons()
     whole = figures["decoders"] + figures["encoders"]
     counts = {column: Counter(row[column]["outcome"] for row in rows) for column in ASKED}
-    named = [f"{name} {versions[name]}" for name in ("torch", "transformers", "onnxruntime", "onnxruntime-genai")]
     head = (
         f"{len(rows)} of {whole} families ({figures['decoders']} decoders, {figures['encoders']} encoders and "
         f"classifiers) were examined: {'; '.join(f'{column} {_counted(counts[column])}' for column in ASKED)}. "
-        f"{', '.join(named)}; {here['cpu']}, {here['cores']} cores."
+        f"{packages(result)}; {here['cpu']}, {here['cores']} cores."
     )
     earlier = sum(row["key"] != figures["key"] for row in rows)
     if earlier:
@@ -60,14 +54,14 @@ def families(result: Result) -> str:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{counts[word]} {word}" for word in _ORDER if counts.get(word))
+    return ", ".join(f"{counts[word]} {word}" for word in (RIGHT, GATES, REFUSED, WRONG, FAILED) if counts.get(word))
 
 
 def _asked(found: Mapping[str, Any], reasons: _Reasons) -> str:
     """right, with the padding that it does not take; else the word and why."""
-    if found["outcome"] == "right":
+    if found["outcome"] == RIGHT:
         limit = "right, but a batch of unequal lengths must be padded on the right" if found["counts_mask"] else None
-        return reasons.cell("right", limit)
+        return reasons.cell(RIGHT, limit)
     when = f" ({found['when']}, exit status {found['status']})" if "when" in found else ""
     return reasons.cell(found["outcome"], found["what"] + when)
 
@@ -76,4 +70,4 @@ def _checked(refused: Mapping[str, str | None], target: str, reasons: _Reasons) 
     if target not in refused:
         return ""
     reason = refused[target]
-    return reasons.cell("refused", reason) if reason else "taken"
+    return reasons.cell(REFUSED, reason) if reason else "taken"
