@@ -118,6 +118,18 @@ def worker_environment(threads: int) -> dict[str, str]:
     }
 
 
+def lasting_server(folder: Path, threads: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Starts a fork server for many runs in a row: it stays until its stdin is closed.
+
+    Its socket is where runs look whose environment names `folder` as forkserver.SHARED; its log lies beside it.
+    """
+    command = [sys.executable, "-m", _CHILD, str(folder / f"{threads}.sock")]
+    with (folder / f"{threads}.log").open("wb") as log:
+        return subprocess.Popen(
+            command, env=dict(environment), stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+        )
+
+
 class Worker:
     """`with Worker(log, threads) as worker: worker(operation, key=value)`: a function of this program, called there.
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from exporter import forkserver, machine
-from exporter.process import worker_environment
+from exporter.process import lasting_server, worker_environment
 
 _servers = []
 _folders = []
@@ -29,13 +27,7 @@ def pytest_configure(config):
     os.environ[forkserver.SHARED] = folder
     for threads in {1, machine.usable_cores()}:
         environment = os.environ | worker_environment(threads) | {"TORCHINDUCTOR_CACHE_DIR": folder}
-        command = [sys.executable, "-m", "exporter.pipeline.worker", f"{folder}/{threads}.sock"]
-        with Path(folder, f"{threads}.log").open("w") as log:
-            _servers.append(
-                subprocess.Popen(
-                    command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
-                )
-            )
+        _servers.append(lasting_server(Path(folder), threads, environment))
 
 
 def pytest_unconfigure():

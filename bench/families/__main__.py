@@ -33,7 +33,7 @@ from bench.families.outcome import FAILED, RIGHT, WRONG
 from bench.jobs import OUT
 from exporter import forkserver, machine, store
 from exporter.errors import EXIT_GATE, EXIT_JOB, unknown
-from exporter.process import worker_environment
+from exporter.process import lasting_server, worker_environment
 
 _LIMIT_S = 600  # of one family: an engine that hangs takes no other's place
 _FILE = record.RESULTS / "families.json"
@@ -60,12 +60,7 @@ def warm_workers(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
         yield dict(environment)
         return
     with tempfile.TemporaryDirectory() as folder:
-        given = {**environment, **worker_environment(1)}
-        command = [sys.executable, "-m", "exporter.pipeline.worker", f"{folder}/1.sock"]
-        with Path(folder, "1.log").open("w", encoding="utf-8") as log:
-            server = subprocess.Popen(
-                command, env=given, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
-            )
+        server = lasting_server(Path(folder), 1, environment)
         try:
             yield {**environment, forkserver.SHARED: folder}
         finally:
