@@ -118,7 +118,7 @@ def test_it_is_kept_in_the_cache(run_here, cache, tmp_path):
         ("--distill-student layers:2 --policy policy.yaml", "a policy is of one model's weights"),
         (
             "--distill-student layers:2 --distill-data README.md --eval-text README.md",
-            "shares text with what is measured on: learned from it, the figures would flatter; give another --distill",
+            "learned from it, the figures would flatter; give another --distill-data. The first passage that",
         ),
     ],
 )
