@@ -89,11 +89,13 @@ def main() -> None:
     other = second_half(arguments.text)
     figures = {"calibrated_tokens": CALIBRATED, "distill_steps": STEPS}
     for row in arguments.row or rows:  # each is written when it is there: the whole takes hours
-        given = (arguments.text, other, arguments.again, not arguments.no_speed)
+        how = (arguments.again, not arguments.no_speed)
         if row == VOCABULARY:
-            made = vocabulary(arguments.text, arguments.again, not arguments.no_speed)
+            made = vocabulary(arguments.text, *how)
+        elif row == ENCODER:
+            made = encoder(arguments.text, other, *how)
         else:
-            made = encoder(*given) if row == ENCODER else decoder(row, *given, not arguments.no_distill)
+            made = decoder(row, arguments.text, other, *how, not arguments.no_distill)
         record.write(about, kept(record.RESULTS / "prune.json", made), figures)
 
 

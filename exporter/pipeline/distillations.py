@@ -73,8 +73,8 @@ def plan_distillation(
     elif task == CLASSIFICATION and options.alpha == 1:
         raise JobError("--distill-alpha 1: a text has no labels to learn: give --distill-data FILE.jsonl, or less")
     else:
-        given = (job.calib_text, CALIB_TEXT) if path is None else (path, _DATA)
-        name, text, skip = calibration_text(given[0], source.recipe, evaluated, measured, given[1])
+        flag = CALIB_TEXT if path is None else _DATA
+        name, text, skip = calibration_text(path or job.calib_text, source.recipe, evaluated, measured, flag)
         told |= {"name": name, "text": text, "skip": skip}
     # Two states and the one that is being written, each of weights and two moments; then what comes out.
     refuse_full_disk({cache_folder() / "training": (3 * 3 + 1) * 4 * source.checkpoint.parameters})

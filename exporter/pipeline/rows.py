@@ -140,8 +140,5 @@ def _guess_texts(found: dict[str, Any], rows: Rows, paired: bool) -> None:
         found["text"] = next((name for name in _ALONE if name in there and name != found["pair"]), None)
 
 
-KINDS = {
-    ".jsonl": _json_lines,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}  # how the names of labelled data end, and its reader
+# How the names of files with labelled data end, and what reads them.
+KINDS = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
