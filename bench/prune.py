@@ -5,7 +5,7 @@
     python -m bench.prune --text wiki.test.raw --again              speed, of what lies in out/bench
 
 The first tokens of the text are measured on; its second half, other articles of the same kind, is what pruning looks at
-and what students learn on. Distillation takes some 10 minutes for each row of the decoder. Run it on an idle machine.
+and what students learn on. Distillation takes some 20 minutes for each row of the decoder. Run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -30,7 +30,20 @@ def prune(result: Result) -> str:
         "- vocabulary: the tokens of the whole text stay, and their logits are what they were; it is measured against "
         "itself, for a perplexity over fewer tokens is another number."
     )
-    return "\n".join([*lines, about, meaning, words])
+    return "\n".join([*lines, about, meaning, words, *drift(result["reports"])])
+
+
+def drift(reports: list[Result]) -> list[str]:
+    """How far the machine itself went: the unpruned decoder in torch was timed with each row, in jobs one by one."""
+    rates = [figure(one["results"][0], "speed.decode_tokens_per_s") for one in reports]
+    timed = [rate for rate in rates if rate]
+    if len(timed) < 2:
+        return []
+    told = (
+        "- Speeds are of jobs one after the other: the unpruned model in torch, timed in each of them, decoded "
+        f"{min(timed):.1f} to {max(timed):.1f} tokens/s. Smaller differences than that mean nothing."
+    )
+    return [told]
 
 
 def row_cells(report: Result, row: Result, reports: list[Result]) -> list[str]:
