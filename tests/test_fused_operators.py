@@ -13,6 +13,7 @@ import torch
 import transformers as t
 
 from exporter.targets.onnx_graph import fused_operators
+from exporter.targets.onnx_graph.attention_operator import KERNEL_SIZES
 from exporter.targets.onnx_graph.traced import trace_causal_lm
 
 VOCABULARY = 120
@@ -46,7 +47,7 @@ def traced(tmp_path_factory):
                 for weight in model.parameters():
                     weight.add_(torch.randn_like(weight) * 0.1)
             model.save_pretrained(folder)
-            trace_causal_lm(folder, folder / "model.onnx", attention=True)
+            trace_causal_lm(folder, folder / "model.onnx", attention=KERNEL_SIZES)
             made[family] = folder
         return made[family]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as t
 
+from exporter.targets.onnx_graph.attention_operator import KERNEL_SIZES
 from exporter.targets.onnx_graph.session import OnnxDecoder
 from exporter.targets.onnx_graph.traced import trace_causal_lm
 from exporter.targets.tensorrt.cache import PAST, StepInputs
@@ -32,7 +33,7 @@ def test_padded_steps_are_the_usual_ones(family, prompt, tmp_path):
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)
     model.save_pretrained(tmp_path)
-    trace_causal_lm(tmp_path, tmp_path / "model.onnx", attention=True)
+    trace_causal_lm(tmp_path, tmp_path / "model.onnx", attention=KERNEL_SIZES)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     outputs = [value.name for value in session.get_outputs()]
     shapes = {value.name: tuple(value.shape) for value in session.get_inputs()}

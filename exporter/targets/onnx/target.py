@@ -1,14 +1,12 @@
 """ONNX for ONNX Runtime and its clients: one float32 graph, and a pass over it for each precision below.
 
-Text generation goes through onnxruntime-genai's builder where it knows the architecture (fused attention), and through
-a trace of the model's own code otherwise; encoders are traced. The folder is what optimum, transformers.js and
-onnxruntime-genai open: model.onnx (above 2 GB with model.onnx_data), the configuration, tokenizer and chat template.
+The graph is a trace of the model's own code, with the operators of opset 23 that ONNX Runtime has fused kernels for.
+The folder is what optimum, transformers.js and onnxruntime-genai open: model.onnx (above 2 GB with model.onnx_data),
+the configuration, tokenizer and chat template.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,11 +27,14 @@ from exporter.targets.onnx.quantize import (
     quantize_by_rule,
 )
 from exporter.targets.onnx_graph import shell, versions
+from exporter.targets.onnx_graph.attention_operator import ANY_SIZE, OPSET
+from exporter.targets.onnx_graph.cached_attention import join_residuals, keep_caches
 from exporter.targets.onnx_graph.file import made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
-from exporter.targets.onnx_graph.genai import build_float, builder_takes
+from exporter.targets.onnx_graph.fused_operators import simplify
 from exporter.targets.onnx_graph.held import weights_of
 from exporter.targets.onnx_graph.inspection import inspect
+from exporter.targets.onnx_graph.joined_products import join_products
 from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.session import open_onnx
 from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm, trace_encoder
@@ -54,7 +55,6 @@ from exporter.types import (
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_ROTARY = ("cos_cache", "sin_cache")  # the builder's names
 _GENAI = "genai_config.json"  # what onnxruntime-genai opens a folder by
 
 
@@ -69,16 +69,10 @@ def export(request: ExportRequest) -> Exported:
     model = ir.load(float_graph)
     _load_small_tensors(model)
     notes = [f"traced by {line}" for line in (model.metadata_props.get("exporter"),) if line and "not " in line]
-    genai = float_graph.parent / _GENAI
-    if genai.is_file():
-        shutil.copyfile(genai, request.folder / genai.name)
-        notes.append("batches of unequal lengths are padded on the right: the fused attention counts the mask")
     model, said, labels = _at_precision(model, request)
     notes += said
-    tables = [v.const_value for name, v in model.graph.initializers.items() if name in _ROTARY and v.const_value]
-    if tables:
-        size = sum(table.nbytes for table in tables) / 1e6
-        notes.append(f"{size:.1f} MB of the size are rotary tables, which the fused attention's operator takes")
+    if request.precision != "int8-static":  # whose kernels are told by their weights' names
+        join_products(model)
     needs = versions.fit(model, request.options.min_onnxruntime if request.options else None)
     shell.check(model)
     save_graph(model, request.folder / "model.onnx")
@@ -91,14 +85,22 @@ def export(request: ExportRequest) -> Exported:
 
 def _write_float(request: ExportRequest, model: Path) -> None:
     checkpoint = request.checkpoint
-    config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
-    if checkpoint.task != GENERATION:
-        trace_encoder(checkpoint.path, checkpoint.task, model, trust_remote_code=checkpoint.trust_remote_code)
-    elif not config.get("auto_map") and builder_takes((config.get("architectures") or [""])[0]):
-        build_float(checkpoint.path, model.parent)
-        _number_head_size(model)
+    oldest = request.options.min_onnxruntime if request.options else None
+    # The weights in a file of their own: it is mapped, not read, by all that follows.
+    how: dict[str, Any] = {"trust_remote_code": checkpoint.trust_remote_code, "limit": 0}
+    if oldest is None or versions.number(oldest) >= versions.number(versions.OPSETS[OPSET]):
+        how |= {"attention": ANY_SIZE, "fuse": _fuse}
+    if checkpoint.task == GENERATION:
+        trace_causal_lm(checkpoint.path, model, **how)
     else:
-        trace_causal_lm(checkpoint.path, model, trust_remote_code=checkpoint.trust_remote_code)
+        trace_encoder(checkpoint.path, checkpoint.task, model, **how)
+
+
+def _fuse(model: ir.Model) -> None:
+    """Finds the operators in a trace that ONNX Runtime has one kernel for."""
+    simplify(model)
+    keep_caches(model)
+    join_residuals(model)
 
 
 def _load_small_tensors(model: ir.Model) -> None:
@@ -109,18 +111,6 @@ def _load_small_tensors(model: ir.Model) -> None:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= shell.LARGE:
             value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
-
-
-def _number_head_size(float_graph: Path) -> None:
-    """Writes the cache's head size as a number where the builder left a symbol: transformers.js reads it there."""
-    import onnx_ir as ir
-
-    genai = json.loads(float_graph.with_name(_GENAI).read_text(encoding="utf-8"))
-    model = ir.load(float_graph)
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if str(value.name).startswith(("past_key_values.", "present.")) and value.shape is not None:
-            value.shape = ir.Shape([*value.shape[:3], int(genai["model"]["decoder"]["head_size"])])
-    ir.save(model, float_graph)  # the weights stay where they are, in their file
 
 
 def _at_precision(model: ir.Model, request: ExportRequest) -> tuple[ir.Model, list[str], Labels]:
@@ -275,7 +265,7 @@ ONNX = Target(
     default="int8",
     aliases={"int8": {GENERATION: "int8-weight", FEATURES: "int8-dynamic", CLASSIFICATION: "int8-dynamic"}},
     with_torch=True,
-    requires=("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai"),
+    requires=("onnx", "onnx_ir", "onnxruntime"),
     extra="onnx",
     check=check,
     export=export,

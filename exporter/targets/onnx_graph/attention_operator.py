@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,22 +22,32 @@ from exporter.targets.onnx_graph.nodes import add, constant, insert, replace
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_NAME = "exporter_onnx"  # among transformers' attention implementations
+_NAME = "exporter_onnx"  # among transformers' attention implementations, with the sizes that it is for
 _DOMAIN = "exporter"  # until the trace is done: TorchScript's exporter knows no opset with Attention
 OPSET = 23
 # What the operator's signature has no place for, such as gpt-oss' sinks: such a model's own code is traced.
 _BEYOND = ("softcap", "s_aux", "position_bias")
+KERNEL_SIZES = range(16, 257, 8)  # of heads that TensorRT has kernels for
+ANY_SIZE = range(1, 1 << 31)
+_HEADS = "exporter.heads"  # of a node's metadata
 
 
-def use_operator(model: Any) -> None:
-    """Lets a model attend through the operator; one that has its own way keeps it."""
+def use_operator(model: Any, sizes: range) -> None:
+    """Lets a model attend through the operator where its heads are of one of the sizes; its own way else."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-    AttentionInterface.register(_NAME, _attend)
-    AttentionMaskInterface.register(_NAME, eager_mask)  # a float mask, which every engine adds: 0 or the least number
+    name = f"{_NAME}_{sizes.start}_{sizes.stop}_{sizes.step}"
+    AttentionInterface.register(name, partial(_attend, sizes))
+    AttentionMaskInterface.register(name, eager_mask)  # a float mask, which every engine adds: 0 or the least number
     supported = getattr(model, "_supports_attention_backend", False)
-    model.set_attn_implementation(_NAME if supported else "eager")
+    model.set_attn_implementation(name if supported else "eager")
+
+
+def heads_of(node: ir.Node) -> tuple[int, int, int, int]:
+    """Of a traced Attention: the query's heads, those of keys and values, the head size, and that of values."""
+    heads, kv_heads, size, value_size = map(int, node.metadata_props[_HEADS].split())
+    return heads, kv_heads, size, value_size
 
 
 def standard(model: ir.Model) -> None:
@@ -48,6 +58,7 @@ def standard(model: ir.Model) -> None:
     found = [node for node in model.graph if node.domain == _DOMAIN]
     for node in found:
         node.domain = ""
+        node.metadata_props[_HEADS] = " ".join(str(n) for n in node.attributes.pop("heads").as_ints())
         node.outputs[0].shape = node.outputs[0].type = None  # TorchScript made up names for the sizes
     if found:
         del model.opset_imports[_DOMAIN]
@@ -92,16 +103,17 @@ def _shape(model: ir.Model, numbers: list[int]) -> ir.Value:
 
 
 def _attend(
-    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **others: Any
+    sizes: range, module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **others: Any
 ) -> tuple[Any, None]:
     """transformers' attention function: [batch, heads, tokens, head size] each, out [batch, tokens, heads, size]."""
-    size = query.shape[-1]
-    beyond = any(others.get(name) is not None for name in _BEYOND) or size % 8 or not 16 <= size <= 256
+    size = int(query.shape[-1])
+    beyond = any(others.get(name) is not None for name in _BEYOND) or size not in sizes
     if beyond or mask is None:
         eager = sys.modules[type(module).__module__].eager_attention_forward
         return eager(module, query, key, value, mask, scaling=scaling, **others)[0], None
     scale = size**-0.5 if scaling is None else scaling
-    return _operator().apply(query, key, value, mask, float(scale)).transpose(1, 2).contiguous(), None
+    heads = [int(query.shape[1]), int(key.shape[1]), size, int(value.shape[-1])]
+    return _operator().apply(query, key, value, mask, float(scale), heads).transpose(1, 2).contiguous(), None
 
 
 @cache
@@ -112,14 +124,14 @@ def _operator() -> Any:
         """softmax(query keyᵀ scale + mask) value, each key's head for as many of the query's as there are."""
 
         @staticmethod
-        def forward(_: Any, query: Any, key: Any, value: Any, mask: Any, scale: float) -> Any:
+        def forward(_: Any, query: Any, key: Any, value: Any, mask: Any, scale: float, _heads: list[int]) -> Any:
             shared = query.shape[1] // key.shape[1]
             key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
             return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scale)
 
         @staticmethod
-        def symbolic(graph: Any, query: Any, key: Any, value: Any, mask: Any, scale: float) -> Any:
-            node = graph.op(f"{_DOMAIN}::Attention", query, key, value, mask, scale_f=scale)
+        def symbolic(graph: Any, query: Any, key: Any, value: Any, mask: Any, scale: float, heads: list[int]) -> Any:
+            node = graph.op(f"{_DOMAIN}::Attention", query, key, value, mask, scale_f=scale, heads_i=heads)
             node.setType(query.type().with_sizes([None] * 4))
             return node
 

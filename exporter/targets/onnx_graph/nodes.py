@@ -51,16 +51,17 @@ def _folded(model: ir.Model, op: str, inputs: Sequence[ir.Value]) -> ir.Value:
 def insert(
     before: ir.Node,
     op: str,
-    inputs: Sequence[ir.Value],
+    inputs: Sequence[ir.Value | None],
     attributes: Mapping[str, Any] | None = None,
     outputs: int = 1,
     label: str = "",
+    domain: str = "",
 ) -> tuple[ir.Value, ...]:
-    """A new node of ONNX's own operators in front of another one; returns its outputs."""
+    """A new node in front of another one, of ONNX's own operators if no domain is given; returns its outputs."""
     import onnx_ir as ir
 
     name = f"{before.outputs[0].name}/{label or op}"  # values have unique names, nodes need not have any
-    node = ir.node(op, inputs, attributes or {}, num_outputs=outputs, name=name)
+    node = ir.node(op, inputs, attributes or {}, domain=domain, num_outputs=outputs, name=name)
     assert before.graph is not None
     before.graph.insert_before(before, node)
     return tuple(node.outputs)

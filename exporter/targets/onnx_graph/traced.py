@@ -1,13 +1,13 @@
 """Any architecture of transformers to ONNX: the model's own PyTorch code, traced.
 
-This is the way for what onnxruntime-genai's builder does not take. Inputs and outputs have the names that optimum,
-onnxruntime-genai and transformers.js share, and the weights are stored once, under the checkpoint's own names.
+Inputs and outputs have the names that optimum, onnxruntime-genai and transformers.js share, and the weights are stored
+once, under the checkpoint's own names.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,8 @@ def trace_causal_lm(
     *,
     trust_remote_code: bool = False,
     dynamo: bool = False,
-    attention: bool = False,
+    attention: range | None = None,
+    fuse: Callable[[ir.Model], None] | None = None,
     limit: int = LIMIT,
 ) -> None:
     """Writes a causal LM with its KV cache as a float32 ONNX graph (opset 18; 23 where it has the operator Attention).
@@ -49,12 +50,13 @@ def trace_causal_lm(
     keep their whole past too, and mask it.
 
     TorchScript traces it, or torch.export where TorchScript fails, or torch.export at once with `dynamo`; the graph's
-    metadata says which, and why. `attention` asks for ONNX's operator, where model and TorchScript can have it. `limit`
-    is save_graph's. Raises BuildError where neither can do it.
+    metadata says which, and why. `attention` asks for ONNX's operator, where model and TorchScript can have it, and
+    heads have one of those sizes; `fuse` brings the graph into another form before it is written. `limit` is save_graph's. Raises
+    BuildError where neither can do it.
     """
     model = load_model(checkpoint, GENERATION, trust_remote_code)
-    if attention:
-        use_operator(model)
+    if attention is not None:
+        use_operator(model, attention)
     vocabulary, layers = answer_shapes(model)
     names = ["input_ids", "attention_mask"]
     if "position_ids" in inspect.signature(model.forward).parameters:
@@ -67,6 +69,8 @@ def trace_causal_lm(
             outputs[f"present.{number}.{part}"] = (BATCH, heads, TOTAL, size)
     graph = _traced(model, cached_decoder(model, names), inputs, outputs, dynamo)
     del model  # so that save_graph can let go of the weights as it writes them
+    if fuse is not None:
+        fuse(graph)
     save_graph(graph, model_onnx, limit)
 
 
@@ -77,7 +81,8 @@ def trace_encoder(
     *,
     trust_remote_code: bool = False,
     dynamo: bool = False,
-    attention: bool = False,
+    attention: range | None = None,
+    fuse: Callable[[ir.Model], None] | None = None,
     limit: int = LIMIT,
 ) -> None:
     """Writes a model for feature-extraction or text-classification as a float32 ONNX graph (opset 18 or 23).
@@ -92,14 +97,16 @@ def trace_encoder(
     # sdpa's graph looks for NaN in rows that are masked whole: a fifth of MiniLM's time at 512 tokens, for rows that
     # no text has.
     model.set_attn_implementation("eager")
-    if attention:
-        use_operator(model)
+    if attention is not None:
+        use_operator(model, attention)
     names = encoder_inputs(checkpoint, model)
     width = model.config.num_labels if task == CLASSIFICATION else model.config.hidden_size
     output = (BATCH, width) if task == CLASSIFICATION else (BATCH, NEW, width)
     inputs: Shapes = dict.fromkeys(names, (BATCH, NEW))
     graph = _traced(model, encoder(model, names, OUTPUTS[task]), inputs, {OUTPUTS[task]: output}, dynamo)
     del model
+    if fuse is not None:
+        fuse(graph)
     save_graph(graph, model_onnx, limit)
 
 

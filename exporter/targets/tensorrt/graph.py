@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exporter.targets.onnx_graph import fused_operators, shell
-from exporter.targets.onnx_graph.attention_operator import write_out
+from exporter.targets.onnx_graph.attention_operator import KERNEL_SIZES, write_out
 from exporter.targets.onnx_graph.file import made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.modules import module_rows
@@ -101,12 +101,13 @@ def _write_float(request: ExportRequest, lacking: Collection[str], model: Path) 
     import onnx_ir as ir
 
     checkpoint = request.checkpoint
-    how = {"trust_remote_code": checkpoint.trust_remote_code, "attention": "Attention" not in lacking}
+    sizes = None if "Attention" in lacking else KERNEL_SIZES
+    how: dict[str, Any] = {"trust_remote_code": checkpoint.trust_remote_code, "attention": sizes, "limit": 0}
     # The weights in a file of their own: it is mapped, not read, by all that follows.
     if checkpoint.task == GENERATION:
-        trace_causal_lm(checkpoint.path, model, limit=0, **how)
+        trace_causal_lm(checkpoint.path, model, **how)
     else:
-        trace_encoder(checkpoint.path, checkpoint.task, model, limit=0, **how)
+        trace_encoder(checkpoint.path, checkpoint.task, model, **how)
     graph = ir.load(model)
     fused_operators.simplify(graph, lacking)
     ir.save(graph, model)  # the weights stay where they are, in their file
