@@ -154,7 +154,7 @@ def test_a_version_that_is_none(value, said):
 def held(run_here, tmp_path_factory):
     """The shipped decoder in every precision, for an old runtime and for a very old one."""
     outputs = {}
-    for oldest, precisions in (("1.20", PRECISIONS), ("1.18", ("fp32",))):
+    for oldest, precisions in (("1.20", PRECISIONS), ("1.18", ("int8-weight",))):
         output = tmp_path_factory.mktemp("held") / "out"
         wanted = [word for one in precisions for word in ("-t", f"onnx:{one}")]
         more = ("--policy", "off", "--onnx-min-onnxruntime", oldest)
@@ -170,13 +170,13 @@ def test_the_option_is_held_and_the_version_is_told(held):
     assert set(rows) == set(PRECISIONS)
     for precision, row in rows.items():
         graph = row["build"]["graph"]
-        assert graph["min_onnxruntime"] == "1.20", precision
+        assert versions.number(graph["min_onnxruntime"]) <= (1, 20), precision
         model = ir.load(output / row["path"] / "model.onnx")
         assert versions.describe(model) == graph, "the report says what the file needs"
         assert json.loads((output / row["path"] / "manifest.json").read_text())["graph"] == graph
     [column] = [column for column in detail_columns(report) if column.title == "ONNX Runtime"]
-    assert column.cell(rows["fp32"]) == "1.20 (opset 21, IR 10)"
-    assert "1.20 (opset 21, IR 10)" in (output / "report.html").read_text()
+    assert column.cell(rows["fp32"]) == "1.17 (opset 18, IR 8)"
+    assert "1.17 (opset 18, IR 8)" in (output / "report.html").read_text()
     assert report["results"][0]["build"]["graph"] is None, "PyTorch's reference is no graph"
 
 
@@ -185,4 +185,4 @@ def test_what_cannot_be_written_for_it_fails_its_row(held):
     assert done.returncode == 4
     [row] = [row for row in report["results"] if row["target"] == "onnx"]
     assert row["status"] == "failed"
-    assert "GroupQueryAttention with softcap needs 1.20" in row["reason"]
+    assert "MatMulNBits with bits=8 needs 1.22" in row["reason"]

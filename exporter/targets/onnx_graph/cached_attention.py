@@ -98,9 +98,9 @@ def _as_one(model: ir.Model, node: ir.Node, keys: _Grown | None, values: _Grown 
     heads, kv_heads, size, value_size = heads_of(node)
     query, key, value, mask = node.inputs[:4]
     flat = [
-        _flat(model, node, query, heads, size),
-        _flat(model, node, keys.new if keys else key, kv_heads, size),
-        _flat(model, node, values.new if values else value, kv_heads, value_size),
+        _flat(model, node, "query", query, heads, size),
+        _flat(model, node, "key", keys.new if keys else key, kv_heads, size),
+        _flat(model, node, "value", values.new if values else value, kv_heads, value_size),
     ]
     attributes = {"scale": node.attributes["scale"].as_float(), "q_num_heads": heads, "kv_num_heads": kv_heads}
     operands = [*flat, mask, *([keys.past, values.past] if keys and values else [])]
@@ -119,14 +119,14 @@ def _hand_over(old: ir.Value, new: ir.Value) -> None:
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
-def _flat(model: ir.Model, node: ir.Node, value: ir.Value | None, heads: int, size: int) -> ir.Value:
+def _flat(model: ir.Model, node: ir.Node, role: str, value: ir.Value | None, heads: int, size: int) -> ir.Value:
     """[batch, heads, tokens, size] as [batch, tokens, heads * size]: what it was made of, where that is so already."""
     assert value is not None
     maker = value.producer()
     if maker is not None and (rotation := _Rotation.of(maker)) is not None:
-        inner = _flat(model, node, rotation.whole, heads, size)
+        inner = _flat(model, node, role, rotation.whole, heads, size)
         attributes = {"num_heads": heads, **({"rotary_embedding_dim": rotation.turned} if rotation.turned else {})}
-        return insert(node, "RotaryEmbedding", [inner, *rotation.angles], attributes, label=f"{value.name}/turned")[0]
+        return insert(node, "RotaryEmbedding", [inner, *rotation.angles], attributes, label=f"{role}_turned")[0]
     if maker is not None and maker.op_type == "Transpose" and list(maker.attributes["perm"].as_ints()) == _TURN:
         beside = maker.inputs[0]
         assert beside is not None
@@ -136,9 +136,9 @@ def _flat(model: ir.Model, node: ir.Node, value: ir.Value | None, heads: int, si
         if source is not None and shape is not None and len(shape) == 3 and shape[2] == heads * size:
             return source
     else:
-        [beside] = insert(node, "Transpose", [value], {"perm": _TURN}, label=f"{value.name}/beside")
+        [beside] = insert(node, "Transpose", [value], {"perm": _TURN}, label=f"{role}_beside")
     width = constant(model, f"flat_{heads * size}", np.array([0, 0, heads * size], np.int64))
-    return insert(node, "Reshape", [beside, width], label=f"{value.name}/flat")[0]
+    return insert(node, "Reshape", [beside, width], label=f"{role}_flat")[0]
 
 
 @dataclass(frozen=True)

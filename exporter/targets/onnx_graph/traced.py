@@ -51,8 +51,8 @@ def trace_causal_lm(
 
     TorchScript traces it, or torch.export where TorchScript fails, or torch.export at once with `dynamo`; the graph's
     metadata says which, and why. `attention` asks for ONNX's operator, where model and TorchScript can have it, and
-    heads have one of those sizes; `fuse` brings the graph into another form before it is written. `limit` is save_graph's. Raises
-    BuildError where neither can do it.
+    heads have one of those sizes; `fuse` brings the graph into another form before it is written. `limit` is
+    save_graph's. Raises BuildError where neither can do it.
     """
     model = load_model(checkpoint, GENERATION, trust_remote_code)
     if attention is not None:
