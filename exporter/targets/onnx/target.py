@@ -2,24 +2,31 @@
 
 Text generation goes through onnxruntime-genai's builder where it knows the architecture (fused attention), and through
 a trace of the model's own code otherwise; encoders are traced. The folder is what optimum, transformers.js and
-onnxruntime-genai open: model.onnx (above 2 GB with model.onnx_data), the configuration, tokenizer and chat template.
+onnxruntime-genai open (layout.py): the graph, the configuration, tokenizer and chat template.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporter.targets.folder.files import copy_configuration
-from exporter.targets.folder.kit import kit, programs
+from exporter.targets.folder.kit import kit
 from exporter.targets.onnx.half import half, overflowing
 from exporter.targets.onnx.kernels import Labels, describe, weight_products
+from exporter.targets.onnx.layout import (
+    clients,
+    configure,
+    describe_for_genai,
+    open_onnx,
+    place,
+    weights_of,
+    zeros_of,
+)
 from exporter.targets.onnx.options import OnnxOptions
 from exporter.targets.onnx.quantize import (
     SCHEMES,
@@ -32,12 +39,9 @@ from exporter.targets.onnx_graph import shell, versions
 from exporter.targets.onnx_graph.file import made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.genai import build_float, builder_takes
-from exporter.targets.onnx_graph.held import weights_of
 from exporter.targets.onnx_graph.inspection import inspect
 from exporter.targets.onnx_graph.modules import module_rows
-from exporter.targets.onnx_graph.session import open_onnx
 from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm, trace_encoder
-from exporter.targets.onnx_graph.zeros import zero_counts
 from exporter.types import (
     CLASSIFICATION,
     FEATURES,
@@ -47,7 +51,6 @@ from exporter.types import (
     Gates,
     Precision,
     Target,
-    Zeros,
     agreement,
 )
 
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _ROTARY = ("cos_cache", "sin_cache")  # the builder's names
-_GENAI = "genai_config.json"  # what onnxruntime-genai opens a folder by
+_GENAI = "genai_config.json"  # what the builder wrote beside its graph
 
 
 def export(request: ExportRequest) -> Exported:
@@ -69,9 +72,7 @@ def export(request: ExportRequest) -> Exported:
     model = ir.load(float_graph)
     _load_small_tensors(model)
     notes = [f"traced by {line}" for line in (model.metadata_props.get("exporter"),) if line and "not " in line]
-    genai = float_graph.parent / _GENAI
-    if genai.is_file():
-        shutil.copyfile(genai, request.folder / genai.name)
+    if float_graph.with_name(_GENAI).is_file():
         notes.append("batches of unequal lengths are padded on the right: the fused attention counts the mask")
     model, said, labels = _at_precision(model, request)
     notes += said
@@ -81,12 +82,12 @@ def export(request: ExportRequest) -> Exported:
         notes.append(f"{size:.1f} MB of the size are rotary tables, which the fused attention's operator takes")
     needs = versions.fit(model, request.options.min_onnxruntime if request.options else None)
     shell.check(model)
-    save_graph(model, request.folder / "model.onnx")
+    notes += describe_for_genai(request.checkpoint, model, request.folder)
+    model_onnx = place(request.folder)
+    save_graph(model, model_onnx)
     if request.precision == "int8-static":
-        notes.append(describe(weight_products(request.folder / "model.onnx", request.scratch), labels))
-    copy_configuration(request.checkpoint.path, request.folder)
-    weights = [name for name in ("model.onnx", "model.onnx_data") if (request.folder / name).is_file()]
-    return Exported(tuple(weights), tuple(notes), graph=needs)
+        notes.append(describe(weight_products(model_onnx, request.scratch), labels))
+    return Exported(configure(request.checkpoint.path, request.folder), tuple(notes), graph=needs)
 
 
 def _write_float(request: ExportRequest, model: Path) -> None:
@@ -158,20 +159,6 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to ONNX yet"
     return None
-
-
-def zeros_of(folder: Path, files: Sequence[str]) -> Zeros:
-    """The zeros in an artifact's graph."""
-    counts = zero_counts(folder)
-    return Zeros(counts, "ONNX Runtime stores and multiplies a zero as any other number: no speed, and the same bytes")
-
-
-def clients(folder: Path, task: str) -> dict[str, Path]:
-    """The programs that run an artifact: run.py by onnxruntime-genai where its builder described the graph."""
-    found = programs("onnx", task)
-    if task == GENERATION and not (folder / _GENAI).is_file():
-        found["run.py"] = found.pop("run_onnxruntime.py")
-    return found
 
 
 # Measured: KL of SmolLM2-135M; then of random BERTs without a policy, on 185 lines, a number's error, three labels'
