@@ -75,7 +75,7 @@ def part(what: str, work: Path | None, done: Path | None, model: Path | None) ->
     else:
         from exporter.targets.onnx_graph.session import OnnxDecoder
 
-        runner = OnnxDecoder(done / what / "model.onnx", THREADS)
+        runner = OnnxDecoder(done / what / "onnx" / "model.onnx", THREADS)
         quality.compare(runner, reference, lambda done, total: None)
     latency.warm_up(runner, reference.passages.ids, 8192)
     for _ in range(Job.model_fields["repeats"].default):

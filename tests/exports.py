@@ -55,7 +55,7 @@ def policied(policied_models, tmp_path, tmp_path_factory):
             Checkpoint(checkpoint, task, kind, "0" * 64, 0), precision, folder, scratch, threads=1, policy=policy
         )
         notes = ONNX.export(request).notes
-        return folder / "model.onnx", "\n".join(notes)
+        return folder / "onnx" / "model.onnx", "\n".join(notes)
 
     return write
 

@@ -72,9 +72,9 @@ def test_it_says_how_to_run_this_very_artifact_and_what_was_measured_of_it(made)
     assert front["pipeline_tag"] == "text-generation"
     assert "python run.py 'Once upon a time'" in told
     assert "node run.mjs 'Once upon a time'" in told
-    assert f"`model.onnx` needs ONNX Runtime {row['build']['graph']['min_onnxruntime']} or later" in told
+    assert f"`onnx/model.onnx` needs ONNX Runtime {row['build']['graph']['min_onnxruntime']} or later" in told
     assert f"pip install 'onnxruntime>={row['build']['graph']['min_onnxruntime']}' tokenizers" in told
-    assert f"`model.onnx` ({table.megabytes(row['artifact']['bytes'])} MB)" in told
+    assert f"`onnx/model.onnx` ({table.megabytes(row['artifact']['bytes'])} MB)" in told
     [ratio] = [column for column in table.columns(report) if column.title == "PPL ratio"]
     assert f"| PPL ratio (± se) | {ratio.cell(row)} |" in told
     assert report["machine"]["cpu"] in told.replace("\\", "").replace("@&#8203;", "@")

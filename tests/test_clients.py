@@ -16,6 +16,7 @@ from test_embedding import folder as with_modules
 
 from exporter.measure.embedding import read_embedding
 from exporter.measure.samples import greedy
+from exporter.targets.onnx.layout import DATA, MODEL, configure
 from exporter.targets.onnx.target import ONNX
 from exporter.targets.onnx_graph.file import save_onnx
 from exporter.targets.torch.target import TORCH
@@ -60,18 +61,24 @@ def traced(tiny, tmp_path_factory):
 def test_generation_by_genai_and_by_onnxruntime_alone(fused, tiny):
     tokens = expected(ONNX, fused, tiny)
     assert len(tokens) == 24
-    assert ids(fused) == ids(fused, file="run_onnxruntime.py") == tokens
+    assert ids(fused) == ids(fused, file="run_genai.py") == tokens
     text = transformers.AutoTokenizer.from_pretrained(tiny).decode(tokens)
-    for file in ("run.py", "run_onnxruntime.py"):
+    for file in ("run.py", "run_genai.py"):
         assert client(fused, PROMPT, "-n", 24, file=file) == text.strip()
         assert client(fused, file=file)  # with nothing said
 
 
 def test_generation_from_a_traced_graph(traced):
     checkpoint, folder = traced
-    assert not (folder / "run_onnxruntime.py").exists()
-    assert "onnxruntime_genai" not in (folder / "run.py").read_text()
-    assert ids(folder) == expected(ONNX, folder, checkpoint)
+    assert ids(folder) == ids(folder, file="run_genai.py") == expected(ONNX, folder, checkpoint)
+
+
+def test_the_program_of_a_client_that_cannot_open_a_folder_is_not_in_it(traced, tmp_path):
+    assert "run_genai.py" in ONNX.programs(traced[1], GENERATION)
+    for name in ("genai_config.json", "tokenizer.json"):
+        folder = shutil.copytree(traced[1], tmp_path / name)
+        (folder / name).unlink()
+        assert set(ONNX.programs(folder, GENERATION)) == {"run.py", "run.mjs"}
 
 
 def test_generation_in_node(node, fused, traced, tiny):
@@ -87,9 +94,11 @@ def test_weights_in_a_file_of_their_own(node, traced, tmp_path):
     """As above 2 GB: model.onnx_data beside model.onnx."""
     checkpoint, folder = traced
     apart = shutil.copytree(folder, tmp_path / "apart")
-    save_onnx(onnx.load(folder / "model.onnx"), apart / "model.onnx", limit=0)
-    assert (apart / "model.onnx_data").stat().st_size > 100_000
-    assert ids(apart) == ids(apart, file="run.mjs") == expected(ONNX, folder, checkpoint)
+    save_onnx(onnx.load(folder / MODEL), apart / MODEL, limit=0)
+    assert (apart / DATA).stat().st_size > 100_000
+    assert configure(checkpoint, apart) == (MODEL, DATA)
+    tokens = expected(ONNX, folder, checkpoint)
+    assert ids(apart) == ids(apart, file="run_genai.py") == ids(apart, file="run.mjs") == tokens
 
 
 @pytest.fixture(scope="module")

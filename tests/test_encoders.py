@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from exporter import Job, run
 from exporter.report.table import value
+from exporter.store import file_names
 
 WORDS = [f"word{(i * i * 31 + i) % 180}" for i in range(3000)]
 TEXT = " ".join(WORDS)
@@ -91,8 +92,8 @@ def test_family(architecture, tmp_path):
         assert value(rows["onnx:int8-dynamic"], "cosine") > 0.99
     size, whole = rows["onnx:int8-dynamic"]["artifact"]["bytes"], fp32["artifact"]["bytes"]
     assert size < 0.45 * whole  # of a model so small, the graph is a large part
-    names = {path.name for path in (tmp_path / "out" / "onnx-fp32").iterdir()}
-    assert {"model.onnx", "config.json", "tokenizer.json", "manifest.json"} <= names
+    names = set(file_names(tmp_path / "out" / "onnx-fp32"))
+    assert {"onnx/model.onnx", "config.json", "tokenizer.json", "run.py"} <= names
 
 
 def test_the_bare_target_means_int8_dynamic_for_an_encoder_and_int8_weight_for_a_decoder(run_here, tmp_path, tiny):

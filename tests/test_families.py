@@ -93,7 +93,7 @@ def test_whether_a_family_answers_as_transformers_does(name, outcome, tmp_path):
     exported = ONNX.export(ExportRequest(checkpoint, "fp32", tmp_path / "out", tmp_path / "scratch", threads=1))
     counts_mask = any(COUNTS_MASK in note for note in exported.notes)
     asked, questions = reference(family, tmp_path / "model", family.task)
-    found = compared(Graph(tmp_path / "out" / "model.onnx"), asked, questions, True, counts_mask)
+    found = compared(Graph(tmp_path / "out" / "onnx" / "model.onnx"), asked, questions, True, counts_mask)
     assert found["outcome"] == outcome, found
     if outcome == RIGHT:
         assert found["asked"] == len(questions)

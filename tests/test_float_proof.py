@@ -35,7 +35,7 @@ def request(whole, folder, tiny, sha256=None):
 
 def changed(whole, folder):
     """The graph with one weight of its own."""
-    model = ir.load(whole / "onnx-fp32" / "model.onnx")
+    model = ir.load(whole / "onnx-fp32" / "onnx" / "model.onnx")
     largest = max(model.graph.initializers.values(), key=lambda value: value.const_value.nbytes)
     largest.const_value = ir.Tensor(largest.const_value.numpy() * np.float32(1.1), name=largest.name)
     ir.save(model, folder / "model.onnx")
@@ -45,7 +45,7 @@ def changed(whole, folder):
 @pytest.mark.parametrize("sha256", [None, "another"])  # the reference's own checkpoint, and one that torch must run
 def test_a_graph_that_agrees_is_proven_once(whole, tmp_path, tiny, sha256):
     graph = tmp_path / "model.onnx"
-    ir.save(ir.load(whole / "onnx-fp32" / "model.onnx"), graph)
+    ir.save(ir.load(whole / "onnx-fp32" / "onnx" / "model.onnx"), graph)
     prove(graph, request(whole, tmp_path, tiny, sha256))
     graph.unlink()  # what came out stands beside it
     prove(graph, request(whole, tmp_path, tiny, sha256))

@@ -176,7 +176,7 @@ def test_a_crash_while_exporting_is_a_failed_row_and_the_others_are_built(start,
     assert f"the worker of export_artifact was killed by {number.name}" in rows["onnx:fp32"]["reason"]
     assert f"killed by {number.name}" in " ".join(told.split())
     assert rows["onnx:int8-weight"]["status"] == "ok"
-    assert (out / "onnx-int8-weight" / "model.onnx").is_file()
+    assert (out / "onnx-int8-weight" / "onnx" / "model.onnx").is_file()
     assert not (out / "onnx-fp32").exists()
     assert list(out.rglob(".*")) == []
 
@@ -188,7 +188,7 @@ def test_a_rerun_reuses_what_is_whole_and_rebuilds_what_is_damaged(run_cli, tiny
         return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("*/manifest.json")}
 
     first = run()
-    for name in ("reference/reference.npz", "onnx-fp32/model.onnx"):
+    for name in ("reference/reference.npz", "onnx-fp32/onnx/model.onnx"):
         os.truncate(out / name, 1000)
     second = run()
     assert first["onnx-int8-weight"] == second["onnx-int8-weight"]  # not exported again

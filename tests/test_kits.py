@@ -49,7 +49,7 @@ def test_there_is_one_for_each_file_that_is_written():
 
 
 def test_the_programs_of_a_task():
-    assert set(programs("onnx", "text-generation")) == {"run.py", "run_onnxruntime.py", "run.mjs"}
+    assert set(programs("onnx", "text-generation")) == {"run.py", "run_genai.py", "run.mjs"}
     assert set(programs("gguf", "feature-extraction")) == {"run.py", "pooling.py"}
     assert programs("tensorrt", "text-generation") == {}
 

@@ -100,13 +100,13 @@ def test_what_overflows_float16_stays_in_float32(overflowing):
     assert (half["status"], all(gate["passed"] for gate in half["gates"])) == ("ok", True)
     assert "stays in float32, for float16 cannot hold them" in half["reason"]
     assert half["artifact"]["size_ratio"] < 0.8
-    nodes = onnx.load(overflowing / "onnx-fp16" / "model.onnx").graph.node
+    nodes = onnx.load(overflowing / "onnx-fp16" / "onnx" / "model.onnx").graph.node
     assert [node.op_type for node in nodes if node.op_type == "Cast"]
 
 
 def test_an_overflow_that_nobody_looked_for_is_named(overflowing, tmp_path):
     graph = tmp_path / "model.onnx"
-    save_graph(half(ir.load(overflowing / "onnx-fp32" / "model.onnx")), graph)
+    save_graph(half(ir.load(overflowing / "onnx-fp32" / "onnx" / "model.onnx")), graph)
     ids = np.arange(5, 16)
     with OnnxDecoder(graph, 1) as runner:
         first = runner.first_not_finite(ids)

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from safetensors import safe_open
 
+from exporter.store import file_names
 from exporter.targets.onnx.target import ONNX
 from exporter.targets.onnx_graph.session import OnnxDecoder
 from exporter.types import GENERATION, Checkpoint, ExportRequest
@@ -25,7 +26,7 @@ BYTES |= dict.fromkeys(("int8-weight", "int8-dynamic", "int8-static"), 1 + 4 / 3
 
 
 def graph_of(folder: Path) -> onnx.GraphProto:
-    return onnx.load(folder / "model.onnx", load_external_data=False).graph
+    return onnx.load(folder / "onnx" / "model.onnx", load_external_data=False).graph
 
 
 def rotary_bytes(graph: onnx.GraphProto) -> int:
@@ -35,11 +36,11 @@ def rotary_bytes(graph: onnx.GraphProto) -> int:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_folder_is_what_clients_open(demo, precision):
     folder = demo / f"onnx-{precision}"
-    files = {path.name for path in folder.iterdir()}
+    files = set(file_names(folder))
     assert files == {
-        "model.onnx", "config.json", "generation_config.json", "genai_config.json", "tokenizer.json",
-        "tokenizer_config.json", "manifest.json", *(files & {"chat_template.jinja"}),
-        "README.md", "MODEL_CARD.md", "run.py", "run_onnxruntime.py", "run.mjs",
+        "onnx/model.onnx", "config.json", "generation_config.json", "genai_config.json", "tokenizer.json",
+        "tokenizer_config.json", *(files & {"chat_template.jinja"}),
+        "README.md", "MODEL_CARD.md", "run.py", "run_genai.py", "run.mjs",
         *(["policy.yaml"] if precision in ("int8-static", "int4-weight") else []),
     }  # fmt: skip
     graph = graph_of(folder)
@@ -70,7 +71,7 @@ def test_the_folder_is_what_clients_open(demo, precision):
 def test_weights_are_stored_once(demo, precision):
     folder = demo / f"onnx-{precision}"
     rotary = rotary_bytes(graph_of(folder)) // (2 if precision == "fp16" else 1)
-    weights = (folder / "model.onnx").stat().st_size - rotary
+    weights = (folder / "onnx" / "model.onnx").stat().st_size - rotary
     embedding = 2048 * 256  # int4 keeps it, and what it is tied to, at 8 bits
     extra = embedding * (BYTES["int8-weight"] - BYTES[precision]) if precision == "int4-weight" else 0
     assert weights <= (PARAMETERS * BYTES[precision] + extra) * 1.03 + 60_000  # bytes of the graph itself
@@ -81,7 +82,7 @@ def test_the_rotary_base_of_the_checkpoint_is_in_the_graph(demo):
     config = json.loads((TINY / "config.json").read_text())
     theta = config["rope_parameters"]["rope_theta"]
     assert theta != 10_000.0
-    model = onnx.load(demo / "onnx-fp32" / "model.onnx")
+    model = onnx.load(demo / "onnx-fp32" / "onnx" / "model.onnx")
     table = next(onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name == "cos_cache")
     angle = theta ** (-2 * 5 / 64) * 700
     assert table[700, 5] == pytest.approx(math.cos(angle), abs=1e-4)
@@ -102,7 +103,7 @@ def test_onnxruntime_genai_generates_from_the_folder(demo, precision):
         generator.generate_next_token()
     generated = list(generator.get_sequence(0))[len(ids) :]
 
-    with OnnxDecoder(demo / f"onnx-{precision}" / "model.onnx", threads=1) as runner:
+    with OnnxDecoder(demo / f"onnx-{precision}" / "onnx" / "model.onnx", threads=1) as runner:
         expected, logits = [], runner.prefill(np.array(ids, np.int64))
         for _ in range(len(generated)):
             expected.append(int(logits.argmax()))
@@ -114,7 +115,7 @@ def test_onnxruntime_genai_generates_from_the_folder(demo, precision):
 def test_cached_batches_of_unequal_lengths_agree_with_single_sequences(demo):
     """Padded on the right, as the row's note says; the graph was made with no such sizes in mind."""
     rng = np.random.default_rng(0)
-    with OnnxDecoder(demo / "onnx-fp32" / "model.onnx", threads=1) as runner:
+    with OnnxDecoder(demo / "onnx-fp32" / "onnx" / "model.onnx", threads=1) as runner:
         ids, mask = rng.integers(3, 2000, (4, 23)), np.ones((4, 23), np.int64)
         for row, length in enumerate((23, 1, 9, 16)):
             mask[row, length:] = 0
@@ -171,15 +172,15 @@ def test_above_2_gb_the_weights_lie_in_one_file_beside_the_graph(sparse, tmp_pat
     folder = tmp_path / "artifact"
     folder.mkdir()
     exported = ONNX.export(ExportRequest(checkpoint, precision, folder, scratch, threads=2))
-    data = folder / "model.onnx_data"
+    data = folder / "onnx" / "model.onnx_data"
     if precision == "fp32":
-        assert exported.weights == ("model.onnx", "model.onnx_data")
-        assert (folder / "model.onnx").stat().st_size < 1_000_000
+        assert exported.weights == ("onnx/model.onnx", "onnx/model.onnx_data")
+        assert (folder / "onnx" / "model.onnx").stat().st_size < 1_000_000
         assert size * 0.99 < data.stat().st_size < size * 1.03
     else:
-        assert exported.weights == ("model.onnx",)
+        assert exported.weights == ("onnx/model.onnx",)
         assert not data.exists()
-        assert (folder / "model.onnx").stat().st_size < 0.30 * size
-    with OnnxDecoder(folder / "model.onnx", threads=2) as runner:
+        assert (folder / "onnx" / "model.onnx").stat().st_size < 0.30 * size
+    with OnnxDecoder(folder / "onnx" / "model.onnx", threads=2) as runner:
         assert runner.logits(np.array([1, 2, 3])).shape == (3, 1_100_000)
         assert not runner.logits(np.array([5])).any()  # of zeros, zeros

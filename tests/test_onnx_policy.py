@@ -50,7 +50,7 @@ def test_weights_on_the_grid_are_reproduced(tmp_path, policied_models, policied,
     ONNX.export(
         ExportRequest(checkpoint, "int4-weight", tmp_path / "out", tmp_path / "scratch", threads=1, policy=policy)
     )
-    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    graph = onnx.load(tmp_path / "out" / "onnx" / "model.onnx").graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     wanted = {name: weight_of(layer).numpy() for name, layer in layers.items() if name != "lm_head"}
     checked = 0

@@ -171,7 +171,7 @@ def test_the_option_is_held_and_the_version_is_told(held):
     for precision, row in rows.items():
         graph = row["build"]["graph"]
         assert versions.number(graph["min_onnxruntime"]) <= (1, 20), precision
-        model = ir.load(output / row["path"] / "model.onnx")
+        model = ir.load(output / row["path"] / "onnx" / "model.onnx")
         assert versions.describe(model) == graph, "the report says what the file needs"
         assert json.loads((output / row["path"] / "manifest.json").read_text())["graph"] == graph
     [column] = [column for column in detail_columns(report) if column.title == "ONNX Runtime"]

@@ -88,7 +88,7 @@ def test_a_second_run_reuses_what_is_there_and_mends_what_is_damaged(demo, tmp_p
     shutil.copytree(demo, output)
     job = Job.model_validate(report["job"] | {"output": str(output), "speed": False})
     times = {p: p.stat().st_mtime_ns for p in output.glob("*/manifest.json")}
-    broken = output / "onnx-fp16" / "model.onnx"
+    broken = output / "onnx-fp16" / "onnx" / "model.onnx"
     broken.write_bytes(broken.read_bytes()[:-100])
     again = run(job)
     assert again["passed"]

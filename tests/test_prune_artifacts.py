@@ -245,6 +245,6 @@ def test_zeros_are_held_from_the_merge_on(run_here, converter_cache, tmp_path):
     loose = ("--max-ppl-ratio", 1000, "--max-kl", 100, "--calib-tokens", 2048)
     report = last_json(run_here("run", *asked, *given, *loose, "--format", "json", "-o", tmp_path / "out"))
     assert report["model"]["prune"]["steps"][0]["two_of_four"] == len(weights)
-    check_zeros(in_onnx(tmp_path / "out" / "onnx-int8-static" / "model.onnx", weights), weights)
+    check_zeros(in_onnx(tmp_path / "out" / "onnx-int8-static" / "onnx" / "model.onnx", weights), weights)
     [file] = (tmp_path / "out" / "gguf-q8_0").glob("*.gguf")
     check_zeros(in_gguf(file, weights), weights)

@@ -84,7 +84,7 @@ def test_int8_codes_are_counted_as_their_own_zero_point_has_them(sparse):
     _, by_variant, out = sparse
     for variant in ("onnx:int8-weight", "onnx:int8-dynamic"):
         row = by_variant[variant]
-        graph = onnx.load(out / row["path"] / "model.onnx").graph
+        graph = onnx.load(out / row["path"] / "onnx" / "model.onnx").graph
         codes = [numpy_helper.to_array(one) for one in graph.initializer if one.name.endswith("_Q8")]
         layers = [one for one in codes if one.size < 300_000]  # the head is larger
         # MatMulNBits' codes mean their middle by 0; those of MatMulInteger are signed.
@@ -266,8 +266,8 @@ def test_two_of_four_is_looked_for_along_what_is_summed_over(kind, tmp_path):
     for held, stored in ((1, weight), (0, weight.T.reshape(8, 12))):  # the second: zeros across the inputs
         tensor = np.ascontiguousarray(stored if turned else stored.T)
         write(tmp_path, operator, {"W": tensor}, ["x", "W"], attributes, inputs=12)
-        assert two_of_four(tmp_path) == (held, 1)
-        assert zero_counts(tmp_path) == {"W": 48}
+        assert two_of_four(tmp_path / "model.onnx") == (held, 1)
+        assert zero_counts(tmp_path / "model.onnx") == {"W": 48}
 
 
 @pytest.mark.parametrize("points", [None, "packed"])
@@ -281,7 +281,7 @@ def test_codes_of_four_bits_are_unpacked(points, tmp_path):
         tensors["points"] = zeros[:, ::2] | (zeros[:, 1::2] << 4)
     attributes = {"N": 8, "K": 64, "bits": 4, "block_size": 32}
     write(tmp_path, "MatMulNBits", tensors, ["x", *tensors], attributes, inputs=64, domain="com.microsoft")
-    assert zero_counts(tmp_path) == {"W": int((codes == zeros[..., None]).sum())}
+    assert zero_counts(tmp_path / "model.onnx") == {"W": int((codes == zeros[..., None]).sum())}
 
 
 def write(folder, operator, tensors, operands, attributes, inputs, domain=""):

@@ -69,7 +69,7 @@ def outcomes(family: Family, folder: Path) -> dict[str, Any]:
             found[column] = _raised(raised[variant], "after work")
             continue
         counts_mask = COUNTS_MASK in (row["reason"] or "")
-        graph = Graph(folder / "out" / row["path"] / "model.onnx")
+        graph = Graph(folder / "out" / row["path"] / "onnx" / "model.onnx")
         said = compared(graph, asked, all_questions, row["precision"] == "fp32", counts_mask)
         missed = of_gates(row)
         if missed:

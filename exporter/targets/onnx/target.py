@@ -1,23 +1,31 @@
 """ONNX for ONNX Runtime and its clients: one float32 graph, and a pass over it for each precision below.
 
 The graph is a trace of the model's own code, with the operators of opset 23 that ONNX Runtime has fused kernels for.
-The folder is what optimum, transformers.js and onnxruntime-genai open: model.onnx (above 2 GB with model.onnx_data),
-the configuration, tokenizer and chat template.
+The folder is what optimum, transformers.js and onnxruntime-genai open (layout.py): the graph, the configuration,
+tokenizer and chat template.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporter.targets.folder.files import copy_configuration
-from exporter.targets.folder.kit import kit, programs
+from exporter.targets.folder.kit import kit
 from exporter.targets.onnx.half import half, overflowing
 from exporter.targets.onnx.kernels import Labels, describe, weight_products
+from exporter.targets.onnx.layout import (
+    clients,
+    configure,
+    describe_for_genai,
+    open_onnx,
+    place,
+    weights_of,
+    zeros_of,
+)
 from exporter.targets.onnx.options import OnnxOptions
 from exporter.targets.onnx.quantize import (
     SCHEMES,
@@ -32,13 +40,10 @@ from exporter.targets.onnx_graph.cached_attention import join_residuals, keep_ca
 from exporter.targets.onnx_graph.file import made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.fused_operators import simplify
-from exporter.targets.onnx_graph.held import weights_of
 from exporter.targets.onnx_graph.inspection import inspect
 from exporter.targets.onnx_graph.joined_products import join_products
 from exporter.targets.onnx_graph.modules import module_rows
-from exporter.targets.onnx_graph.session import open_onnx
 from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm, trace_encoder
-from exporter.targets.onnx_graph.zeros import zero_counts
 from exporter.types import (
     CLASSIFICATION,
     FEATURES,
@@ -48,14 +53,11 @@ from exporter.types import (
     Gates,
     Precision,
     Target,
-    Zeros,
     agreement,
 )
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-_GENAI = "genai_config.json"  # what onnxruntime-genai opens a folder by
 
 
 def export(request: ExportRequest) -> Exported:
@@ -75,12 +77,12 @@ def export(request: ExportRequest) -> Exported:
         join_products(model)
     needs = versions.fit(model, request.options.min_onnxruntime if request.options else None)
     shell.check(model)
-    save_graph(model, request.folder / "model.onnx")
+    notes += describe_for_genai(request.checkpoint, model, request.folder)
+    model_onnx = place(request.folder)
+    save_graph(model, model_onnx)
     if request.precision == "int8-static":
-        notes.append(describe(weight_products(request.folder / "model.onnx", request.scratch), labels))
-    copy_configuration(request.checkpoint.path, request.folder)
-    weights = [name for name in ("model.onnx", "model.onnx_data") if (request.folder / name).is_file()]
-    return Exported(tuple(weights), tuple(notes), graph=needs)
+        notes.append(describe(weight_products(model_onnx, request.scratch), labels))
+    return Exported(configure(request.checkpoint.path, request.folder), tuple(notes), graph=needs)
 
 
 def _write_float(request: ExportRequest, model: Path) -> None:
@@ -148,20 +150,6 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to ONNX yet"
     return None
-
-
-def zeros_of(folder: Path, files: Sequence[str]) -> Zeros:
-    """The zeros in an artifact's graph."""
-    counts = zero_counts(folder)
-    return Zeros(counts, "ONNX Runtime stores and multiplies a zero as any other number: no speed, and the same bytes")
-
-
-def clients(folder: Path, task: str) -> dict[str, Path]:
-    """The programs that run an artifact: run.py by onnxruntime-genai where its builder described the graph."""
-    found = programs("onnx", task)
-    if task == GENERATION and not (folder / _GENAI).is_file():
-        found["run.py"] = found.pop("run_onnxruntime.py")
-    return found
 
 
 # Measured: KL of SmolLM2-135M; then of random BERTs without a policy, on 185 lines, a number's error, three labels'

@@ -26,11 +26,11 @@ _BITS = {1: 32, 10: 16, 16: 16, 2: 8, 3: 8, 21: 4, 22: 4, 17: 8, 18: 8, 19: 8, 2
 _BLOCK = 32
 
 
-def weights_of(folder: Path, files: Sequence[str] = ()) -> list[Weight]:
+def weights_of(model_onnx: Path) -> list[Weight]:
     """Each matrix that is multiplied with or looked up, once; a rotary table or a mask is none."""
     import onnx
 
-    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    graph = onnx.load(model_onnx, load_external_data=False).graph
     return [use.weight for use in uses_of(graph)]
 
 

@@ -1,8 +1,7 @@
-"""An ONNX artifact opened in ONNX Runtime on the CPU."""
+"""An ONNX graph opened in ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +10,6 @@ import numpy as np
 from exporter.errors import BuildError
 from exporter.runner import Floats, Ids
 from exporter.targets.onnx_graph.not_finite import first_not_finite
-from exporter.types import GENERATION
 
 
 def usual_inputs(ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, Ids]:
@@ -116,9 +114,3 @@ class OnnxDecoder(OnnxRunner):
         logits, *self._cache = self._session.run_with_ort_values([self._outputs[0], *self._present], feeds)
         last: Floats = logits.numpy()[0, -1].astype(np.float32, copy=False)
         return last
-
-
-def open_onnx(folder: Path, threads: int) -> OnnxRunner:
-    """The runner of an artifact's folder: a decoder for text generation."""
-    task = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["task"]
-    return (OnnxDecoder if task == GENERATION else OnnxRunner)(folder / "model.onnx", threads)

@@ -20,28 +20,28 @@ _ZERO_POINTS = {_BLOCKED: 3, _INTEGER: 3, _DEQUANTIZE: 2}
 _DENSE = ("MatMul", "Gemm", "FusedMatMul", "MoE")
 
 
-def zero_counts(folder: Path) -> dict[str, int]:
+def zero_counts(model_onnx: Path) -> dict[str, int]:
     """How many numbers of each layer's matrix mean 0, by the names of held.weights_of; experts in codes are missing."""
-    return {use.weight.name: int(used.size - np.count_nonzero(used)) for use, used in _layers(folder)}
+    return {use.weight.name: int(used.size - np.count_nonzero(used)) for use, used in _layers(model_onnx)}
 
 
-def two_of_four(folder: Path) -> tuple[int, int]:
+def two_of_four(model_onnx: Path) -> tuple[int, int]:
     """In how many layers' matrices 2:4 holds along their inputs, and of how many.
 
     Of each four neighbours along what a product sums over at most two are not 0, as sparse tensor cores take it.
     """
-    held = [_holds(used, _summed_axis(use)) for use, used in _layers(folder)]
+    held = [_holds(used, _summed_axis(use)) for use, used in _layers(model_onnx)]
     return sum(held), len(held)
 
 
-def _layers(folder: Path) -> Iterator[tuple[Use, NDArray[np.bool_]]]:
+def _layers(model_onnx: Path) -> Iterator[tuple[Use, NDArray[np.bool_]]]:
     """Each matrix but tables, and which of its numbers are not 0, in the shape it is stored in."""
     import onnx
 
-    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    graph = onnx.load(model_onnx, load_external_data=False).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for use in uses_of(graph):
-        if not use.weight.table and (used := _used(use, tensors, folder)) is not None:
+        if not use.weight.table and (used := _used(use, tensors, model_onnx.parent)) is not None:
             yield use, used
 
 

@@ -66,7 +66,7 @@ def export(platform: Platform, request: ExportRequest) -> Exported:
     model_onnx = folder / "model.onnx"
     request.progress(f"writing the graph of {platform.package}:{request.precision}", 0, 0)
     graph = write_graph(request, model_onnx, lacking(platform, OPERATORS))
-    profile, (sparse, _) = Profile.parse(options.profile), two_of_four(folder)
+    profile, (sparse, _) = Profile.parse(options.profile), two_of_four(model_onnx)
     how = _how(request, sparse > 0)
     inputs, outputs = ports(model_onnx)
     gc.collect()  # graphs are full of cycles, and would keep the float weights mapped beside the builder's memory
@@ -204,7 +204,7 @@ TENSORRT_TARGET = Target(
     check=check,
     export=partial(export, TENSORRT),
     open=partial(open_folder, TENSORRT),
-    weights=weights_of,
+    weights=lambda folder, files: weights_of(folder / "model.onnx"),
     zeros=zeros_of,
     run="sh {folder}/run.sh",
     kit=kit("tensorrt"),

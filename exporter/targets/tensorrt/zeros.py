@@ -14,8 +14,9 @@ from exporter.types import Zeros
 def zeros_of(folder: Path, files: Sequence[str]) -> Zeros:
     """Counted in the graph: an engine's weights are laid out for its kernels, and cannot be read."""
     told = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["build"]
-    sparse, layers = two_of_four(folder)
-    return Zeros(zero_counts(folder), _engine(told, sparse, layers), "the graph")
+    graph = folder / "model.onnx"
+    sparse, layers = two_of_four(graph)
+    return Zeros(zero_counts(graph), _engine(told, sparse, layers), "the graph")
 
 
 def _engine(told: Mapping[str, Any], sparse: int, layers: int) -> str:

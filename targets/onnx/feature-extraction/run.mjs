@@ -3,8 +3,7 @@
 //     npm install @huggingface/transformers
 //     node run.mjs "A sentence." "Another one."
 
-import { existsSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
 
 import { AutoModel, AutoTokenizer, Tensor, env } from "@huggingface/transformers";
@@ -19,12 +18,7 @@ env.localModelPath = "";
 const texts = process.argv.length > 2 ? process.argv.slice(2) : ["A sentence.", "Another one."];
 const pooling = new Pooling(folder);
 const tokenizer = await AutoTokenizer.from_pretrained(folder);
-const model = await AutoModel.from_pretrained(folder, {
-  subfolder: "", // model.onnx lies beside this file; by default it is looked for in onnx/
-  dtype: "fp32", // the file's name has no ending; how wide the weights are, the graph says by itself
-  device: "cpu",
-  use_external_data_format: existsSync(join(folder, "model.onnx_data")),
-});
+const model = await AutoModel.from_pretrained(folder);
 for (const text of texts) {
   const read = await tokenizer(pooling.text(text), { return_tensor: false, return_token_type_ids: true });
   const { last_hidden_state } = await model(fed(read, pooling.limit));

@@ -1,4 +1,4 @@
-"""Texts' vectors, by model.onnx beside this file: ONNX Runtime and the tokenizer. Prints each as a line of JSON.
+"""Texts' vectors, by onnx/model.onnx beside this file: ONNX Runtime and the tokenizer. Prints each as a line of JSON.
 
 pip install onnxruntime tokenizers
 """
@@ -35,7 +35,7 @@ def main() -> None:
     tokenizer.no_truncation()
     if pooling.limit is not None:
         tokenizer.enable_truncation(pooling.limit)
-    session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(HERE / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
     inputs = {value.name for value in session.get_inputs()}
     for text in asked.text:
         read = tokenizer.encode(pooling.text(text))

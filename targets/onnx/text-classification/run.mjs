@@ -3,8 +3,7 @@
 //     npm install @huggingface/transformers
 //     node run.mjs "A sentence."
 
-import { existsSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
@@ -17,12 +16,7 @@ env.localModelPath = "";
 
 const { values, positionals } = parseArgs({ allowPositionals: true, options: { pair: { type: "string" } } });
 const tokenizer = await AutoTokenizer.from_pretrained(folder);
-const model = await AutoModelForSequenceClassification.from_pretrained(folder, {
-  subfolder: "", // model.onnx lies beside this file; by default it is looked for in onnx/
-  dtype: "fp32", // the file's name has no ending; how wide the weights are, the graph says by itself
-  device: "cpu",
-  use_external_data_format: existsSync(join(folder, "model.onnx_data")),
-});
+const model = await AutoModelForSequenceClassification.from_pretrained(folder);
 // `--pair`: the second text, for a model of pairs (entailment, reranking).
 const asked = { text_pair: values.pair ?? null, return_tensor: false, return_token_type_ids: true };
 const read = await tokenizer(positionals[0] ?? "A sentence.", asked);

@@ -3,8 +3,7 @@
 //     npm install @huggingface/transformers
 //     node run.mjs "Once upon a time"
 
-import { existsSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
@@ -20,12 +19,7 @@ const { values, positionals } = parseArgs({
   options: { tokens: { type: "string", short: "n", default: "40" }, ids: { type: "boolean", default: false } },
 });
 const tokenizer = await AutoTokenizer.from_pretrained(folder);
-const model = await AutoModelForCausalLM.from_pretrained(folder, {
-  subfolder: "", // model.onnx lies beside this file; by default it is looked for in onnx/
-  dtype: "fp32", // the file's name has no ending; how wide the weights are, the graph says by itself
-  device: "cpu",
-  use_external_data_format: existsSync(join(folder, "model.onnx_data")),
-});
+const model = await AutoModelForCausalLM.from_pretrained(folder);
 const inputs = await tokenizer(positionals[0] ?? "Once upon a time");
 // Always the most likely token. For chance: do_sample: true, and temperature, top_p, top_k.
 const output = await model.generate({ ...inputs, max_new_tokens: Number(values.tokens), do_sample: false });

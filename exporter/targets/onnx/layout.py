@@ -1,0 +1,91 @@
+"""An artifact's folder as the clients look for it, by their defaults.
+
+transformers.js opens onnx/model.onnx, in Node by itself and in a browser where config.json says "fp32", for the file's
+name has no ending; optimum's loaders take the one .onnx of a folder, wherever it lies; onnxruntime-genai opens the file
+that genai_config.json names. So the graph is there once, with its weights in model.onnx_data beside it above 2 GB.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.store import write_text
+from exporter.targets.folder.files import copy_configuration
+from exporter.targets.folder.kit import programs
+from exporter.targets.onnx.genai_config import GENAI_CONFIG, NotDescribedError, genai_config
+from exporter.targets.onnx_graph import held
+from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
+from exporter.targets.onnx_graph.zeros import zero_counts
+from exporter.types import GENERATION, Checkpoint, Weight, Zeros
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+MODEL = "onnx/model.onnx"
+DATA = f"{MODEL}_data"
+_JS = "transformers.js_config"
+
+
+def place(folder: Path) -> Path:
+    """Where the graph is to be written in an empty folder."""
+    (folder / MODEL).parent.mkdir()
+    return folder / MODEL
+
+
+def describe_for_genai(checkpoint: Checkpoint, model: ir.Model, folder: Path) -> list[str]:
+    """Writes genai_config.json for a decoder's graph; or a note, why onnxruntime-genai cannot run it."""
+    if checkpoint.task != GENERATION:
+        return []
+    try:
+        told = genai_config(checkpoint.path, model.graph, MODEL, trust_remote_code=checkpoint.trust_remote_code)
+    except NotDescribedError as error:
+        return [f"not for onnxruntime-genai: {error}"]
+    _write(folder / GENAI_CONFIG, told)
+    return []
+
+
+def configure(checkpoint: Path, folder: Path) -> tuple[str, ...]:
+    """The checkpoint's configuration and tokenizer, as transformers.js reads them too; returns the weights' files."""
+    copy_configuration(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # What a checkpoint says there is said of other files than this one.
+    config[_JS] = {"dtype": "fp32", "use_external_data_format": (folder / DATA).is_file()}
+    _write(folder / "config.json", config)
+    template, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if template.is_file():
+        told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        if "chat_template" not in told:  # where transformers.js alone looks
+            _write(settings, told | {"chat_template": template.read_text(encoding="utf-8")})
+    return tuple(name for name in (MODEL, DATA) if (folder / name).is_file())
+
+
+def _write(file: Path, told: dict[str, Any]) -> None:
+    write_text(file, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+
+
+def open_onnx(folder: Path, threads: int) -> OnnxRunner:
+    """The runner of an artifact's folder: a decoder for text generation."""
+    task = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["task"]
+    return (OnnxDecoder if task == GENERATION else OnnxRunner)(folder / MODEL, threads)
+
+
+def weights_of(folder: Path, files: Sequence[str] = ()) -> list[Weight]:
+    """The weight matrices in an artifact's graph."""
+    return held.weights_of(folder / MODEL)
+
+
+def zeros_of(folder: Path, files: Sequence[str] = ()) -> Zeros:
+    """The zeros in an artifact's graph."""
+    counts = zero_counts(folder / MODEL)
+    return Zeros(counts, "ONNX Runtime stores and multiplies a zero as any other number: no speed, and the same bytes")
+
+
+def clients(folder: Path, task: str) -> dict[str, Path]:
+    """The programs that run an artifact: run_genai.py too where onnxruntime-genai can open it, and its tokenizer."""
+    found = programs("onnx", task)
+    if not all((folder / name).is_file() for name in (GENAI_CONFIG, "tokenizer.json")):
+        found.pop("run_genai.py", None)
+    return found
