@@ -121,7 +121,7 @@ def without(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "package"), [("onnx:int8-weight", "onnxruntime_genai"), ("torch:int8-dynamic", "torchao")]
+    ("target", "package"), [("onnx:int8-weight", "onnxruntime"), ("torch:int8-dynamic", "torchao")]
 )
 def test_a_missing_package(refused, without, target, package):
     line = refused("-m", "tiny", "--target", target, status=4, env=without(package))

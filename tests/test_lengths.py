@@ -210,25 +210,27 @@ def saved(model, tiny, folder):
 
 
 def test_a_window_that_a_graph_lost_fails_its_row_and_a_whole_one_is_proven(tiny, tmp_path, run_here, out):
-    """onnxruntime-genai's builder knows no window for Mistral; transformers' own code does."""
+    """llama.cpp's converter knows no window for Mistral; transformers' own code does, and so its trace."""
     sizes = _SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 256, "sliding_window": 128}
     folder = saved(transformers.MistralForCausalLM(transformers.MistralConfig(**sizes)), tiny, tmp_path / "model")
-    targets = ("-t", "onnx:fp32", "-t", "onnx:int8-weight", "-t", "torch:bf16")
+    targets = ("-t", "gguf:f32", "-t", "gguf:q8_0", "-t", "onnx:fp32", "-t", "torch:bf16")
     job = ("run", *SMALL, "--window", 64, "-m", folder, *targets, "-o", out)
     done = run_here(*job, "--proven-length", 200)
-    rows = {row["precision"]: row for row in json.loads((out / "report.json").read_text())["results"]}
-    wrong, right = rows["fp32"], rows["bf16"]  # the reference's own row comes first
+    results = json.loads((out / "report.json").read_text())["results"]
+    rows = {f"{row['target']}:{row['precision']}": row for row in results}
+    wrong = rows["gguf:f32"]
     assert done.returncode == 4, done.stdout + done.stderr  # a gate of one, and one that was not built
     assert "wrong beyond sliding_window 128" in wrong["reason"]
-    assert rows["int8-weight"]["status"] == "failed"
+    assert rows["gguf:q8_0"]["status"] == "failed"
     told = "its float graph does not agree with the reference (wrong beyond sliding_window 128"
-    assert told in rows["int8-weight"]["reason"]
+    assert told in rows["gguf:q8_0"]["reason"]
     failed = {gate["name"] for gate in wrong["gates"] if not gate["passed"]}
     assert failed == {"max_length_drift", "min_proven_tokens"}
-    assert all(gate["passed"] for gate in right["gates"]), right["gates"]
-    assert "proven up to 200 tokens, beyond sliding_window 128" in right["reason"]
-    assert json.loads((out / "torch-bf16" / "manifest.json").read_text())[PROVEN] == 200
-    assert json.loads((out / "onnx-fp32" / "manifest.json").read_text())[PROVEN] == 64
+    for right in ("torch:bf16", "onnx:fp32"):
+        assert all(gate["passed"] for gate in rows[right]["gates"]), rows[right]["gates"]
+        assert "proven up to 200 tokens, beyond sliding_window 128" in rows[right]["reason"]
+        assert json.loads((out / right.replace(":", "-") / "manifest.json").read_text())[PROVEN] == 200
+    assert json.loads((out / "gguf-f32" / "manifest.json").read_text())[PROVEN] == 64
 
 
 def test_a_length_that_the_model_does_not_have_is_refused(refused, tiny):

@@ -23,7 +23,6 @@ class Question:
     """[B, T] token ids, 1 in the mask where one is of the text. `near`: below all lengths at which something changes.
 
     `pieces`: how many tokens are read at once, one time after the other, through the cache; all of them without one.
-    `unequal`: padded on the left, or with holes: what fused attention that counts the mask cannot have.
     """
 
     name: str
@@ -31,7 +30,6 @@ class Question:
     mask: Ids
     pieces: tuple[int, ...] = ()
     segments: Ids | None = None
-    unequal: bool = False
     near: bool = False
 
     def spans(self) -> list[tuple[int, int]]:
@@ -64,7 +62,7 @@ def questions(family: Family, vocabulary: int, pad: int, segments: bool) -> list
     ids = text(2, 30)
     mask = np.ones_like(ids)
     mask[0, [4, 9, 10]] = mask[1, [1, 20]] = 0
-    asked.append(Question("a mask with holes", ids, mask, unequal=True))
+    asked.append(Question("a mask with holes", ids, mask))
     if segments:
         ids = text(2, 24)
         asked.append(whole("two segments", ids, segments=(np.arange(24)[None] >= [[9], [15]]).astype(np.int64)))
@@ -77,7 +75,7 @@ def questions(family: Family, vocabulary: int, pad: int, segments: bool) -> list
         ids = text(2, 20)
         asked.append(whole("two cached, to 20", ids, pieces=(12, *[1] * 8)))
         left = _padded(text(3, 24), pad, left=True)
-        asked.append(Question("padded left and cached", left.ids, left.mask, pieces=(18, *[1] * 6), unequal=True))
+        asked.append(Question("padded left and cached", left.ids, left.mask, pieces=(18, *[1] * 6)))
     return asked
 
 
@@ -88,7 +86,7 @@ def _padded(ids: Ids, pad: int, left: bool) -> Question:
     for row, missing in enumerate((length // 2, 0, length // 5)):
         mask[row, slice(0, missing) if left else slice(length - missing, length)] = 0
     ids = np.where(mask == 1, ids, pad)
-    return Question(f"padded {'left' if left else 'right'} to {length}", ids, mask, unequal=left)
+    return Question(f"padded {'left' if left else 'right'} to {length}", ids, mask)
 
 
 class Asked:

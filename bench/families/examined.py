@@ -17,7 +17,7 @@ from bench.families.family import ASKED, CHECKED, Family
 from bench.families.graph import Graph
 from bench.families.known import FAMILIES
 from bench.families.models import save_model
-from bench.families.outcome import COUNTS_MASK, FAILED, GATES, REFUSED, compared, of_gates
+from bench.families.outcome import FAILED, GATES, REFUSED, compared, of_gates
 from exporter import Job, run
 from exporter.checkpoint.load import read_config
 from exporter.errors import ExporterError
@@ -68,13 +68,12 @@ def outcomes(family: Family, folder: Path) -> dict[str, Any]:
         if row["status"] != "ok":
             found[column] = _raised(raised[variant], "after work")
             continue
-        counts_mask = COUNTS_MASK in (row["reason"] or "")
         graph = Graph(folder / "out" / row["path"] / "onnx" / "model.onnx")
-        said = compared(graph, asked, all_questions, row["precision"] == "fp32", counts_mask)
+        said = compared(graph, asked, all_questions, row["precision"] == "fp32")
         missed = of_gates(row)
         if missed:
             said |= {"outcome": GATES, "what": "; ".join(filter(None, (missed, said.get("what"))))}
-        found[column] = said | {"precision": row["precision"], "counts_mask": counts_mask}
+        found[column] = said | {"precision": row["precision"]}
     return found
 
 

@@ -26,8 +26,6 @@ FLOAT = 1e-4
 # as much. Of the squared error over the square of the answer; exporter/measure/lengths.py has the same factor.
 _FACTOR, _FLOOR = 4, 1e-4
 _NAMED = 4  # wrong answers at most whose questions are told one by one
-# What the builder's graphs say of themselves: padding on the left, and holes, are not asked of those.
-COUNTS_MASK = "padded on the right"
 
 
 class Distance(NamedTuple):
@@ -52,15 +50,11 @@ def distance(got: Floats, right: Sequence[Floats], mask: Ids) -> Distance:
     return min(found, key=lambda one: one.largest)
 
 
-def compared(
-    graph: Graph, asked: Asked, questions: Sequence[Question], exact: bool, counts_mask: bool
-) -> dict[str, Any]:
+def compared(graph: Graph, asked: Asked, questions: Sequence[Question], exact: bool) -> dict[str, Any]:
     """The outcome of an artifact that was written. `exact`: its arithmetic is float32's."""
     distances: dict[str, Distance] = {}
     near: list[Floats] = []
     for question in questions:
-        if question.unequal and counts_mask:
-            continue
         right = asked.answers(question)
         if not right:  # torch itself cannot
             continue

