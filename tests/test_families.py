@@ -68,11 +68,11 @@ def test_family(architecture, tiny, tmp_path):
 
 
 # Of `make families`, which asks them all: different in attention, positions and mask, and such that TorchScript traces
-# in about a second. A scaled rotation, ALiBi, a window that all or half of the layers have, positions counted from the mask, one head of
-# keys for all, experts, relative positions.
+# in about a second. A scaled rotation, a window that all or half of the layers have, ALiBi, positions counted from the
+# mask, one head of keys for all, experts, relative positions.
 RIGHT_ONES = (
-    "llama-linear", "mistral-swa", "gptneox", "mpt", "xglm", "starcoder2", "olmo3", "persimmon", "opt-350m-like", "gptbigcode", "mixtral",
-    "deberta-v3", "modernbert", "llama-cls",
+    "llama-linear", "mistral-swa", "gptneox", "mpt", "xglm", "starcoder2", "olmo3", "persimmon", "opt-350m-like",
+    "gptbigcode", "mixtral", "deberta-v3", "modernbert", "llama-cls",
 )  # fmt: skip
 
 
