@@ -15,6 +15,7 @@ from exporter.checkpoint.model import trust_code
 from exporter.errors import BuildError, unknown
 from exporter.targets.onnx_graph.attention_operator import standard, use_operator
 from exporter.targets.onnx_graph.cache_wrapper import cached_decoder, encoder
+from exporter.targets.onnx_graph.experts import split, use_experts
 from exporter.targets.onnx_graph.file import LIMIT, save_graph
 from exporter.targets.onnx_graph.tracing import Shapes, by_torch_export, by_torchscript
 from exporter.targets.traced_model.cache import answer_shapes
@@ -106,8 +107,7 @@ def trace_encoder(
 def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     """The model in float32, with the attention that transformers prefers for it: sdpa where it has it, else eager.
 
-    A mixture of experts as one product with gathered weights: the others count tokens or loop over them, which a graph
-    cannot.
+    A mixture of experts computes as experts.py has it, which a graph can.
     """
     import torch
     from optimum.exporters.tasks import TasksManager
@@ -115,7 +115,7 @@ def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     model_class = TasksManager.get_model_class_for_task(task)
     trust = trust_code(checkpoint, trust_remote_code)
     model = model_class.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=trust)
-    model.set_experts_implementation("batched_mm")
+    use_experts(model)
     return model.eval()
 
 
@@ -138,6 +138,7 @@ def _traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shape
     standard(graph)
     _name_dimensions(graph, inputs | outputs)
     _strip_wrapper(graph)
+    split(graph)
     _store_as_multiplied(graph)
     return graph
 
