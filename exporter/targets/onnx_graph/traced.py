@@ -7,7 +7,8 @@ onnxruntime-genai and transformers.js share, and the weights are stored once, un
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from exporter.checkpoint.model import trust_code
 from exporter.errors import BuildError, unknown
 from exporter.targets.onnx_graph.attention_operator import standard, use_operator
 from exporter.targets.onnx_graph.cache_wrapper import cached_decoder, encoder
+from exporter.targets.onnx_graph.choices import chosen_by_tensors
 from exporter.targets.onnx_graph.experts import split, use_experts
 from exporter.targets.onnx_graph.file import LIMIT, save_graph
 from exporter.targets.onnx_graph.tracing import Shapes, by_torch_export, by_torchscript
@@ -123,12 +125,15 @@ def _traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shape
     """The wrapper's graph with named dimensions, and each weight in it once, still in torch's memory."""
     config = model.config.get_text_config()
     sample = _sample(config, inputs)
-    ways = [("TorchScript", by_torchscript), ("torch.export", by_torch_export)][dynamo:]
+    exported = partial(by_torch_export, positions=getattr(config, "max_position_embeddings", None))
+    ways: list[tuple[str, Callable[..., ir.Model]]] = [("TorchScript", by_torchscript), ("torch.export", exported)]
+    ways = ways[dynamo:]
     failed: list[str] = []
     while True:
         name, export = ways[len(failed)]
         try:
-            graph = export(wrapper, sample, inputs, outputs)
+            with chosen_by_tensors(model):
+                graph = export(wrapper, sample, inputs, outputs)
             break
         except Exception as error:  # whatever the model's code or the exporter's runs into
             failed.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0])
