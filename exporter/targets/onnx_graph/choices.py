@@ -23,18 +23,37 @@ _UPDATE = "dynamic_rope_update.<locals>.wrapper"
 
 @contextmanager
 def chosen_by_tensors(model: Any) -> Iterator[None]:
-    """While it lasts, the model's choices by length are tensors'. It answers as before, at any length."""
+    """While it lasts, the model's choices by length are tensors'. It answers as before, at any length.
+
+    A model that remembers what it decided, such as BigBird, forgets it at the end.
+    """
     with ExitStack() as stack:
-        for module in model.modules():
+        for module in list(model.modules()):
+            stack.callback(_restore, module, *_attributes(module))
             forward = _rope(module)
             if forward is not None:
                 module.forward = forward
-                stack.callback(delattr, module, "forward")
         for name in sorted({type(module).__module__ for module in model.modules()}):
             for function, make in _FUNCTIONS.get(name.removeprefix(_MODELS), {}).items():
                 stack.callback(setattr, sys.modules[name], function, getattr(sys.modules[name], function))
                 setattr(sys.modules[name], function, make(getattr(sys.modules[name], function)))
         yield
+
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def _attributes(module: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    return dict(vars(module)), {name: dict(vars(module)[name]) for name in _TABLES}
+
+
+def _restore(module: Any, attributes: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """A module's attributes as they were: the same tensors and modules under the same names."""
+    vars(module).clear()
+    vars(module).update(attributes)
+    for name, table in tables.items():
+        vars(module)[name].clear()
+        vars(module)[name].update(table)
 
 
 class _Seen:
