@@ -6,7 +6,8 @@ artifact is wrong where its distance from the reference beyond the boundary is s
 distance is KL in nats for generation; else the squared error over the square of the reference's answer.
 
 A model may change its own state by what it has read, and stay so: a dynamic rope, and BigBird, which after one short
-text has full attention for good. So each length has a runner of its own, and the long text is its first.
+text has full attention for good. So each length has a runner of its own, and the long text is its first; with the cache
+before it is read at once, for a dynamic rope would keep the frequencies of the whole of it while it reads a part.
 """
 
 from __future__ import annotations
@@ -152,12 +153,13 @@ class _Got(NamedTuple):
 
 
 def _ask(runner: Runner, length: Length, task: str) -> _Got:
-    """[P, V] each; the long text goes first."""
-    far = np.concatenate([_rows(runner, ids, task, length.at) for ids in length.far])
-    cached = np.zeros((0, far.shape[-1]), np.float32)
-    if isinstance(runner, CachedRunner) and len(length.cuts):
+    """[P, V] each; the long text goes first, with the cache before it is read at once."""
+    steps: list[Floats] = []
+    if isinstance(runner, CachedRunner):
         ids = length.far[0]
-        cached = np.stack([row for cut in length.cuts for row in _continued(runner, ids[: cut + STEPS], int(cut))])
+        steps = [row for cut in length.cuts for row in _continued(runner, ids[: cut + STEPS], int(cut))]
+    far = np.concatenate([_rows(runner, ids, task, length.at) for ids in length.far])
+    cached = np.stack(steps) if steps else np.zeros((0, far.shape[-1]), np.float32)
     every = np.arange(length.near.shape[1])
     near = np.concatenate([_rows(runner, ids, task, every) for ids in length.near])
     return _Got(near, far, cached)

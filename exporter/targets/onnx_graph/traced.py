@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from exporter.checkpoint.model import trust_code
 from exporter.errors import BuildError, unknown
 from exporter.targets.onnx_graph.attention_operator import standard, use_operator
 from exporter.targets.onnx_graph.cache_wrapper import cached_decoder, encoder
+from exporter.targets.onnx_graph.choices import chosen_by_tensors
+from exporter.targets.onnx_graph.experts import split, use_experts
 from exporter.targets.onnx_graph.file import LIMIT, save_graph
 from exporter.targets.onnx_graph.tracing import Shapes, by_torch_export, by_torchscript
 from exporter.targets.traced_model.cache import answer_shapes
@@ -113,8 +116,7 @@ def trace_encoder(
 def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     """The model in float32, with the attention that transformers prefers for it: sdpa where it has it, else eager.
 
-    A mixture of experts as one product with gathered weights: the others count tokens or loop over them, which a graph
-    cannot.
+    A mixture of experts computes as experts.py has it, which a graph can.
     """
     import torch
     from optimum.exporters.tasks import TasksManager
@@ -122,7 +124,7 @@ def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     model_class = TasksManager.get_model_class_for_task(task)
     trust = trust_code(checkpoint, trust_remote_code)
     model = model_class.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=trust)
-    model.set_experts_implementation("batched_mm")
+    use_experts(model)
     return model.eval()
 
 
@@ -130,12 +132,15 @@ def _traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shape
     """The wrapper's graph with named dimensions, and each weight in it once, still in torch's memory."""
     config = model.config.get_text_config()
     sample = _sample(config, inputs)
-    ways = [("TorchScript", by_torchscript), ("torch.export", by_torch_export)][dynamo:]
+    exported = partial(by_torch_export, positions=getattr(config, "max_position_embeddings", None))
+    ways: list[tuple[str, Callable[..., ir.Model]]] = [("TorchScript", by_torchscript), ("torch.export", exported)]
+    ways = ways[dynamo:]
     failed: list[str] = []
     while True:
         name, export = ways[len(failed)]
         try:
-            graph = export(wrapper, sample, inputs, outputs)
+            with chosen_by_tensors(model):
+                graph = export(wrapper, sample, inputs, outputs)
             break
         except Exception as error:  # whatever the model's code or the exporter's runs into
             failed.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0])
@@ -145,6 +150,7 @@ def _traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shape
     standard(graph)
     _name_dimensions(graph, inputs | outputs)
     _strip_wrapper(graph)
+    split(graph)
     _store_as_multiplied(graph)
     return graph
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.targets.onnx_graph.frozen import nothing_frozen, unnarrowed
+
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
@@ -25,7 +27,8 @@ def by_torchscript(
     """Runs `module` once on `sample` and writes down what it did: fast, and the graph keeps the modules' names.
 
     The weights stay out of the trace, as further inputs that have the parameters' names, and are attached uncopied.
-    Raises what torch.onnx raises, and onnx's InferenceError for a graph whose types do not hold together.
+    Raises what torch.onnx raises, onnx's InferenceError for a graph whose types do not hold together, and Frozen for one
+    that is right at the sample's sizes alone.
     """
     import onnx
     import onnx_ir as ir
@@ -37,7 +40,7 @@ def by_torchscript(
         name: {axis: size for axis, size in enumerate(shape) if isinstance(size, str)}
         for name, shape in (inputs | outputs).items()
     }
-    with _torchscript_warnings(), _silent_stdout(), torch.no_grad():
+    with _torchscript_warnings(), nothing_frozen(), _silent_stdout(), torch.no_grad():
         torch.onnx.export(
             module,
             tuple(sample.values()),
@@ -64,11 +67,15 @@ def by_torchscript(
 
 
 def by_torch_export(
-    module: torch.nn.Module, sample: Mapping[str, torch.Tensor], inputs: Shapes, outputs: Shapes
+    module: torch.nn.Module,
+    sample: Mapping[str, torch.Tensor],
+    inputs: Shapes,
+    outputs: Shapes,
+    positions: int | None = None,
 ) -> ir.Model:
     """Through torch.export (`dynamo=True`): ten times slower, and takes some models that TorchScript does not.
 
-    Raises what torch.onnx raises.
+    Raises what torch.onnx raises, and Frozen for a graph that is right at some sizes alone.
     """
     import torch
     from onnx_ir.passes import common
@@ -93,6 +100,7 @@ def by_torch_export(
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
+    unnarrowed(program.exported_program, positions)
     common.ClearMetadataAndDocStringPass()(program.model)  # Python stack traces, half of the graph's size
     return program.model
 
@@ -100,17 +108,14 @@ def by_torch_export(
 @contextmanager
 def _torchscript_warnings() -> Iterator[None]:
     """Silences what a TorchScript export always says, and nothing else."""
-    from torch.jit._trace import TracerWarning
-
     with warnings.catch_warnings():
         # Deprecated for torch.export, which is the other way here: both are tested against each other's model.
         warnings.filterwarnings("ignore", "You are using the legacy TorchScript-based ONNX export", DeprecationWarning)
         warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning, module=r"torch\.onnx")
         # Of indexing with negative numbers: the masks are indexed with an arange.
         warnings.filterwarnings("ignore", "Exporting aten::index operator of advanced indexing", UserWarning)
-        # A dozen for each model, about Python values that the trace keeps. Whether one of them mattered is measured:
-        # at other sizes in the tests, and on every artifact by the parity gate.
-        warnings.simplefilter("ignore", TracerWarning)
+        # Of torch.tensor(a size), which is a tensor while a trace runs. Whether that froze it, frozen.py asks.
+        warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning)
         yield
 
 
