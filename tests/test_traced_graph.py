@@ -86,13 +86,13 @@ ENCODERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def session_of(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _checkpoint(folder: Path, auto: Any, config: Any) -> Any:
+def saved(folder: Path, auto: Any, config: Any) -> Any:
     """A random model whose answers differ from token to token, saved to `folder` and read back."""
     torch.manual_seed(0)
     model = auto.from_config(config)
@@ -109,7 +109,7 @@ class Decoder:
     """A traced graph and its cache."""
 
     def __init__(self, path: Path) -> None:
-        self.session = _session(path)
+        self.session = session_of(path)
         self.shapes = {item.name: item.shape for item in self.session.get_inputs()}
 
     def __call__(self, ids: NDArray[Any], mask: NDArray[Any], steps: int = 0) -> NDArray[Any]:
@@ -132,7 +132,7 @@ class Decoder:
         return np.concatenate(logits, axis=1)
 
 
-def _error(model: Any, decoder: Decoder) -> float:
+def worst_error(model: Any, decoder: Decoder) -> float:
     """The worst logit over batches, lengths, cached decoding and left padding that the trace has not seen."""
     random = np.random.default_rng(0)
     errors = []
@@ -165,19 +165,19 @@ def _check_file(path: Path, model: Any) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_decoder(name: str, tmp_path: Path) -> None:
-    model = _checkpoint(tmp_path / "checkpoint", hf.AutoModelForCausalLM, DECODERS[name]())
+    model = saved(tmp_path / "checkpoint", hf.AutoModelForCausalLM, DECODERS[name]())
     path = tmp_path / "model.onnx"
     trace_causal_lm(tmp_path / "checkpoint", path)
     assert [item.name for item in tmp_path.iterdir() if item.is_file()] == ["model.onnx"]
     _check_file(path, model)
-    assert _error(model, Decoder(path)) < TOLERANCE
+    assert worst_error(model, Decoder(path)) < TOLERANCE
 
 
 def test_signature_and_names(tmp_path: Path) -> None:
-    model = _checkpoint(tmp_path / "checkpoint", hf.AutoModelForCausalLM, DECODERS["llama"]())
+    model = saved(tmp_path / "checkpoint", hf.AutoModelForCausalLM, DECODERS["llama"]())
     path = tmp_path / "model.onnx"
     trace_causal_lm(tmp_path / "checkpoint", path)
-    session = _session(path)
+    session = session_of(path)
     past = ["batch_size", 2, "past_sequence_length", 8]
     assert {item.name: item.shape for item in session.get_inputs()} == {
         "input_ids": ["batch_size", "sequence_length"],
@@ -199,25 +199,25 @@ def test_signature_and_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_torch_export(name: str, tmp_path: Path) -> None:
-    model = _checkpoint(tmp_path / "checkpoint", hf.AutoModelForCausalLM, DECODERS[name]())
+    model = saved(tmp_path / "checkpoint", hf.AutoModelForCausalLM, DECODERS[name]())
     path = tmp_path / "model.onnx"
     trace_causal_lm(tmp_path / "checkpoint", path, dynamo=True)
     proto = _check_file(path, model)
     assert [(item.key, item.value) for item in proto.metadata_props] == [("exporter", "torch.export")]
     decoder, heads = Decoder(path), {"gpt2": 4, "llama": 2}[name]
     assert decoder.shapes["past_key_values.1.value"] == ["batch_size", heads, "past_sequence_length", 8]
-    assert _error(model, decoder) < TOLERANCE
+    assert worst_error(model, decoder) < TOLERANCE
 
 
 def test_falls_back_on_torch_export_and_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Cohere: TorchScript cannot write its repeat_interleave, and torch dumps the graph on stdout."""
-    model = _checkpoint(tmp_path / "checkpoint", hf.AutoModelForCausalLM, hf.CohereConfig(**LLAMA, logit_scale=1.0))
+    model = saved(tmp_path / "checkpoint", hf.AutoModelForCausalLM, hf.CohereConfig(**LLAMA, logit_scale=1.0))
     path = tmp_path / "model.onnx"
     trace_causal_lm(tmp_path / "checkpoint", path)
     assert capfd.readouterr().out == ""
     how = {item.key: item.value for item in _check_file(path, model).metadata_props}["exporter"]
     assert how.startswith("torch.export; not TorchScript: AssertionError")
-    assert _error(model, Decoder(path)) < TOLERANCE
+    assert worst_error(model, Decoder(path)) < TOLERANCE
 
 
 @pytest.mark.parametrize("task", [FEATURES, CLASSIFICATION])
@@ -226,11 +226,11 @@ def test_encoder(name: str, task: str, tmp_path: Path) -> None:
     auto = hf.AutoModel if task == FEATURES else hf.AutoModelForSequenceClassification
     config = ENCODERS[name]()
     config.num_labels = 3
-    model = _checkpoint(tmp_path / "checkpoint", auto, config)
+    model = saved(tmp_path / "checkpoint", auto, config)
     path = tmp_path / "model.onnx"
     trace_encoder(tmp_path / "checkpoint", task, path)
     _check_file(path, model)
-    session = _session(path)
+    session = session_of(path)
     inputs = [item.name for item in session.get_inputs()]
     assert inputs == ["input_ids", "attention_mask", "token_type_ids"][: 3 if name == "bert" else 2]
     (output,) = session.get_outputs()
@@ -254,12 +254,10 @@ def test_encoder(name: str, task: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_traced(tmp_path: Path) -> None:
     config = hf.MambaConfig(**WORDS, hidden_size=32, num_hidden_layers=1, state_size=4)
-    _checkpoint(tmp_path / "mamba", hf.AutoModelForCausalLM, config)
+    saved(tmp_path / "mamba", hf.AutoModelForCausalLM, config)
     with pytest.raises(BuildError, match="MambaForCausalLM cannot be exported: it has no KV cache"):
         trace_causal_lm(tmp_path / "mamba", tmp_path / "model.onnx")
-    _checkpoint(
-        tmp_path / "lfm2", hf.AutoModelForCausalLM, hf.Lfm2Config(**LLAMA, layer_types=["conv", "full_attention"])
-    )
+    saved(tmp_path / "lfm2", hf.AutoModelForCausalLM, hf.Lfm2Config(**LLAMA, layer_types=["conv", "full_attention"]))
     with pytest.raises(BuildError, match=r"Lfm2ForCausalLM .* more than keys and values \(LinearAttentionLayer\)"):
         trace_causal_lm(tmp_path / "lfm2", tmp_path / "model.onnx")
     with pytest.raises(BuildError, match="unknown task 'text-generation'"):
@@ -268,7 +266,7 @@ def test_what_cannot_be_traced(tmp_path: Path) -> None:
 
 
 def test_large_models_have_one_data_file(tmp_path: Path) -> None:
-    _checkpoint(tmp_path / "checkpoint", hf.AutoModel, ENCODERS["bert"]())
+    saved(tmp_path / "checkpoint", hf.AutoModel, ENCODERS["bert"]())
     whole, split, moved, back = (tmp_path / name / "model.onnx" for name in ("whole", "split", "moved", "back"))
     for path in (whole, split, moved, back):
         path.parent.mkdir()
@@ -283,7 +281,7 @@ def test_large_models_have_one_data_file(tmp_path: Path) -> None:
     for path, files in ((whole, 1), (split, 2), (moved, 2), (back, 1)):
         onnx.checker.check_model(path, full_check=True)
         assert sorted(item.name for item in path.parent.iterdir()) == ["model.onnx", "model.onnx_data"][:files]
-        session = _session(path)
+        session = session_of(path)
         answers.append(session.run(None, feeds)[0])
     assert all((answer == answers[0]).all() for answer in answers)
     assert split.stat().st_size < 100_000 < whole.stat().st_size

@@ -36,10 +36,9 @@ from exporter.targets.onnx.quantize import (
 )
 from exporter.targets.onnx_graph import shell, versions
 from exporter.targets.onnx_graph.attention_operator import ANY_SIZE, OPSET
-from exporter.targets.onnx_graph.cached_attention import join_residuals, keep_caches
+from exporter.targets.onnx_graph.cached_attention import fuse
 from exporter.targets.onnx_graph.file import made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
-from exporter.targets.onnx_graph.fused_operators import simplify
 from exporter.targets.onnx_graph.inspection import inspect
 from exporter.targets.onnx_graph.joined_products import join_products
 from exporter.targets.onnx_graph.modules import module_rows
@@ -91,18 +90,11 @@ def _write_float(request: ExportRequest, model: Path) -> None:
     # The weights in a file of their own: it is mapped, not read, by all that follows.
     how: dict[str, Any] = {"trust_remote_code": checkpoint.trust_remote_code, "limit": 0}
     if oldest is None or versions.number(oldest) >= versions.number(versions.OPSETS[OPSET]):
-        how |= {"attention": ANY_SIZE, "fuse": _fuse}
+        how |= {"attention": ANY_SIZE, "fuse": fuse}
     if checkpoint.task == GENERATION:
         trace_causal_lm(checkpoint.path, model, **how)
     else:
         trace_encoder(checkpoint.path, checkpoint.task, model, **how)
-
-
-def _fuse(model: ir.Model) -> None:
-    """Finds the operators in a trace that ONNX Runtime has one kernel for."""
-    simplify(model)
-    keep_caches(model)
-    join_residuals(model)
 
 
 def _load_small_tensors(model: ir.Model) -> None:

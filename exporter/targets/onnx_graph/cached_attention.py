@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporter.targets.onnx_graph.attention_operator import heads_of
+from exporter.targets.onnx_graph.fused_operators import simplify
 from exporter.targets.onnx_graph.nodes import constant, insert
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 _TURN = [0, 2, 1, 3]  # [batch, heads, tokens, size] from and to [batch, tokens, heads, size]
 _END = 1 << 31  # a slice to there is to the end
+
+
+def fuse(model: ir.Model) -> None:
+    """Finds the operators in a trace that ONNX Runtime has one kernel for; what does not match stays as it is."""
+    simplify(model)
+    keep_caches(model)
+    join_residuals(model)
 
 
 def keep_caches(model: ir.Model) -> None:

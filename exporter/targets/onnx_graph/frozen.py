@@ -76,7 +76,7 @@ _OWN = Path(__file__).parent.as_posix()  # written for the trace: it asks for he
 _TOLD = 2  # places that an error names
 
 
-class Frozen(Exception):  # noqa: N818  # what the model is in the graph, rather than an error of anybody's
+class Frozen(Exception):  # what the model is in the graph, rather than an error of anybody's
     """A trace that is right at the traced length alone."""
 
 
