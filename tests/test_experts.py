@@ -13,8 +13,8 @@ import pytest
 import torch
 import transformers
 
-from exporter.targets.onnx.quantize import quantize_by_rule
 from exporter.scheme import Scheme
+from exporter.targets.onnx.quantize import quantize_by_rule
 from exporter.targets.onnx_graph.linear import find_matrices
 from exporter.targets.onnx_graph.nodes import finish
 from exporter.targets.onnx_graph.schemes import quantize
