@@ -1,4 +1,4 @@
-"""Small random models with each kind of boundary: graphs that are right beyond it, and one that would be frozen below."""
+"""Small random models with each kind of boundary: graphs that are right beyond it, and one that is refused."""
 
 from __future__ import annotations
 

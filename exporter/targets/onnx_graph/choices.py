@@ -1,8 +1,8 @@
 """What models decide in Python by a text's length, as tensors: both sides are in the trace, and its inputs choose.
 
-- Ropes whose frequencies depend on the length: dynamic NTK (transformers' `dynamic_rope_update`) and longrope's two sets
-  of factors. transformers keeps the grown frequencies of a dynamic NTK until it reads a shorter text: the graph answers
-  as a model that has read nothing else, which is also what a cache that grows with the text comes to.
+- Ropes whose frequencies depend on the length (transformers' `dynamic_rope_update`): dynamic NTK and longrope's two
+  sets of factors. transformers keeps the grown frequencies of a dynamic NTK until it reads a shorter text: the graph
+  answers as a model that has read nothing else, which is also what a cache that grows with the text comes to.
 - Phi-3.5-MoE, whose rope has one set of factors and two scales.
 - DeBERTa, whose relative positions reach as far as the text is long.
 - Falcon's ALiBi, which is computed in bfloat16: ONNX Runtime multiplies none on the CPU, and torch's exporter mistakes

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 _CONFIG = "a number of the configuration, not of the text"
 _HEADS = "heads and their size, which the weights have, not the text"
@@ -31,10 +31,12 @@ HARMLESS: Mapping[tuple[str, str], str] = {
         "empty, and replaced by the past or joined with what is new",
     ("transformers/cache_utils.py", "if not self.is_initialized or self.keys.numel() == 0:"):
         "the traced past's own size, which is 0 for an empty one: what the other branch says",
-    ("transformers/cache_utils.py", "self._sliding_window_tensor = torch.tensor(self.sliding_window, dtype=torch.long)"):
+    ("transformers/cache_utils.py",
+     "self._sliding_window_tensor = torch.tensor(self.sliding_window, dtype=torch.long)"):
         _CONFIG,
     ("transformers/integrations/sdpa_attention.py", "elif q_length == 1 and not is_torchdynamo_compiling():"): _SAME,
-    ("transformers/integrations/sdpa_attention.py", "is_causal = q_length > 1 and attention_mask is None and is_causal"):
+    ("transformers/integrations/sdpa_attention.py",
+     "is_causal = q_length > 1 and attention_mask is None and is_causal"):
         "False at every length: masking_utils always makes the mask while tracing",
     ("transformers/masking_utils.py",
      "if (padding_length := kv_length + kv_offset - attention_mask.shape[-1]) > 0:"): _MASK,
@@ -42,9 +44,11 @@ HARMLESS: Mapping[tuple[str, str], str] = {
     ("transformers/modeling_rope_utils.py",
      "torch.tensor(config.max_position_embeddings, dtype=seq_len.dtype, device=seq_len.device),"): _CONFIG,
     ("torch/nn/functional.py", "if padding_idx >= weight.size(0):"): "the size of a table, which the weights have",
-    ("transformers/models/codegen/modeling_codegen.py", "query, value, key = torch.split(qkv_split, local_dim, dim=-1)"):
+    ("transformers/models/codegen/modeling_codegen.py",
+     "query, value, key = torch.split(qkv_split, local_dim, dim=-1)"):
         _HEADS,
-    ("transformers/models/codegen/modeling_codegen.py", "sin, cos = torch.split(sincos, sincos.shape[-1] // 2, dim=-1)"):
+    ("transformers/models/codegen/modeling_codegen.py",
+     "sin, cos = torch.split(sincos, sincos.shape[-1] // 2, dim=-1)"):
         _HEADS,
     ("transformers/models/gptj/modeling_gptj.py", "sin, cos = torch.split(sincos, sincos.shape[-1] // 2, dim=-1)"):
         _HEADS,
@@ -101,9 +105,16 @@ def nothing_frozen() -> Iterator[None]:
         warnings.filterwarnings("always", category=TracerWarning)
         show = warnings.showwarning
 
-        def note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+        def note(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
             if not issubclass(category, TracerWarning):
-                show(message, category, filename, lineno, *rest)
+                show(message, category, filename, lineno, file, line)
                 return
             places = _places(sys._getframe(1))
             if places and not any((place.file, place.line) in HARMLESS for place in places):
@@ -140,7 +151,7 @@ def _frozen(places: Iterator[str], count: int) -> Frozen:
 
 
 def _places(frame: FrameType | None) -> list[Place]:
-    """Where a warning came from: torch's innermost line, and the line of whoever called torch; none for our own code."""
+    """Where a warning came from: torch's innermost line, and the line that called torch; none for our own code."""
     inner = []
     while frame is not None:
         path = Path(frame.f_code.co_filename)

@@ -27,8 +27,8 @@ def by_torchscript(
     """Runs `module` once on `sample` and writes down what it did: fast, and the graph keeps the modules' names.
 
     The weights stay out of the trace, as further inputs that have the parameters' names, and are attached uncopied.
-    Raises what torch.onnx raises, onnx's InferenceError for a graph whose types do not hold together, and Frozen for one
-    that is right at the sample's sizes alone.
+    Raises what torch.onnx raises, onnx's InferenceError for a graph whose types do not hold together, and Frozen for
+    one that is right at the sample's sizes alone.
     """
     import onnx
     import onnx_ir as ir
