@@ -164,6 +164,7 @@ def checkpoint(folders, tmp_path):
     (ports((2, 8), (2, 16)), "its layers' caches differ in their heads or their size"),
     (ports(("heads", 8), ("heads", 8)), "its cache's heads and their size are no numbers in the graph"),
     (ports((2, 8), more=["past_conv.0"]), "the graph has past_conv.0"),
+    (ports((2, 8), logits="words"), "its vocabulary's size is no number in the graph"),
     (ports(), "its layers are not all ones with a key and a value in the cache"),
 ])  # fmt: skip
 def test_what_the_runtime_cannot_run_is_not_described(checkpoint, graph, why):

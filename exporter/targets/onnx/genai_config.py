@@ -1,7 +1,8 @@
 """genai_config.json: what onnxruntime-genai opens a decoder's folder by, read from the graph and the checkpoint.
 
-The shapes are the graph's, which is what will be fed. What onnxruntime-genai knows no word for, such as layers of
-different sizes, is not described: then there is no such file, and a note says why.
+The shapes are the graph's, which is what will be fed. The rest is read from the checkpoint's JSON: transformers would
+load torch, in a process whose memory is a figure. What onnxruntime-genai knows no word for, such as layers of different
+sizes, is not described: then there is no such file, and a note says why.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.checkpoint.model import trust_code
-
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 GENAI_CONFIG = "genai_config.json"
-# Of the types that the runtime knows, the one of any decoder. Those named after architectures are run the same way, but
-# for phi3, which reads a long text anew at a length of Phi-3's, whatever the graph does.
+# Of the types that the runtime knows, the one of any decoder. It refuses those that it has no name for, as gpt_neox,
+# and feeds what is called gpt2 otherwise than our graphs take.
 _TYPE = "decoder"
 _FED = ("input_ids", "attention_mask", "position_ids")
 _PAST, _PRESENT = "past_key_values.%d.", "present.%d."
 _CACHE = re.compile(r"(past_key_values|present)\.(\d+)\.(key|value)")
 _OF_A_LAYER = [(kind, part) for kind in ("past_key_values", "present") for part in ("key", "value")]
+# What configurations call the same: transformers' own name, and those of older models and of code in a model's folder.
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_LENGTH = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx")
 _UNLIMITED = 1 << 20  # tokens, where nothing limits them: the runtime wants a number, and makes a buffer of as many ids
 # What generation_config.json may ask of the search, as the runtime calls it too, with transformers' defaults.
 _SEARCH = {
@@ -46,21 +49,19 @@ class NotDescribedError(Exception):
     """Why onnxruntime-genai cannot run a graph, in words that end a sentence."""
 
 
-def genai_config(checkpoint: Path, graph: ir.Graph, model: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
+def genai_config(checkpoint: Path, graph: ir.Graph, model: str) -> dict[str, Any]:
     """What genai_config.json says of a decoder's graph. `model`: its file, relative to the folder.
 
     Raises NotDescribedError.
     """
-    from transformers import AutoConfig
-
     fed = [str(value.name) for value in graph.inputs]
     layers, heads, size = _cache_of(graph)
-    trust = trust_code(checkpoint, trust_remote_code)
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust).get_text_config(decoder=True)
-    said = _read(checkpoint / "generation_config.json") or _read(checkpoint / "config.json")
-    vocabulary = _vocabulary(graph) or int(config.vocab_size)
+    config = _read(checkpoint / "config.json")
+    config |= config.get("text_config") or {}
+    said = _read(checkpoint / "generation_config.json") or config
+    vocabulary = _vocabulary(graph)
     ends = _ends(checkpoint, said, config, vocabulary)
-    starts, pads = (_token(said.get(name), getattr(config, name, None)) for name in ("bos_token_id", "pad_token_id"))
+    starts, pads = (_token(said.get(name), config.get(name)) for name in ("bos_token_id", "pad_token_id"))
     length = _context_length(checkpoint, config)
     return {
         "model": {
@@ -70,7 +71,7 @@ def genai_config(checkpoint: Path, graph: ir.Graph, model: str, *, trust_remote_
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
                 "filename": model,
                 "head_size": size,
-                "hidden_size": getattr(config, "hidden_size", None) or heads * size,
+                "hidden_size": _number(config, _HIDDEN) or heads * size,
                 "inputs": {name: name for name in _FED if name in fed}
                 | {"past_key_names": f"{_PAST}key", "past_value_names": f"{_PAST}value"},
                 "outputs": {
@@ -78,7 +79,7 @@ def genai_config(checkpoint: Path, graph: ir.Graph, model: str, *, trust_remote_
                     "present_key_names": f"{_PRESENT}key",
                     "present_value_names": f"{_PRESENT}value",
                 },
-                "num_attention_heads": getattr(config, "num_attention_heads", None) or heads,
+                "num_attention_heads": _number(config, _HEADS) or heads,
                 "num_hidden_layers": layers,
                 "num_key_value_heads": heads,
             },
@@ -115,19 +116,22 @@ def _cache_of(graph: ir.Graph) -> tuple[int, int, int]:
     return layers, heads, size
 
 
-def _vocabulary(graph: ir.Graph) -> int | None:
+def _vocabulary(graph: ir.Graph) -> int:
     [shape] = [value.shape for value in graph.outputs if value.name == "logits"]
-    return shape[-1] if shape is not None and isinstance(shape[-1], int) else None
+    words = shape[-1] if shape is not None else None
+    if not isinstance(words, int):
+        raise NotDescribedError("its vocabulary's size is no number in the graph")
+    return words
 
 
-def _ends(checkpoint: Path, said: Mapping[str, Any], config: Any, vocabulary: int) -> list[int]:
+def _ends(checkpoint: Path, said: Mapping[str, Any], config: Mapping[str, Any], vocabulary: int) -> list[int]:
     """The tokens that end a text: those that generation stops at by transformers, or else the tokenizer's one.
 
     The runtime refuses a folder for one that the vocabulary does not have.
     """
     named = said.get("eos_token_id")
     if named is None:
-        named = getattr(config, "eos_token_id", None)
+        named = config.get("eos_token_id")
     if named is None:
         named = _tokenizers_end(checkpoint)
     ids = named if isinstance(named, list) else [named]
@@ -155,14 +159,15 @@ def _token(*ids: Any) -> int | None:
     return next((one for one in named if isinstance(one, int)), None)
 
 
-def _context_length(checkpoint: Path, config: Any) -> int:
+def _context_length(checkpoint: Path, config: Mapping[str, Any]) -> int:
     """The most tokens of prompt and answer together."""
-    # transformers calls it the first, other code in a model's folder, and models without positions, one of the others.
-    names = ("max_position_embeddings", "seq_length", "max_seq_len", "max_sequence_length", "n_positions")
-    limits = [getattr(config, name, None) for name in names]
-    limits.append(_read(checkpoint / "tokenizer_config.json").get("model_max_length"))
-    known = next((one for one in limits if isinstance(one, int | float) and one > 0), _UNLIMITED)
-    return int(min(known, _UNLIMITED))  # a tokenizer without a limit of its own says 10^30
+    told = _number(config, _LENGTH) or _number(_read(checkpoint / "tokenizer_config.json"), ["model_max_length"])
+    return min(told or _UNLIMITED, _UNLIMITED)  # a tokenizer without a limit of its own says 10^30
+
+
+def _number(settings: Mapping[str, Any], names: Iterable[str]) -> int | None:
+    found = (settings[name] for name in names if isinstance(settings.get(name), int | float) and settings[name] > 0)
+    return int(one) if (one := next(found, None)) is not None else None
 
 
 def _read(file: Path) -> dict[str, Any]:

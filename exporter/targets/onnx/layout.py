@@ -40,7 +40,7 @@ def describe_for_genai(checkpoint: Checkpoint, model: ir.Model, folder: Path) ->
     if checkpoint.task != GENERATION:
         return []
     try:
-        told = genai_config(checkpoint.path, model.graph, MODEL, trust_remote_code=checkpoint.trust_remote_code)
+        told = genai_config(checkpoint.path, model.graph, MODEL)
     except NotDescribedError as error:
         return [f"not for onnxruntime-genai: {error}"]
     _write(folder / GENAI_CONFIG, told)
