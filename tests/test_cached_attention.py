@@ -126,7 +126,9 @@ def test_what_differs_in_its_scheme_stays_alone(tmp_path: Path) -> None:
     graph = ir.load(path)
     quantize_by_policy(graph, policy, modules, True)
     join_products(graph)
-    joined = sorted(str(node.inputs[1].name) for node in graph.graph if node.inputs[1:] and "+" in str(node.inputs[1].name))
+    joined = sorted(
+        str(node.inputs[1].name) for node in graph.graph if node.inputs[1:] and "+" in str(node.inputs[1].name)
+    )
     prefix = "model.layers.{}.{}.weight_Q4"
     assert joined == sorted(
         "+".join(prefix.format(layer, part) for part in parts)
