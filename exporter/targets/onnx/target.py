@@ -43,6 +43,7 @@ from exporter.targets.onnx_graph.inspection import inspect
 from exporter.targets.onnx_graph.joined_products import join_products
 from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm, trace_encoder
+from exporter.targets.traced_model.cache import refused_cache
 from exporter.types import (
     CLASSIFICATION,
     FEATURES,
@@ -141,7 +142,7 @@ def _told(beyond: Mapping[str, float]) -> list[str]:
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to ONNX yet"
-    return None
+    return refused_cache(config) if task == GENERATION else None
 
 
 # Measured: KL of SmolLM2-135M; then of random BERTs without a policy, on 185 lines, a number's error, three labels'

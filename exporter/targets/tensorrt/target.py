@@ -45,6 +45,7 @@ from exporter.targets.tensorrt.runner import open_engine
 from exporter.targets.tensorrt.serving import REBUILD, RUN, rebuild_command, run_command, write_repository
 from exporter.targets.tensorrt.stand_in import open_stand_in
 from exporter.targets.tensorrt.zeros import zeros_of
+from exporter.targets.traced_model.cache import refused_cache
 from exporter.types import (
     GENERATION,
     TOKENIZER_FILES,
@@ -139,7 +140,7 @@ def _parsed(platform: Platform, model_onnx: Path) -> dict[str, Any]:
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to TensorRT yet"
-    return None
+    return refused_cache(config) if task == GENERATION else None
 
 
 def prepare(platform: Platform, wanted: Preparation) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,11 @@ from exporter.errors import BuildError
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Layers whose cache is keys and values, or that have none; of model types that name none, those with a state.
+_ATTENTIONS = {
+    "attention", "full_attention", "sliding_attention", "chunked_attention", "moe", "mlp", "dense", "sparse",
+}  # fmt: skip
+_RECURRENT = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "rwkv", "xlstm", "jamba", "zamba", "zamba2"}
 Shapes = list[tuple[tuple[int, int], tuple[int, int]]]  # of each layer: (heads, head size) of its keys, of its values
 
 
@@ -35,6 +40,20 @@ def answer_shapes(model: Any) -> tuple[int, Shapes]:
     layers: list[Any] = list(cache.layers)
     pairs = [(layer.keys.shape, layer.values.shape) for layer in layers]
     return output.logits.shape[-1], [((keys[1], keys[3]), (values[1], values[3])) for keys, values in pairs]
+
+
+def refused_cache(config: Mapping[str, Any]) -> str | None:
+    """Why a decoder with this config.json has a cache that no graph here takes; None where it is keys and values.
+
+    What a configuration does not tell, answer_shapes finds in the model.
+    """
+    told: Mapping[str, Any] = config.get("text_config") or config
+    kinds = next((told[name] for name in ("layer_types", "layers_block_type", "block_types") if told.get(name)), ())
+    odd = sorted(set(kinds) - _ATTENTIONS)
+    if not odd and told.get("model_type") not in _RECURRENT:
+        return None
+    kind = f"layers: {', '.join(odd)}" if odd else f"model type: {told['model_type']}"
+    return f"its cache holds more than keys and values ({kind}), which no graph here takes yet; try gguf"
 
 
 @dataclass(frozen=True)
