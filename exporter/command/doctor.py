@@ -137,9 +137,3 @@ def quota() -> float | None:
     limit = Path("/sys/fs/cgroup/cpu.max")
     words = limit.read_text(encoding="utf-8").split() if limit.is_file() else []
     return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else None
-
-
-def _older(have: str | None, version: str) -> bool:
-    from packaging.version import Version
-
-    return have is not None and Version(have) < Version(version)
