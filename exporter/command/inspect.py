@@ -55,7 +55,8 @@ def found(path: Path) -> tuple[Path, Inspect]:
     readers = {suffix: read for target in known.all_targets().values() for suffix, read in target.inspects.items()}
     if not path.exists():
         raise JobError(f"{path} is not there; give a model file ({', '.join(readers)}) or an artifact's folder")
-    inside = [path] if path.suffix in readers else [one for one in sorted(path.glob("*")) if one.suffix in readers]
+    held = [*sorted(path.glob("*")), *sorted(path.glob("onnx/*"))]  # where the clients of ONNX look
+    inside = [path] if path.suffix in readers else [one for one in held if one.suffix in readers]
     inside = [one for one in inside if one.name != "imatrix.gguf"]  # beside the model, of its inputs
     if len(inside) != 1:
         which = (

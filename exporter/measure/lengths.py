@@ -5,9 +5,9 @@ cache and with one that is stepped across the boundary and beyond it. What a for
 artifact is wrong where its distance from the reference beyond the boundary is several times the one below. The
 distance is KL in nats for generation; else the squared error over the square of the reference's answer.
 
-A model may change its own state by what it has read, and stay so: a dynamic rope, and BigBird, which after one short
-text has full attention for good. So each length has a runner of its own, and the long text is its first; with the cache
-before it is read at once, for a dynamic rope would keep the frequencies of the whole of it while it reads a part.
+A model may change its own state by what it has read, and stay so: BigBird has full attention for good after a short
+text, a dynamic rope the frequencies of the longest. So each length has a runner of its own, and the long text is its
+first, with the cache before it is read at once.
 """
 
 from __future__ import annotations
@@ -156,12 +156,11 @@ def _ask(runner: Runner, length: Length, task: str) -> _Got:
     """[P, V] each; the long text goes first, with the cache before it is read at once."""
     steps: list[Floats] = []
     if isinstance(runner, CachedRunner):
-        ids = length.far[0]
-        steps = [row for cut in length.cuts for row in _continued(runner, ids[: cut + STEPS], int(cut))]
+        for cut in length.cuts:
+            steps += _continued(runner, length.far[0][: cut + STEPS], int(cut))
     far = np.concatenate([_rows(runner, ids, task, length.at) for ids in length.far])
     cached = np.stack(steps) if steps else np.zeros((0, far.shape[-1]), np.float32)
-    every = np.arange(length.near.shape[1])
-    near = np.concatenate([_rows(runner, ids, task, every) for ids in length.near])
+    near = np.concatenate([_rows(runner, ids, task, np.arange(len(ids))) for ids in length.near])
     return _Got(near, far, cached)
 
 
@@ -266,23 +265,22 @@ def _compare(runner: Runner, told: Told, task: str) -> _Found:
     except BuildError as error:
         raise BuildError(f"{_beyond(length)}, at {length.tokens:,} tokens: {error}") from error
     except Exception as error:  # whatever an engine raises of shapes that it was not made for
-        first = " ".join(str(error).split())[:300]
-        raise BuildError(f"it cannot read {length.tokens:,} tokens ({_beyond(length)}): {first}") from error
+        why = " ".join(str(error).split())[:300]
+        raise BuildError(f"it cannot read {length.tokens:,} tokens ({_beyond(length)}): {why}") from error
     near = _distance(told.near, got.near, task)
     below, spread = mean(near)
     allowed = _FACTOR * (max(below, 0.0) + 2 * spread) + _FLOOR
     far = _distance(told.far, got.far, task)
-    texts = [(far, told.far, got.far, "")]
-    if len(got.cached) and len(got.cached) == len(told.cached.rest):
-        texts += _of_cache(told, got, far, task)
+    has_cache = len(got.cached) > 0 and len(got.cached) == len(told.cached.rest)
+    texts = [(far, told.far, got.far, ""), *(_of_cache(told, got, far, task) if has_cache else [])]
     ranked = []
     for distances, answer, rows, how in texts:
         value, spread = mean(distances)
-        said = f"KL {value:.2g} nats" if task == GENERATION else f"relative error {value:.2g}, squared"
+        said = f"relative error {value:.2g}, squared"
         if task == GENERATION:
-            said += f", top-1 {(answer.ids[:, 0] == rows.argmax(-1)).mean():.0%}"
-        said += f" at {length.tokens:,} tokens{how} ({max(below, 0.0):.2g} below)"
-        ranked.append(_Found(max(value - 2 * spread, 0.0) / allowed, said))
+            said = f"KL {value:.2g} nats, top-1 {(answer.ids[:, 0] == rows.argmax(-1)).mean():.0%}"
+        at = f"at {length.tokens:,} tokens{how} ({max(below, 0.0):.2g} below)"
+        ranked.append(_Found(max(value - 2 * spread, 0.0) / allowed, f"{said} {at}"))
     return max(ranked, key=lambda one: one.drift)
 
 

@@ -40,7 +40,7 @@ def by_torchscript(
         name: {axis: size for axis, size in enumerate(shape) if isinstance(size, str)}
         for name, shape in (inputs | outputs).items()
     }
-    with _torchscript_warnings(), nothing_frozen(), _silent_stdout(), torch.no_grad():
+    with _torchscript_warnings(), _no_inference(), nothing_frozen(), _silent_stdout(), torch.no_grad():
         torch.onnx.export(
             module,
             tuple(sample.values()),
@@ -53,7 +53,7 @@ def by_torchscript(
             export_params=False,
             do_constant_folding=False,  # it would fold weights too, and lose what it made of them
         )
-    proto = onnx.load_from_string(file.getvalue())
+    proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(file.getvalue()))
     onnx.checker.check_model(proto, full_check=True)
     model = ir.from_proto(proto)
     common.LiftConstantsToInitializersPass(size_limit=16)(model)
@@ -103,6 +103,19 @@ def by_torch_export(
     unnarrowed(program.exported_program, positions)
     common.ClearMetadataAndDocStringPass()(program.model)  # Python stack traces, half of the graph's size
     return program.model
+
+
+@contextmanager
+def _no_inference() -> Iterator[None]:
+    """Leaves shapes to onnx, which needs no weights for them: torch makes a copy of all of them for it."""
+    from torch.onnx._internal.torchscript_exporter._globals import GLOBALS
+
+    before = GLOBALS.onnx_shape_inference
+    GLOBALS.onnx_shape_inference = False
+    try:
+        yield
+    finally:
+        GLOBALS.onnx_shape_inference = before
 
 
 @contextmanager
