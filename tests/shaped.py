@@ -54,12 +54,17 @@ def answers(model, ids: torch.Tensor | None = None) -> torch.Tensor:
 
 
 def reloaded(model, folder):
-    """The model that from_pretrained makes of what was saved: strictly, with the same answers, and able to generate."""
+    """The model that from_pretrained makes of what was saved: strictly, bit by bit, and able to generate alike.
+
+    Answers agree to rounding alone: on some processors a kernel depends on where in memory the weights lie.
+    """
     model.save_pretrained(folder)
     again, info = type(model).from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
-    assert torch.equal(answers(again), answers(model))
-    assert again.state_dict().keys() == model.state_dict().keys()
+    torch.testing.assert_close(answers(again), answers(model), rtol=1e-5, atol=1e-6)
+    before = model.state_dict()
+    assert again.state_dict().keys() == before.keys()
+    assert all(torch.equal(weight, before[name]) for name, weight in again.state_dict().items())
     if model.can_generate():
         for one in (model, again):
             with_cache, without = (

@@ -85,7 +85,7 @@ def test_family(architecture, tmp_path):
     assert value(fp32, "ppl") is None
     if classifier:
         assert value(fp32, "top1") == 1.0
-        assert value(fp32, "kl") < 1e-8
+        assert value(fp32, "kl") < 1e-7  # squares of logits' errors, which are below 1e-4
     else:
         assert value(fp32, "cosine") > 0.999999
         assert value(rows["onnx:int8-weight"], "cosine") > 0.999

@@ -222,7 +222,7 @@ def test_a_window_that_a_graph_lost_fails_its_row_and_a_whole_one_is_proven(tiny
     assert done.returncode == 4, done.stdout + done.stderr  # a gate of one, and one that was not built
     assert "wrong beyond sliding_window 128" in wrong["reason"]
     assert rows["gguf:q8_0"]["status"] == "failed"
-    told = "its float graph does not agree with the reference (wrong beyond sliding_window 128"
+    told = "its float16 file does not agree with the reference (wrong beyond sliding_window 128"
     assert told in rows["gguf:q8_0"]["reason"]
     failed = {gate["name"] for gate in wrong["gates"] if not gate["passed"]}
     assert failed == {"max_length_drift", "min_proven_tokens"}

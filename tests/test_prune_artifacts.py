@@ -203,13 +203,13 @@ def in_onnx(file, weights):
     graph = onnx.load(file).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        found = re.match(r"/model/(layers\.\d+)/(attn|mlp)/(\w+)_proj/MatMul", node.name)
         place = {"MatMulNBits": 1, "DequantizeLinear": 0}.get(node.op_type)
-        if found and place is not None and node.input[place] in tensors:
+        if place is None or not re.match(r"model\.layers\.\d+\.", node.input[place]):
+            continue
+        parts = [re.fullmatch(r"(.*)\.weight_Q8", part) for part in node.input[place].split("+")]  # joined, or alone
+        if all(parts):
             codes = numpy_helper.to_array(tensors[node.input[place]])
-            room = f"model.{found[1]}.{found[2].replace('attn', 'self_attn')}"
-            parts = "qkv" if found[3] == "qkv" else [found[3]]
-            expected = np.concatenate([weights[f"{room}.{part}_proj"] for part in parts])
+            expected = np.concatenate([weights[part[1]] for part in parts])
             yield codes.reshape(len(codes), -1).astype(int) - 128 if place else codes.T, expected
 
 

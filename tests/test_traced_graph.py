@@ -157,7 +157,7 @@ def _check_file(path: Path, model: Any) -> onnx.ModelProto:
     """Valid, and no weight in it twice."""
     onnx.checker.check_model(path, full_check=True)
     parameters = sum(weight.numel() for weight in model.parameters())
-    assert path.stat().st_size <= parameters * 4 * 1.03 + 200_000
+    assert path.stat().st_size <= parameters * 4 * 1.03 + 250_000  # the graph's own: each expert's nodes most of all
     proto = onnx.load(path)
     tensors = [tensor for tensor in proto.graph.initializer if len(tensor.dims) > 1]
     assert sum(np.prod(tensor.dims) for tensor in tensors) <= parameters * 1.03
