@@ -14,6 +14,7 @@ import torch
 import transformers as hf
 from test_traced_graph import DECODERS, ENCODERS, LLAMA, TOLERANCE, Decoder, saved, session_of, worst_error
 
+from bench.operators import profiled
 from exporter.scheme import Scheme
 from exporter.targets.onnx.quantize import INT4, INT8, quantize_by_policy, quantize_by_rule
 from exporter.targets.onnx_graph.attention_operator import ANY_SIZE
@@ -95,6 +96,14 @@ def test_nothing_is_turned_or_joined_beside_the_operators(tmp_path: Path) -> Non
     # The first norm has nothing to add.
     assert (kinds(path)["SkipSimplifiedLayerNormalization"], kinds(path)["RMSNormalization"]) == (4, 1)
     assert not [value for value in graph.initializers if "cache" in value], "no rotary table of all positions"
+
+
+def test_where_a_tokens_time_goes_is_told_by_operator(tmp_path: Path) -> None:
+    _, path = fused(tmp_path, DECODERS["mistral"]())
+    times, nodes = profiled(path, 12, 1)
+    assert (nodes["Attention"], nodes["RotaryEmbedding"]) == (2, 4)
+    assert times["Attention"] > 0
+    assert set(times) == set(nodes)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8-weight", "int4-weight"])
