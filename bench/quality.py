@@ -73,9 +73,10 @@ def part(what: str, work: Path | None, done: Path | None, model: Path | None) ->
         runner: Any = open_checkpoint(model, reference.passages.task, THREADS)
         quality.answer(runner, reference.passages, lambda done, total: None)
     else:
+        from exporter.targets.onnx.layout import MODEL
         from exporter.targets.onnx_graph.session import OnnxDecoder
 
-        runner = OnnxDecoder(done / what / "onnx" / "model.onnx", THREADS)
+        runner = OnnxDecoder(done / what / MODEL, THREADS)
         quality.compare(runner, reference, lambda done, total: None)
     latency.warm_up(runner, reference.passages.ids, 8192)
     for _ in range(Job.model_fields["repeats"].default):

@@ -16,10 +16,9 @@ import transformers as hf
 from numpy.typing import NDArray
 
 from exporter.errors import BuildError
-from exporter.targets import known
 from exporter.targets.onnx_graph.file import save_onnx
 from exporter.targets.onnx_graph.traced import trace_causal_lm, trace_encoder
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION
+from exporter.types import CLASSIFICATION, FEATURES
 
 # The logits have a spread of about 2, and two float32 engines that add up in another order agree to some 1e-6 (the
 # worst here is 2e-5). A wrong mask, position or cache moves them by more than 1e-2.
@@ -264,24 +263,6 @@ def test_what_cannot_be_traced(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="unknown task 'text-generation'"):
         trace_encoder(tmp_path / "mamba", "text-generation", tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
-
-
-@pytest.mark.parametrize("name", ["onnx", "tensorrt", "tensorrt-rtx", "coreml"])
-def test_a_cache_of_another_kind_is_refused_before_any_work(name: str) -> None:
-    target = known.get(name)
-    states = [
-        hf.MambaConfig(),
-        hf.Lfm2Config(**LLAMA, layer_types=["conv", "full_attention"]),
-        hf.Qwen3NextConfig(**LLAMA),
-        hf.JambaConfig(),
-        hf.RecurrentGemmaConfig(),
-    ]
-    for config in states:
-        told = target.check(config.to_dict(), GENERATION, target.default)
-        assert told is not None, config.model_type
-        assert told.startswith("its cache holds more than keys and values ("), told
-    for family, make in DECODERS.items():
-        assert target.check(make().to_dict(), GENERATION, target.default) is None, family
 
 
 def test_large_models_have_one_data_file(tmp_path: Path) -> None:

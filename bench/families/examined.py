@@ -23,6 +23,7 @@ from exporter.checkpoint.load import read_config
 from exporter.errors import ExporterError
 from exporter.process import WorkerFailed
 from exporter.targets import known
+from exporter.targets.onnx.layout import MODEL
 from exporter.types import FEATURES, Variant
 
 _JOB: dict[str, Any] = {
@@ -68,7 +69,7 @@ def outcomes(family: Family, folder: Path) -> dict[str, Any]:
         if row["status"] != "ok":
             found[column] = _raised(raised[variant], "after work")
             continue
-        graph = Graph(folder / "out" / row["path"] / "onnx" / "model.onnx")
+        graph = Graph(folder / "out" / row["path"] / MODEL)
         said = compared(graph, asked, all_questions, row["precision"] == "fp32")
         missed = of_gates(row)
         if missed:

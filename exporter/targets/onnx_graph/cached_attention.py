@@ -19,7 +19,7 @@ import numpy as np
 
 from exporter.targets.onnx_graph.attention_operator import heads_of
 from exporter.targets.onnx_graph.fused_operators import simplify
-from exporter.targets.onnx_graph.nodes import constant, insert
+from exporter.targets.onnx_graph.nodes import constant, hand_over, insert
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -70,7 +70,7 @@ def join_residuals(model: ir.Model) -> None:
         made = insert(add, "SkipSimplifiedLayerNormalization", operands, epsilon, 4, domain="com.microsoft")
         model.opset_imports["com.microsoft"] = 1
         for old, new in ((node.outputs[0], made[0]), (add.outputs[0], made[3])):
-            _hand_over(old, new)
+            hand_over(old, new)
         model.graph.remove([node, add], safe=True)
     common.RemoveUnusedNodesPass()(model)
     model.graph.sort()
@@ -116,15 +116,8 @@ def _as_one(model: ir.Model, node: ir.Node, keys: _Grown | None, values: _Grown 
     made[0].name = f"{node.outputs[0].name}/flat"
     for grown, present in zip((keys, values), made[1:], strict=False):
         assert grown is not None
-        _hand_over(grown.present, present)
+        hand_over(grown.present, present)
     _hand_out(model, node, made[0], heads, value_size)
-
-
-def _hand_over(old: ir.Value, new: ir.Value) -> None:
-    """Gives a value's name, shape, type, readers and place among the graph's outputs to another one."""
-    new.shape, new.type = old.shape, old.type
-    new.name, old.name = old.name, None
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def _flat(model: ir.Model, node: ir.Node, role: str, value: ir.Value | None, heads: int, size: int) -> ir.Value:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporter.targets.onnx_graph.nodes import constant, insert
+from exporter.targets.onnx_graph.nodes import constant, hand_over, insert
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -66,10 +66,7 @@ def _join(model: ir.Model, nodes: Sequence[ir.Node]) -> None:
     ends = constant(model, f"split_{'_'.join(map(str, sizes))}", np.array(sizes, np.int64))
     parts = insert(first, "Split", [product, ends], {"axis": -1}, len(nodes), label="parts")
     for node, part in zip(nodes, parts, strict=True):
-        output = node.outputs[0]
-        part.shape, part.type = output.shape, output.type
-        part.name, output.name = output.name, None
-        output.replace_all_uses_with(part)
+        hand_over(node.outputs[0], part)
         model.graph.remove(node, safe=True)
 
 
@@ -90,10 +87,10 @@ def _stack(model: ir.Model, values: Sequence[ir.Value | None], axis: int) -> ir.
     if not tensors:
         return None
     shape = list(tensors[0].shape.numpy())
-    flat = len(shape) == 1  # scales and zero points of all channels in a row
-    shape[0 if flat else axis] = sum(int(tensor.shape.numpy()[0 if flat else axis]) for tensor in tensors)
+    axis = axis if len(shape) > 1 else 0  # scales and zero points of all channels in a row
+    shape[axis] = sum(int(tensor.shape.numpy()[axis]) for tensor in tensors)
     name = "+".join(str(value.name) for value in values if value is not None)
-    make = partial(_concatenated, tensors, 0 if flat else axis, name)
+    make = partial(_concatenated, tensors, axis, name)
     tensor = ir.LazyTensor(make, dtype=tensors[0].dtype, shape=ir.Shape(shape), name=name)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)

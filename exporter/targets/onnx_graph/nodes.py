@@ -77,10 +77,15 @@ def replace(
     assert graph is not None
     node = ir.node(op, inputs, attributes, domain=domain, name=old.name)
     graph.insert_before(old, node)
-    node.outputs[0].shape, node.outputs[0].type = output.shape, output.type
-    node.outputs[0].name, output.name = output.name, None
-    output.replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
+    hand_over(output, node.outputs[0])
     graph.remove(old, safe=True)
+
+
+def hand_over(old: ir.Value, new: ir.Value) -> None:
+    """Gives a value's name, shape, type, readers and place among the graph's outputs to another one."""
+    new.shape, new.type = old.shape, old.type
+    new.name, old.name = old.name, None
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def finish(model: ir.Model) -> None:
