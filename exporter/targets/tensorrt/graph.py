@@ -98,19 +98,17 @@ def write_graph(request: ExportRequest, model_onnx: Path, lacking: Collection[st
 
 
 def _write_float(request: ExportRequest, lacking: Collection[str], model: Path) -> None:
-    import onnx_ir as ir
-
     checkpoint = request.checkpoint
-    sizes = None if "Attention" in lacking else KERNEL_SIZES
-    how: dict[str, Any] = {"trust_remote_code": checkpoint.trust_remote_code, "attention": sizes, "limit": 0}
-    # The weights in a file of their own: it is mapped, not read, by all that follows.
+    how: dict[str, Any] = {
+        "trust_remote_code": checkpoint.trust_remote_code,
+        "attention": None if "Attention" in lacking else KERNEL_SIZES,
+        "fuse": partial(fused_operators.simplify, lacking=lacking),
+        "limit": 0,  # the weights in a file of their own: it is mapped, not read, by all that follows
+    }
     if checkpoint.task == GENERATION:
         trace_causal_lm(checkpoint.path, model, **how)
     else:
         trace_encoder(checkpoint.path, checkpoint.task, model, **how)
-    graph = ir.load(model)
-    fused_operators.simplify(graph, lacking)
-    ir.save(graph, model)  # the weights stay where they are, in their file
 
 
 def _load(float_graph: Path) -> ir.Model:
