@@ -71,9 +71,17 @@ def vocabulary(text: Path, again: bool, speed: bool) -> list[dict[str, Any]]:
 
 
 def kept(file: Path, made: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The reports that a result has already, with those that were made in their place."""
-    new = {(one["name"], one["label"]): one for one in made}
+    """The reports that a result has already, with those that were made in their place.
+
+    What lies on one machine's processor is compared there: of the unpruned model each processor keeps its own.
+    """
     old = json.loads(file.read_text(encoding="utf-8"))["reports"] if file.is_file() else []
+    cpus = {(one["name"], one["label"]): one["machine"]["cpu"] for one in reversed(old)}
+    for one in made:
+        cpu = one["machine"]["cpu"]
+        if one["label"] == DENSE and cpus.get((one["name"], DENSE), cpu) != cpu:
+            one["label"] = f"{DENSE} ({cpu})"
+    new = {(one["name"], one["label"]): one for one in made}
     replaced = [new.pop((one["name"], one["label"]), one) for one in old]
     return [*replaced, *new.values()]
 

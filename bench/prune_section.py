@@ -10,15 +10,27 @@ from bench.rows import figure, variant
 
 def prune(result: Result) -> str:
     lines: list[str] = []
+    cpus = list(dict.fromkeys(one["machine"]["cpu"] for one in result["reports"]))
     for reports in models_of(result["reports"]):
-        rows = [row_cells(report, row, reports) for report in reports for row in report["results"][1:]]
+        rows = [
+            [*row_cells(report, row, reports), str(1 + cpus.index(report["machine"]["cpu"]))]
+            for report in reports
+            for row in report["results"][1:]
+        ]
         decoder = reports[0]["model"]["task"] == "text-generation"
         names = ["pruned", "target", "parameters, M", "size, MB", "ppl ratio ± se" if decoder else "cosine ± se"]
-        names += ["loss recovered" if decoder else "", "prefill, tok/s", "decode, tok/s" if decoder else "ms at 128"]
+        names += [
+            "loss recovered" if decoder else "",
+            "prefill, tok/s",
+            "decode, tok/s" if decoder else "ms at 128",
+            "machine",
+        ]
         lines += [f"{heading(reports[0])}:", "", *markdown(names, rows, words=2, last=False), ""]
-    here, figures = result["machine"], result["figures"]
+    figures, machines = result["figures"], ", ".join(f"{n}, {cpu}" for n, cpu in enumerate(cpus, 1))
     about = (
-        f"- {here['cpu']}, {here['cores']} cores. Calibrated on {figures['calibrated_tokens']:,} tokens of the text's "
+        f"- Machines, of {result['machine']['cores']} cores: {machines}. "
+        "A speed is compared with those of its machine, where the unpruned model was timed too. "
+        f"Calibrated on {figures['calibrated_tokens']:,} tokens of the text's "
         "second half, other articles of the same kind; students learn on that half. Ratios are over the model before "
         "it was pruned: a student that learned the text's kind besides can be below 1."
     )
@@ -34,14 +46,18 @@ def prune(result: Result) -> str:
 
 
 def drift(reports: list[Result]) -> list[str]:
-    """How far the machine itself went: the unpruned decoder in torch was timed with each row, in jobs one by one."""
-    rates = [figure(one["results"][0], "speed.decode_tokens_per_s") for one in reports]
-    timed = [rate for rate in rates if rate]
-    if len(timed) < 2:
+    """How far each machine itself went: the unpruned decoder in torch was timed with each row, in jobs one by one."""
+    rates: dict[str, list[float]] = {}
+    for one in reports:
+        rate = figure(one["results"][0], "speed.decode_tokens_per_s")
+        if rate:
+            rates.setdefault(one["machine"]["cpu"], []).append(rate)
+    spans = [f"{min(of):.1f} to {max(of):.1f} tokens/s ({cpu})" for cpu, of in rates.items() if len(of) > 1]
+    if not spans:
         return []
     told = (
         "- Speeds are of jobs one after the other: the unpruned model in torch, timed in each of them, decoded "
-        f"{min(timed):.1f} to {max(timed):.1f} tokens/s. Smaller differences than that mean nothing."
+        f"{' and '.join(spans)}. Smaller differences than that mean nothing."
     )
     return [told]
 

@@ -84,7 +84,7 @@ def report(whole: Mapping[str, Any], label: str, job: Mapping[str, Any]) -> dict
         "model": whole["model"],
         "job": dict(job),
         "evaluation": whole["evaluation"],
-        "machine": {"threads": here["threads"], "load_average": here["load_average"]},
+        "machine": {name: here[name] for name in ("cpu", "threads", "load_average")},
         "results": [row | {"samples": _counted(row.get("samples"))} for row in whole["results"]],
     }
 
