@@ -22,7 +22,7 @@ from exporter.targets.onnx_graph.cached_attention import fuse
 from exporter.targets.onnx_graph.file import save_graph
 from exporter.targets.onnx_graph.joined_products import join_products
 from exporter.targets.onnx_graph.modules import module_rows
-from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm, trace_encoder
+from exporter.targets.onnx_graph.traced import load_model, notes_of, trace_causal_lm, trace_encoder
 from exporter.types import FEATURES, GENERATION
 
 # transformers lets its attention be chosen in all but these, which have their own.
@@ -54,6 +54,7 @@ def kinds(model: ir.Model | Path) -> Counter[str]:
 def test_a_decoder_answers_as_pytorch_does(name: str, tmp_path: Path) -> None:
     model, path = fused(tmp_path, (DECODERS | MORE)[name]())
     assert kinds(path)["Attention"] == (0 if name in OWN else 2)
+    assert [" has code of its own" in note for note in notes_of(ir.load(path))] == [True] * (name in OWN)
     decoder = Decoder(path)
     assert worst_error(model, decoder) < TOLERANCE
     # Holes, and padding on the right, of one batch behind a cache; positions count what is seen.
@@ -74,6 +75,7 @@ def test_an_encoder_answers_as_pytorch_does(name: str, tmp_path: Path) -> None:
     model = saved(tmp_path / "checkpoint", hf.AutoModel, ENCODERS[name]())
     trace_encoder(tmp_path / "checkpoint", FEATURES, tmp_path / "model.onnx", attention=ANY_SIZE, fuse=fuse)
     assert kinds(tmp_path / "model.onnx")["Attention"] == (0 if name in OWN else 2)
+    assert len(notes_of(ir.load(tmp_path / "model.onnx"))) == (name in OWN)
     session = session_of(tmp_path / "model.onnx")
     ids = np.random.default_rng(0).integers(4, 97, (2, 24))
     fed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
@@ -83,6 +85,22 @@ def test_an_encoder_answers_as_pytorch_does(name: str, tmp_path: Path) -> None:
         expected = model(**{key: torch.tensor(value) for key, value in fed.items()}).last_hidden_state.numpy()
     seen = fed["attention_mask"] == 1
     assert np.abs(session.run(None, fed)[0] - expected)[seen].max() < TOLERANCE
+
+
+CAPPED = {"num_hidden_layers": 2, "head_dim": 16, "sliding_window": 16}
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (lambda: hf.Gemma2Config(**LLAMA | CAPPED), "a cap on the scores"),
+        (lambda: hf.GptOssConfig(**LLAMA | CAPPED, num_local_experts=2, num_experts_per_tok=1), "attention sinks"),
+    ],
+)
+def test_what_no_operator_takes_is_told(config: Any, told: str, tmp_path: Path) -> None:
+    _, path = fused(tmp_path, config())
+    assert not kinds(path)["Attention"]
+    assert notes_of(ir.load(path)) == [f"attention is written out, not an operator: {told}"]
 
 
 def test_nothing_is_turned_or_joined_beside_the_operators(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ import numpy as np
 from bench.families.family import Family
 from exporter.runner import Floats, Ids
 
+# Short texts besides the first: what a format costs them bounds what it may cost, so it must be known.
+_OTHERS, _SHORT = 15, 100
+
 
 @dataclass(frozen=True)
 class Question:
@@ -43,8 +46,8 @@ def positions_of(mask: Ids) -> Ids:
     return np.maximum(np.cumsum(mask, axis=1) - 1, 0)
 
 
-def questions(family: Family, vocabulary: int, pad: int, segments: bool) -> list[Question]:
-    """What a family is asked; the same each time."""
+def questions(family: Family, vocabulary: int, pad: int, segments: bool, boundary: int | None = None) -> list[Question]:
+    """What a family is asked; the same each time. `boundary`: up to so many tokens it computes alike."""
     random = np.random.default_rng(1)
 
     def text(*shape: int) -> Ids:
@@ -53,9 +56,10 @@ def questions(family: Family, vocabulary: int, pad: int, segments: bool) -> list
     def whole(name: str, ids: Ids, **more: Any) -> Question:
         return Question(name, ids, np.ones_like(ids), **more)
 
-    shortest = min(family.lengths)
-    asked = [whole(f"alone, {length} tokens", text(1, length), near=length == shortest) for length in family.lengths]
-    asked.append(whole("another text", text(1, shortest), near=True))
+    below = [length for length in family.lengths if length <= min(boundary or _SHORT, _SHORT)]
+    near = max(below, default=min(family.lengths))
+    asked = [whole(f"alone, {length} tokens", text(1, length), near=length == near) for length in family.lengths]
+    asked += [whole(f"another text, {number}", text(1, near), near=True) for number in range(_OTHERS)]
     for length in sorted({min(40, max(family.lengths)), max(family.lengths)}):
         asked.append(whole(f"two of {length} tokens", text(2, length)))
         asked += [_padded(text(3, length), pad, left) for left in (False, True)]

@@ -19,6 +19,7 @@ from bench.families.known import FAMILIES
 from bench.families.models import save_model
 from bench.families.outcome import FAILED, GATES, REFUSED, compared, of_gates
 from exporter import Job, run
+from exporter.checkpoint.boundaries import find_boundaries
 from exporter.checkpoint.load import read_config
 from exporter.errors import ExporterError
 from exporter.process import WorkerFailed
@@ -99,7 +100,9 @@ def reference(family: Family, checkpoint: Path, task: str) -> tuple[Asked, list[
     takes_segments = not family.decoder and (getattr(text, "type_vocab_size", 0) or 0) > 1
     pad = text.pad_token_id if text.pad_token_id is not None else 0
     output = "last_hidden_state" if task == FEATURES else "logits"
-    return Asked(model, output, family.decoder), questions(family, text.vocab_size, pad, takes_segments)
+    boundaries = find_boundaries(read_config(checkpoint), task, None)
+    boundary = boundaries[0].tokens if boundaries else None
+    return Asked(model, output, family.decoder), questions(family, text.vocab_size, pad, takes_segments, boundary)
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 For each boundary (exporter/checkpoint/boundaries.py) short texts below it and a text beyond it are compared, without a
 cache and with one that is stepped across the boundary and beyond it. What a format costs it costs on both sides: an
 artifact is wrong where its distance from the reference beyond the boundary is several times the one below. The
-distance is KL in nats for generation; else the squared error over the square of the reference's answer.
+distance is KL in nats for generation; else the squared error over the square of the reference's answer: a classifier's
+usual one, for its few numbers, a reranker's one, may be near zero.
 
 A model may change its own state by what it has read, and stay so: BigBird has full attention for good after a short
 text, a dynamic rope the frequencies of the longest. So each length has a runner of its own, and the long text is its
@@ -193,12 +194,14 @@ def _answer(rows: Floats, task: str) -> Answer:
     return Answer(ids.astype(np.int64), logp, rest, none)
 
 
-def _distance(answer: Answer, rows: Floats, task: str) -> Doubles:
+def _distance(answer: Answer, rows: Floats, told: Told, task: str) -> Doubles:
     if task == GENERATION:
         return divergence_of((answer.ids.astype(np.int32), answer.logp, answer.rest), log_softmax(rows))
     expected = answer.vectors.astype(np.float64)
-    size = np.maximum((expected**2).sum(-1), 1e-30)
-    distance: Doubles = ((expected - rows) ** 2).sum(-1) / size
+    size = (expected**2).sum(-1)
+    if task == CLASSIFICATION:
+        size = np.mean((np.concatenate([told.near.vectors, told.far.vectors]).astype(np.float64) ** 2).sum(-1))
+    distance: Doubles = ((expected - rows) ** 2).sum(-1) / np.maximum(size, 1e-30)
     return distance
 
 
@@ -267,10 +270,10 @@ def _compare(runner: Runner, told: Told, task: str) -> _Found:
     except Exception as error:  # whatever an engine raises of shapes that it was not made for
         why = " ".join(str(error).split())[:300]
         raise BuildError(f"it cannot read {length.tokens:,} tokens ({_beyond(length)}): {why}") from error
-    near = _distance(told.near, got.near, task)
+    near = _distance(told.near, got.near, told, task)
     below, spread = mean(near)
     allowed = _FACTOR * (max(below, 0.0) + 2 * spread) + _FLOOR
-    far = _distance(told.far, got.far, task)
+    far = _distance(told.far, got.far, told, task)
     has_cache = len(got.cached) > 0 and len(got.cached) == len(told.cached.rest)
     texts = [(far, told.far, got.far, ""), *(_of_cache(told, got, far, task) if has_cache else [])]
     ranked = []
@@ -290,11 +293,11 @@ def _of_cache(told: Told, got: _Got, far: Doubles, task: str) -> list[tuple[Doub
     for number, cut in enumerate(told.length.cuts):
         span = slice(number * (STEPS + 1), (number + 1) * (STEPS + 1))
         answer, rows = told.cached.part(span), got.cached[span]
-        distances = _distance(answer, rows, task)
+        distances = _distance(answer, rows, told, task)
         last = int(cut) + STEPS == told.length.tokens
         if last and len(far) >= STEPS + 1:
             uncached = told.far.part(slice(-(STEPS + 1), None))
-            others = _distance(uncached, rows, task)
+            others = _distance(uncached, rows, told, task)
             distances, answer = min((distances, answer), (others, uncached), key=lambda one: float(one[0].mean()))
         texts.append((distances, answer, rows, f", {int(cut):,} of them cached"))
     return texts

@@ -42,7 +42,7 @@ from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.inspection import inspect
 from exporter.targets.onnx_graph.joined_products import join_products
 from exporter.targets.onnx_graph.modules import module_rows
-from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm, trace_encoder
+from exporter.targets.onnx_graph.traced import load_model, notes_of, trace_causal_lm, trace_encoder
 from exporter.targets.traced_model.cache import refused_cache
 from exporter.types import (
     CLASSIFICATION,
@@ -70,7 +70,7 @@ def export(request: ExportRequest) -> Exported:
         prove(float_graph, request)
     model = ir.load(float_graph)
     _load_small_tensors(model)
-    notes = [f"traced by {line}" for line in (model.metadata_props.get("exporter"),) if line and "not " in line]
+    notes = notes_of(model)
     model, said, labels = _at_precision(model, request)
     notes += said
     if request.precision != "int8-static":  # whose kernels are told by their weights' names

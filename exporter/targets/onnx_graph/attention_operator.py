@@ -25,23 +25,31 @@ if TYPE_CHECKING:
 _NAME = "exporter_onnx"  # among transformers' attention implementations, with the sizes that it is for
 _DOMAIN = "exporter"  # until the trace is done: TorchScript's exporter knows no opset with Attention
 OPSET = 23
-# What the operator's signature has no place for, such as gpt-oss' sinks: such a model's own code is traced.
-_BEYOND = ("softcap", "s_aux", "position_bias")
+# What the operator has no place for: such a model's own code is traced. (For a cap it has one, but ONNX Runtime up to
+# 1.25 applies it behind the mask, so that what is hidden counts as a score of -cap does; 1.31 does it as models do.)
+_BEYOND = {"softcap": "a cap on the scores", "s_aux": "attention sinks", "position_bias": "a bias of positions"}
 KERNEL_SIZES = range(16, 257, 8)  # of heads that TensorRT has kernels for
 ANY_SIZE = range(1, 1 << 31)
 _HEADS = "exporter.heads"  # of a node's metadata
 
 
-def use_operator(model: Any, sizes: range) -> None:
-    """Lets a model attend through the operator where its heads are of one of the sizes; its own way else."""
+def use_operator(model: Any, sizes: range) -> set[str]:
+    """Lets a model attend through the operator where its heads are of one of the sizes; its own way else.
+
+    What is returned holds after a trace why any of its attention is written out.
+    """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
     name = f"{_NAME}_{sizes.start}_{sizes.stop}_{sizes.step}"
-    AttentionInterface.register(name, partial(_attend, sizes))
+    told: set[str] = set()
+    AttentionInterface.register(name, partial(_attend, sizes, told))
     AttentionMaskInterface.register(name, eager_mask)  # a float mask, which every engine adds: 0 or the least number
     supported = getattr(model, "_supports_attention_backend", False)
     model.set_attn_implementation(name if supported else "eager")
+    if not supported:
+        told.add(f"{type(model).__name__} has code of its own")
+    return told
 
 
 def heads_of(node: ir.Node) -> tuple[int, int, int, int]:
@@ -103,12 +111,23 @@ def _shape(model: ir.Model, numbers: list[int]) -> ir.Value:
 
 
 def _attend(
-    sizes: range, module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **others: Any
+    sizes: range,
+    told: set[str],
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    scaling: float | None = None,
+    **others: Any,
 ) -> tuple[Any, None]:
     """transformers' attention function: [batch, heads, tokens, head size] each, out [batch, tokens, heads, size]."""
     size = int(query.shape[-1])
-    beyond = any(others.get(name) is not None for name in _BEYOND) or size not in sizes
+    beyond = {words for name, words in _BEYOND.items() if others.get(name) is not None}
+    if size not in sizes:
+        beyond.add(f"heads of {size} numbers")
     if beyond or mask is None:
+        told |= beyond
         eager = sys.modules[type(module).__module__].eager_attention_forward
         return eager(module, query, key, value, mask, scaling=scaling, **others)[0], None
     scale = size**-0.5 if scaling is None else scaling

@@ -33,6 +33,8 @@ BATCH, NEW, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length
 # Sizes at the trace: above 1, which exporters take for a constant, and all different from one another.
 SAMPLE = {BATCH: 2, NEW: 3, PAST: 5, TOTAL: 8}
 
+_EXPORTER, _WRITTEN_OUT = "exporter", "exporter.written_out"  # in a graph's metadata
+
 
 def trace_causal_lm(
     checkpoint: Path,
@@ -58,8 +60,7 @@ def trace_causal_lm(
     save_graph's. Raises BuildError where neither can do it.
     """
     model = load_model(checkpoint, GENERATION, trust_remote_code)
-    if attention is not None:
-        use_operator(model, attention)
+    beyond = set() if attention is None else use_operator(model, attention)
     vocabulary, layers = answer_shapes(model)
     names = ["input_ids", "attention_mask"]
     if "position_ids" in inspect.signature(model.forward).parameters:
@@ -74,6 +75,7 @@ def trace_causal_lm(
     del model  # so that save_graph can let go of the weights as it writes them
     if fuse is not None:
         fuse(graph)
+    _tell(graph, beyond)
     save_graph(graph, model_onnx, limit)
 
 
@@ -100,8 +102,7 @@ def trace_encoder(
     # sdpa's graph looks for NaN in rows that are masked whole: a fifth of MiniLM's time at 512 tokens, for rows that
     # no text has.
     model.set_attn_implementation("eager")
-    if attention is not None:
-        use_operator(model, attention)
+    beyond = set() if attention is None else use_operator(model, attention)
     names = encoder_inputs(checkpoint, model)
     width = model.config.num_labels if task == CLASSIFICATION else model.config.hidden_size
     output = (BATCH, width) if task == CLASSIFICATION else (BATCH, NEW, width)
@@ -110,6 +111,7 @@ def trace_encoder(
     del model
     if fuse is not None:
         fuse(graph)
+    _tell(graph, beyond)
     save_graph(graph, model_onnx, limit)
 
 
@@ -146,13 +148,26 @@ def _traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shape
             failed.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0])
             if len(failed) == len(ways):
                 raise BuildError(f"{type(model).__name__} cannot be traced to ONNX: {'; '.join(failed)}") from error
-    graph.metadata_props["exporter"] = "; ".join([name, *(f"not {line}" for line in failed)])
+    graph.metadata_props[_EXPORTER] = "; ".join([name, *(f"not {line}" for line in failed)])
     standard(graph)
     _name_dimensions(graph, inputs | outputs)
     _strip_wrapper(graph)
     split(graph)
     _store_as_multiplied(graph)
     return graph
+
+
+def _tell(graph: ir.Model, beyond: set[str]) -> None:
+    """Leaves word in a graph of what its attention has no operator for."""
+    if beyond:
+        graph.metadata_props[_WRITTEN_OUT] = " and ".join(sorted(beyond))
+
+
+def notes_of(graph: ir.Model) -> list[str]:
+    """What a row says of how its float graph came to be."""
+    notes = [f"traced by {line}" for line in (graph.metadata_props.get(_EXPORTER),) if line and "not " in line]
+    beyond = graph.metadata_props.get(_WRITTEN_OUT)
+    return [*notes, *([f"attention is written out, not an operator: {beyond}"] if beyond else [])]
 
 
 def _sample(config: Any, inputs: Shapes) -> dict[str, torch.Tensor]:

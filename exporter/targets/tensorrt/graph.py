@@ -27,7 +27,7 @@ from exporter.targets.onnx_graph.attention_operator import KERNEL_SIZES, write_o
 from exporter.targets.onnx_graph.file import made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.modules import module_rows
-from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm, trace_encoder
+from exporter.targets.onnx_graph.traced import load_model, notes_of, trace_causal_lm, trace_encoder
 from exporter.targets.tensorrt.overflow import overflowing
 from exporter.targets.tensorrt.quantize import SCHEMES, check_policy, quantize
 from exporter.targets.tensorrt.types import OVERFLOW, lower, prepare
@@ -73,7 +73,7 @@ def write_graph(request: ExportRequest, model_onnx: Path, lacking: Collection[st
         with _timed(seconds, "prove"):
             prove(float_graph, request, _write_runnable)
     said: Sequence[str]
-    notes = [f"traced by {line}" for line in (model.metadata_props.get("exporter"),) if line and "not " in line]
+    notes = notes_of(model)
     kind, share = _KINDS.get(request.precision), None
     kept: tuple[str, ...] = ()
     beyond: Mapping[str, float] = {}
