@@ -27,7 +27,7 @@ JOBS = {
     ENCODER: ("torch:bf16", "torch:int8-dynamic", "onnx:fp32", "onnx:fp16", "onnx:int8-dynamic", "onnx:int4-weight"),
 }
 PARTS = {
-    "builder": "{python} -m onnxruntime_genai.models.builder -p fp32 -e cpu -i {model} -o {work}/float -c {work}/cache",
+    "trace": "{python} -m bench.quality --part trace --work {work} --model {model}",
     "quantizer": "{python} -m bench.quality --part quantize --work {work}",
     "reference": "{python} -m bench.quality --part reference --run {run} --model {model}",
     "onnx:fp32": "{python} -m bench.quality --part onnx-fp32 --run {run}",
@@ -53,6 +53,16 @@ def parts_alone(done: Path, model: Path) -> dict[str, float]:
 
 def part(what: str, work: Path | None, done: Path | None, model: Path | None) -> None:
     """One of PARTS, in this process: the library calls that it is, without exporter's pipeline around them."""
+    if what == "trace":
+        from exporter.targets.onnx_graph.attention_operator import ANY_SIZE
+        from exporter.targets.onnx_graph.cached_attention import fuse
+        from exporter.targets.onnx_graph.traced import trace_causal_lm
+
+        assert work is not None
+        assert model is not None
+        (work / "float").mkdir()
+        trace_causal_lm(model, work / "float" / "model.onnx", attention=ANY_SIZE, fuse=fuse)
+        return
     if what == "quantize":
         import onnx_ir as ir
 

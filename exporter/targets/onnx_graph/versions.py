@@ -42,26 +42,8 @@ class Since:
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
-OPERATORS: Mapping[str, Since] = {
-    "FastGelu": Since(OLDEST, 1),
+OPERATORS: Mapping[str, Since] = {  # those that exporter writes
     "GatherBlockQuantized": Since("1.23", 4, ("bits", "block_size", "gather_axis", "quantize_axis")),
-    "Gelu": Since(OLDEST, 1),
-    "GroupQueryAttention": Since(
-        "1.18",
-        14,
-        ("num_heads", "kv_num_heads", "scale", "do_rotary", "rotary_interleaved"),
-        inputs={10: "1.22", 12: "1.23", 13: "1.25"},
-        attributes={
-            "local_window_size=-1": "1.18",
-            "local_window_size": "1.24",  # 1.18 to 1.23 take a window and answered as without it
-            "smooth_softmax": "1.19",
-            "softcap": "1.20",
-            "qk_output": "1.23",
-            "k_quant_type": "1.25",
-            "qk_norm_epsilon": "1.28",
-            "sliding_window_cache": "1.29",
-        },
-    ),
     "MatMulNBits": Since(
         OLDEST,
         6,
@@ -69,11 +51,6 @@ OPERATORS: Mapping[str, Since] = {
         inputs={6: "1.19"},
         attributes={"bits=8": "1.22", "bits=2": "1.24"},
     ),
-    "MultiHeadAttention": Since(OLDEST, 8, ("num_heads", "scale", "unidirectional")),
-    "QuickGelu": Since(OLDEST, 1),
-    "RotaryEmbedding": Since(OLDEST, 4, ("interleaved", "num_heads", "rotary_embedding_dim")),
-    "SimplifiedLayerNormalization": Since(OLDEST, 2, ("axis", "epsilon", "stash_type")),
-    "SkipLayerNormalization": Since(OLDEST, 4, ("epsilon",)),
     "SkipSimplifiedLayerNormalization": Since(OLDEST, 3, ("epsilon",)),
 }
 # QuantizeLinear and DequantizeLinear with block_size: of opset 21, which 1.18 has; but there they load and do not run.
@@ -134,7 +111,7 @@ def _wants(model: ir.Model) -> Iterator[tuple[str, str | None]]:
     opset = _opset(model)
     yield _OPSET.format(opset), _at_least(OPSETS, opset)
     for node in _nodes(model):
-        if node.domain == _RUNTIME or _is_runtimes_own(node, opset):
+        if node.domain == _RUNTIME:
             yield from _operator_wants(node)
         elif node.domain not in _ONNX:
             yield f"{node.domain}'s {node.op_type}", None
@@ -165,13 +142,6 @@ def _operator_wants(node: ir.Node) -> Iterator[tuple[str, str | None]]:
 def _at_least(table: Mapping[int, str], wanted: int) -> str | None:
     """The first version that takes a number: those below a table's first are older than OLDEST."""
     return next((since for held, since in sorted(table.items()) if held >= wanted), None)
-
-
-def _is_runtimes_own(node: ir.Node, opset: int) -> bool:
-    """ONNX Runtime registers some of its operators in ONNX's own domain."""
-    from onnx import defs
-
-    return node.domain in _ONNX and not defs.has(node.op_type, opset)
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:
