@@ -52,6 +52,10 @@ def test_weights_on_the_grid_are_reproduced(tmp_path, policied_models, policied,
     )
     graph = onnx.load(tmp_path / "out" / "onnx" / "model.onnx").graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in tensors:  # scales take half of the space in the file
+            assert tensors[node.input[0]].dtype == np.float16
+            tensors[node.output[0]] = tensors[node.input[0]].astype(np.float32)
     wanted = {name: weight_of(layer).numpy() for name, layer in layers.items() if name != "lm_head"}
     checked = 0
     for node in graph.node:

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from exporter.quantization.grid import rounded, rounded_input
 from exporter.scheme import Scheme
 from exporter.targets.onnx.half import half
-from exporter.targets.onnx.quantize import quantize_by_rule
+from exporter.targets.onnx.quantize import INT4, quantize_by_rule
+from exporter.targets.onnx_graph.half_scales import halve_scales
 from exporter.targets.onnx_graph.linear import find_matrices
 from exporter.targets.onnx_graph.nodes import finish
 from exporter.targets.onnx_graph.schemes import GROUPS, quantize
@@ -134,6 +135,26 @@ def test_every_scheme_of_a_tied_table_is_what_the_grid_says(scheme):
     limit = 1e-6 if scheme.input == "static" else 0.015
     assert relative_error(logits.reshape(expected.shape), expected) < limit
     assert proto.ByteSize() < weight.size * (scheme.bits / 8 + 4.5 / (scheme.group or 256)) + 2500
+
+
+@both
+def test_scales_take_half_where_they_lose_nothing(tied, gemm):
+    model, _ = network(tied, gemm)
+    for matrix in find_matrices(model):
+        quantize(model, matrix, INT4)
+    finish(model)
+    before = forward(model)
+    scales = [value for value in model.graph.initializers.values() if str(value.name).endswith("_scales")]
+    other = scales[-1]
+    assert other.const_value is not None
+    other.const_value = ir.Tensor(
+        other.const_value.numpy() * np.float32(1 + 2**-14), name=other.name
+    )  # of another's grid
+    halve_scales(model)
+    halved = [str(value.name) for value in model.graph.initializers.values() if value.dtype == ir.DataType.FLOAT16]
+    assert halved == [f"{scale.name}_half" for scale in scales[:-1]]
+    other.const_value = ir.Tensor(other.const_value.numpy() / np.float32(1 + 2**-14), name=other.name)
+    np.testing.assert_array_equal(forward(model), before)
 
 
 @both

@@ -147,7 +147,7 @@ def test_a_policy_is_edited_and_given(chosen, run_here, tmp_path):
     before = row_of(report, "int4-weight")
     values = 256 * 512
     grown = row["artifact"]["bytes"] - before["artifact"]["bytes"]
-    assert grown == pytest.approx(values * (4 - 0.5 - 4.5 / 32), rel=0.01)
+    assert grown == pytest.approx(values * (4 - 0.5 - 2.5 / 32), rel=0.01)
     assert value(row, "kl") < value(before, "kl")
 
 

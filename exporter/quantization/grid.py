@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _SAMPLED_GROUPS = 64
 INT32 = 2**31  # biases are added to integer products in 32 bits
+_HALF = 2.0**-14, 65504.0  # between them float16 has eleven bits
+_FLOAT32 = 2.0**-21  # of a step that is found again: float32 rounded its multiples
 _OFF_GRID = 1e-3  # of a step: further off than float32 rounding ever brings a value of the grid
 
 
@@ -113,13 +115,31 @@ def scaled(groups: Tensor, scheme: Scheme, shrink: float = 1.0) -> tuple[Tensor,
     """Scales and zero points, both float32 [N, groups], that span [N, groups, size] times `shrink`."""
     lowest, highest = levels(scheme)
     if scheme.symmetric:
-        scales = groups.abs().amax(-1) * (shrink / highest)
-        scales = scales.where(scales > 0, 1.0)
+        scales = step_of(groups.abs().amax(-1) * (shrink / highest), scheme)
         return scales, scales.new_zeros(scales.shape)
     low, high = groups.amin(-1).clamp_max(0) * shrink, groups.amax(-1).clamp_min(0) * shrink
-    scales = (high - low) / (highest - lowest)
-    scales = scales.where(scales > 0, 1.0)
+    scales = step_of((high - low) / (highest - lowest), scheme)
     return scales, (-low / scales).round().clamp(lowest, highest)
+
+
+def step_of(scales: Tensor, scheme: Scheme) -> Tensor:
+    """Steps [N, groups] as a scheme has them: of groups, of which there are many, such as float16 holds.
+
+    A target may then store them in half of the space. All stay float32 here.
+    """
+    scales = scales.where(scales > 0, 1.0)
+    if scheme.group is None:
+        return scales
+    least, most = _HALF
+    return scales.half().float().where((scales >= least) & (scales <= most), scales)
+
+
+def in_half(scales: Tensor) -> Tensor | None:
+    """Steps as float16, where it holds each; None where it does not, as of a grid that others made."""
+    least, most = _HALF
+    half = scales.half()
+    near = (half.float() - scales).abs() <= scales * _FLOAT32
+    return half if bool((near & (scales >= least) & (scales <= most)).all()) else None
 
 
 def coded(groups: Tensor, scales: Tensor, zeros: Tensor, scheme: Scheme) -> Codes:

@@ -1,8 +1,10 @@
 """Chooses what each layer gets: the cheapest mix of a target's schemes whose simulated loss fits a budget.
 
-Each group of layers with a common input is quantized alone, by the cheapest scheme, and its loss measured. Groups are
-then given the next scheme in the order of loss per cost, the worst first. The losses of groups do not add up exactly,
-so how many of them are needed is found by simulating the whole mix, halving the interval each time.
+Each group of layers with a common input is quantized alone, by the cheapest scheme, and its loss measured. What loses
+much is then looked at layer by layer where only weights are rounded: of query, key and value it is nearly always the
+value, a fifth of them (SmolLM2: 0.0064 of 0.0070 nats). Groups are given the next scheme in the order of loss per cost,
+the worst first. The losses of groups do not add up exactly, so how many of them are needed is found by simulating the
+whole mix, halving the interval each time.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that read the same input and get the same rung of their choices; `loss` is theirs alone at the lowest."""
+    """Layers that get the same rung of their choices, one or all that read an input; `loss`: theirs at the lowest."""
 
     names: tuple[str, ...]
     size: int
@@ -63,12 +65,29 @@ def rank(
     """Measures each group alone at its lowest rung. Those that lose most for what they save come first."""
     wanted = [tuple(name for name in names if name in layers) for names in meter.groups]
     wanted = [names for names in wanted if names]
+
+    def measured(names: tuple[str, ...]) -> Group:
+        loss = meter.loss({name: layers[name].choices[0] for name in names}, weights, _RANKED_ON)
+        return Group(names, sum(layers[name].size for name in names), loss)
+
     groups = []
     for done, names in enumerate(wanted):
-        loss = meter.loss({name: layers[name].choices[0] for name in names}, weights, _RANKED_ON)
-        groups.append(Group(names, sum(layers[name].size for name in names), loss))
+        groups.append(measured(names))
         progress(done + 1, len(wanted))
+    usual = sum(group.loss for group in groups) / max(sum(group.size for group in groups), 1)
+    apart = {id(one) for one in groups if one.loss > usual * one.size and _are_apart(one.names, layers)}
+    parts = [(name,) for group in groups if id(group) in apart for name in group.names]
+    groups = [group for group in groups if id(group) not in apart]
+    for done, names in enumerate(parts, len(wanted)):
+        groups.append(measured(names))
+        progress(done + 1, len(wanted) + len(parts))
     return sorted(groups, key=lambda group: group.loss / group.size, reverse=True)
+
+
+def _are_apart(names: Sequence[str], layers: Mapping[str, Layer]) -> bool:
+    """Whether layers with a common input may get schemes that differ: where none of them rounds the input."""
+    schemes = (scheme for name in names for scheme in layers[name].choices)
+    return len(names) > 1 and all(scheme is None or scheme.input == "float" for scheme in schemes)
 
 
 def choose(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter.quantization.grid import coded, input_grid, levels, quantized, rounded_input
+from exporter.quantization.grid import coded, input_grid, levels, quantized, rounded_input, step_of
 from exporter.scheme import Scheme
 
 _LORA_SCALE = 2.0  # alpha / r, as it is mostly chosen
@@ -122,6 +122,7 @@ class RoundedWeight(torch.nn.Module):
             weight = weight * self._used
         start, zeros = self.get_buffer("_start"), self.get_buffer("_zeros")
         steps = start * self.log_steps.exp()
+        steps = steps + (step_of(steps, self._scheme) - steps).detach()  # the gradient is the learned one's
         groups = weight.reshape(*start.shape, -1)
         rounded = _apply(_Weight, groups, steps, zeros, self._scheme)
         return rounded.T if self._transposed else rounded

@@ -39,6 +39,7 @@ from exporter.targets.onnx_graph.attention_operator import ANY_SIZE, OPSET
 from exporter.targets.onnx_graph.cached_attention import fuse
 from exporter.targets.onnx_graph.file import made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
+from exporter.targets.onnx_graph.half_scales import halve_scales
 from exporter.targets.onnx_graph.inspection import inspect
 from exporter.targets.onnx_graph.joined_products import join_products
 from exporter.targets.onnx_graph.modules import module_rows
@@ -76,6 +77,7 @@ def export(request: ExportRequest) -> Exported:
     if request.precision != "int8-static":  # whose kernels are told by their weights' names
         join_products(model)
     needs = versions.fit(model, request.options.min_onnxruntime if request.options else None)
+    halve_scales(model)
     shell.check(model)
     notes += describe_for_genai(request.checkpoint, model, request.folder)
     model_onnx = place(request.folder)

@@ -39,10 +39,21 @@ def transposed(model: ir.Model, value: ir.Value) -> ir.Value:
     return _folded(model, "Transpose", [value])
 
 
-def _folded(model: ir.Model, op: str, inputs: Sequence[ir.Value]) -> ir.Value:
+def as_float32(model: ir.Model, value: ir.Value) -> ir.Value:
+    """An initializer of another type in float32, which runtimes fold likewise."""
     import onnx_ir as ir
 
-    node = ir.node(op, inputs, name=f"{inputs[0].name}/{op}")
+    made = _folded(model, "Cast", [value], {"to": ir.DataType.FLOAT.value})
+    made.shape, made.type = value.shape, ir.TensorType(ir.DataType.FLOAT)
+    return made
+
+
+def _folded(
+    model: ir.Model, op: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any] | None = None
+) -> ir.Value:
+    import onnx_ir as ir
+
+    node = ir.node(op, inputs, attributes, name=f"{inputs[0].name}/{op}")
     node.outputs[0].name = f"{inputs[0].name}_{op.lower()}"
     model.graph.insert_before(model.graph[0], node)
     return node.outputs[0]
