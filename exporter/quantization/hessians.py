@@ -29,7 +29,7 @@ def hessians(
     Layers come in the model's order of execution, as many at a time as fit in `budget_bytes` (at least one input);
     each block is another pass over `pieces` [windows, window]. A caller that replaces weights between blocks gets
     later layers' inputs as they then are. Layers that are fed the same tensor share one matrix, the same object: it is
-    not to be changed. A layer that is never fed is left out. Raises JobError where a layer is fed NaN or Inf.
+    not to be changed. A layer that is never fed a row is left out. Raises JobError where a layer is fed NaN or Inf.
 
     What a caller still holds of a block lives beside the next one: drop each matrix when it is used.
     """
@@ -64,6 +64,7 @@ def _block(
 
     layers = linear_layers(model)
     matrices: dict[str, Tensor] = {}
+    fed: set[str] = set()
     last = block[-1][0]
 
     def add(name: str, inputs: Tensor) -> None:
@@ -72,6 +73,8 @@ def _block(
             matrices[name].addmm_(rows.T, rows)
         else:
             matrices[name] = rows.T @ rows
+        if len(rows):
+            fed.add(name)
         if once and name == last:
             raise _EnoughError
 
@@ -86,13 +89,13 @@ def _block(
             raise JobError(
                 f"the layer {name} is fed NaN or Inf on the calibration text: no weights can be fitted to it"
             )
-    return {name: matrices[group[0]] for group in block if group[0] in matrices for name in group}
+    return {name: matrices[group[0]] for group in block if group[0] in fed for name in group}
 
 
 def _fed_together(model: Any, piece: Tensor, layers: Mapping[str, Any]) -> tuple[list[list[str]], bool]:
     """Layers by the tensor that they are fed, in the order of execution; and whether each is fed exactly once.
 
-    What one window does not reach, such as an expert that no token chose, comes last, each for itself.
+    What one window does not reach comes last, each for itself.
     """
     import torch
 
