@@ -245,9 +245,11 @@ class Target:
     itself. `prepare` is given the job's instance, with the tokenizer at hand: it refuses, by JobError, what does not
     fit them, returns why this checkpoint cannot be exported so, and fetches what no package brings.
     `calibrates` tells whether a precision wants statistics of the layers' inputs. `schemes` says why a precision cannot
-    express a policy's scheme, with what it can, or returns None. `selftest` runs the engine on a toy, in a child of
-    exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one. `weights` reads what
-    the written files hold, of those that `Exported` calls weights: without it nothing is claimed of a precision's name.
+    express a policy's scheme, with what it can, or returns None. `experts`: each expert of a mixture is a layer of its
+    policies, as exporter.checkpoint.experts has them; else they stay in float under one. `selftest` runs the engine on
+    a toy, in a child of exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one.
+    `weights` reads what the written files hold, of those that `Exported` calls weights: without it nothing is claimed
+    of a precision's name.
     `zeros` counts those in them, by the names of `weights`, and says what the engine makes of them; it reads them whole
     and is asked of pruned models alone. Without it nothing is claimed of zeros.
     `with_torch`: its first export into a scratch folder loads the float model in torch; it may begin where torch is.
@@ -275,6 +277,7 @@ class Target:
     prepare: Callable[[Preparation], str | None] = lambda preparation: None
     calibrates: Callable[[str, Any], bool] = lambda precision, options: False  # (precision, options)
     schemes: Callable[[str, Scheme], str | None] = lambda precision, scheme: f"{precision} takes no policy"
+    experts: bool = False
     fetch: Callable[[Path, Path | None], Path] | None = None  # (cache, a file at hand): what `exporter fetch` does
     weights: Callable[[Path, Sequence[str]], Sequence[Weight]] | None = None  # (artifact's folder, its files)
     zeros: Callable[[Path, Sequence[str]], Zeros] | None = None  # (artifact's folder, its files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,10 @@ def test_experts_answer_as_torch_does(family, tmp_path):
         ids = ids_of(batch, tokens)
         assert np.abs(graph(ids) - answer_of(model, ids)).max() < 1e-5
     layers = 1 if family == "DeepseekV3" else 2  # whose first layer is dense
-    matrices = expert_matrices(ir.load(path).graph)
-    assert sorted(matrices.values()) == sorted([(HIDDEN, 2 * INNER), (INNER, HIDDEN)] * EXPERTS * layers)
+    matrices = expert_matrices(ir.load(path).graph)  # a Gemm, of those with biases, takes them turned
+    assert Counter(map(frozenset, matrices.values())) == dict.fromkeys(
+        (frozenset({HIDDEN, 2 * INNER}), frozenset({INNER, HIDDEN})), EXPERTS * layers
+    )
     stacked = [tensor.name for tensor in onnx.load(path).graph.initializer if len(tensor.dims) > 2]
     assert not stacked
     assert path.stat().st_size < sum(weight.numel() for weight in model.parameters()) * 4 * 1.03 + 500_000

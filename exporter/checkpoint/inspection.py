@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from exporter.checkpoint.experts import expert_layers, split_experts
 from exporter.checkpoint.folder import has_tokenizer
 from exporter.checkpoint.linear import linear_layers
 from exporter.checkpoint.load import check_config, code_beside, read_config
@@ -33,7 +34,8 @@ def inspect(
     measured: bool,
     tokenizer: Path,
 ) -> dict[str, Any]:
-    """task, max_length (tokens, None: no limit), unused tensors, notes, linear layers and config. Raises JobError.
+    """task, max_length (tokens, None: no limit), unused tensors, notes, linear layers, those of them that are an
+    expert's, and config. Raises JobError.
 
     `provided` are the parameters that adapters bring, with their rows (a head with `labels` classes among them), which
     the checkpoint may lack. `measured`: only the tasks that can be measured are taken. `tokenizer`: the folder whose
@@ -58,14 +60,17 @@ def inspect(
             f"batch; add the training's there (the tokenizer's: pad {words.pad_token_id}, eos {words.eos_token_id})"
         )
     notes = _check_tokenizer(words, tokenizer, path, empty, provided, trust)
+    notes = [*leftover, *_untied(path, empty), *notes]
+    split_experts(empty)
     limits = [getattr(config.get_text_config(), "max_position_embeddings", None), words.model_max_length]
     known = [int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
     return {
         "task": task,
         "max_length": min(known) if known else None,
         "unused": unused,
-        "notes": [*leftover, *_untied(path, empty), *notes],
+        "notes": notes,
         "linear_layers": list(linear_layers(empty)),
+        "experts": list(expert_layers(empty)),
         "config": {key: value for key, value in config.to_dict().items() if not (leftover and key == "auto_map")},
     }
 

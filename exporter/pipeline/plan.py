@@ -155,9 +155,9 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
 
 def check_calibration(session: Session, checkpoint: Checkpoint, text: dict[str, Any]) -> None:
     """A worker's operation: refuses a text that gives too few windows to choose a policy by. Raises JobError."""
-    from exporter.quantization.preparing import windows_of
+    from exporter.quantization.calibrate import policy_windows
 
-    windows_of(checkpoint.path, checkpoint.trust_remote_code, text)
+    policy_windows(checkpoint.path, checkpoint.trust_remote_code, text)
 
 
 def dry_plan(job: Job, progress: Progress) -> dict[str, Any]:
@@ -202,6 +202,7 @@ def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: P
             "smooth": job.smooth,
             "rounding": job.rounding,
             "ranges_per_octave": precision.ranges_per_octave,
+            "experts": target.experts,
         }
     calibrates = target.calibrates(variant.precision, options)
     limits = job.gates(precision.limits(task))
@@ -231,8 +232,13 @@ def _policy(job: Job, variants: list[Variant], source: Source) -> tuple[Policy |
         named = ", ".join(map(str, variants)) or "no target"
         raise JobError(f"--policy {job.policy}: {named} takes none; see 'exporter targets'")
     for variant, target in taken.items():
+        left = set() if target.experts else {one for one in source.experts if resolved[one] is not None}
+        if left:
+            notes.append(
+                f"The policy gives {len(left)} matrices of experts a scheme: {variant} cannot, and keeps them in float."
+            )
         for module, scheme in resolved.items():
-            reason = scheme and target.schemes(variant.precision, scheme)
+            reason = scheme and module not in left and target.schemes(variant.precision, scheme)
             if reason:
                 raise JobError(f"--policy {job.policy}: {variant} cannot make {module} {scheme}: {reason}")
     return policy, notes

@@ -57,14 +57,14 @@ def prune_checkpoint(
     import torch
 
     from exporter.checkpoint.model import load_model
-    from exporter.quantization.preparing import windows_of
+    from exporter.quantization.calibrate import policy_windows
     from exporter.stages.prune.prune import prune
 
     torch.set_num_threads(threads)
     with store.one_maker(Path(folder), session.waiting):
         if (manifest := store.reusable(Path(folder), key)) is None:
             trust = checkpoint.trust_remote_code
-            windows = None if text is None else windows_of(checkpoint.path, trust, text)
+            windows = None if text is None else policy_windows(checkpoint.path, trust, text)
             load = partial(load_model, task=checkpoint.task, dtype="float32", trust_remote_code=trust)
             with store.publish(Path(folder)) as building:
                 asked = [parse(one) for one in prunings]

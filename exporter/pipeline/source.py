@@ -43,6 +43,7 @@ class Source:
     labels: int | None  # classes of the head that an adapter brings
     notes: tuple[str, ...]
     linear_layers: tuple[str, ...]
+    experts: tuple[str, ...]  # those of the linear layers that are an expert's
     bytes: int  # of the weights' files
     weights: Weights | None  # None: not read yet, a streaming merge does it on its way
 
@@ -137,6 +138,7 @@ def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: boo
         labels,
         tuple(notes),
         tuple(known["linear_layers"]),
+        tuple(known["experts"]),
         sum(tensor.end - tensor.begin for tensor in stored),
         weights,
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.experts import expert_layers
 from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.errors import BuildError
 from exporter.quantization.grid import INT32, input_grid, quantized
@@ -29,9 +30,13 @@ class Corrected:
 
 
 def biased(model: Any, schemes: Mapping[str, Scheme | None]) -> list[str]:
-    """The layers that have a scheme and a bias: what can be corrected."""
-    linear = linear_layers(model)
-    return [name for name, scheme in schemes.items() if scheme is not None and linear[name].bias is not None]
+    """The layers that have a scheme and a bias: what can be corrected.
+
+    Experts are none of them: rounding moves tokens from one to another, and a mean over others is no shift.
+    """
+    linear, experts = linear_layers(model), expert_layers(model)
+    quantized = [name for name, scheme in schemes.items() if scheme is not None and name not in experts]
+    return [name for name in quantized if linear[name].bias is not None]
 
 
 def mean_outputs(model: Any, ids: Tensor, names: Iterable[str]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ windows, window).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 WINDOW = 512
+FEWEST = 4  # windows of which one is held out, where a policy is made
 
 
 def calibrate(
@@ -79,3 +80,18 @@ def calibration_windows(tokenizer: Any, text: str, skip: int, tokens: int, max_l
             "give a longer one with --calib-text"
         )
     return torch.tensor(ids[: len(ids) - len(ids) % window]).view(-1, window)
+
+
+def policy_windows(path: Path, trust: bool, text: Mapping[str, Any]) -> Tensor:
+    """The calibration windows of a checkpoint's tokenizer, some of which will be held out. Raises JobError for few."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    windows = calibration_windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
+    if len(windows) < FEWEST:
+        raise JobError(
+            f"{text['name']} is too short: of {windows.shape[1]} tokens each it gives {len(windows)} calibration "
+            f"window{'s' * (len(windows) != 1)}, and a policy needs {FEWEST}, for one in four is measured on: raise "
+            "--calib-tokens, or give a longer --calib-text"
+        )
+    return windows

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.experts import expert_layers
 from exporter.checkpoint.linear import linear_layers, weight_of
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ def _observe(model: Any, ids: Tensor) -> _Pass:
 
     def keep_input(name: str) -> Callable[..., None]:
         def hook(module: Any, inputs: tuple[Any, ...]) -> None:
-            seen.inputs[name] = inputs[0]
+            if inputs[0].numel():  # an expert that no token chose did not run
+                seen.inputs[name] = inputs[0]
 
         return hook
 
@@ -199,7 +201,7 @@ def _of_linear_layers(model: Any, before: _Pass, reached: set[str]) -> list[Fold
     """For each linear layer that no norm reaches: the last linear layers before it that could make its input."""
     import torch
 
-    linear = linear_layers(model)
+    linear, experts = linear_layers(model), _experts(model)
     names = list(before.inputs)
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None) or 1
@@ -213,11 +215,19 @@ def _of_linear_layers(model: Any, before: _Pass, reached: set[str]) -> list[Fold
         if groups < heads and inputs % heads == 0:
             indices.append(_shared(inputs, heads, groups))
         for source in reversed(names[max(place - _BEFORE, 0) : place]):
+            if experts.get(source) != experts.get(name):
+                continue
             outputs = len(weight_of(linear[source]))
             # A fused layer (q, k and v; gate and up) makes the values, or the gated half, last.
             offsets = [(index, outputs - int(index.max()) - 1) for index in indices]
             made += [Fold(source, (name,), index, first) for index, first in offsets if first >= 0]
     return made
+
+
+def _experts(model: Any) -> dict[str, tuple[str, str]]:
+    """The layers of experts, and which expert each is of: one never makes another's input."""
+    layers = expert_layers(model).items()
+    return {name: (stack.rpartition(".")[0], name.rpartition(".")[2]) for name, stack in layers}
 
 
 def _shared(inputs: int, heads: int, groups: int) -> Tensor:
@@ -240,8 +250,8 @@ def _alike(candidates: Iterable[Fold]) -> list[list[Fold]]:
 def _proven(model: Any, ids: Tensor, before: _Pass, candidates: Sequence[Fold]) -> list[Fold]:
     if not candidates or _holds(model, ids, before, candidates):
         return list(candidates)
-    if len(candidates) == 1:
-        return []
+    if len(candidates) == 1 or candidates[0].layers[0] in expert_layers(model):
+        return []  # experts are all alike: of hundreds not one will hold where they do not hold together
     return [one for one in candidates if _holds(model, ids, before, [one])]
 
 
@@ -265,7 +275,8 @@ def _holds(model: Any, ids: Tensor, before: _Pass, folds: Sequence[Fold]) -> boo
     assert after.answer is not None
     assert before.answer is not None
     return _same(after.answer, before.answer) and all(
-        _same(after.inputs[name] * scaled.get(name, 1.0), inputs) for name, inputs in before.inputs.items()
+        name in after.inputs and _same(after.inputs[name] * scaled.get(name, 1.0), inputs)
+        for name, inputs in before.inputs.items()
     )
 
 
@@ -278,4 +289,6 @@ def _test_factors(channels: int) -> Tensor:
 
 
 def _same(value: Tensor, expected: Tensor) -> bool:
+    if value.shape != expected.shape:  # another number of tokens chose an expert
+        return False
     return bool((value - expected).abs().max() <= TOLERANCE * expected.abs().max())

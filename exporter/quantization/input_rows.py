@@ -30,6 +30,8 @@ def input_rows(model: Any, ids: Tensor, names: Iterable[str], rows: int = ROWS) 
 
     def keep(name: str, inputs: Tensor) -> None:
         nonlocal latest
+        if not inputs.numel():  # an expert that no token of this window chose
+            return
         if latest is None or latest[0] is not inputs:
             latest = (inputs, inputs.reshape(-1, inputs.shape[-1])[::every].float().clone())
         kept.setdefault(name, []).append(latest[1])

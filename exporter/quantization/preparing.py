@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.checkpoint.experts import expert_layers, split_experts
 from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.checkpoint.tokenizer import check_ids, rows_of
-from exporter.errors import JobError
+from exporter.quantization.calibrate import FEWEST, policy_windows
 from exporter.quantization.layer_weights import LayerWeights, save_parameters, save_weights
 from exporter.quantization.palette import palettized
 from exporter.quantization.policy import Policy
 from exporter.quantization.selection import Layer
 from exporter.quantization.sensitivity import input_groups
+from exporter.quantization.stacked import FEW, Ranges, with_stacks
 from exporter.scheme import Scheme
 from exporter.types import Checkpoint
 
@@ -32,11 +34,9 @@ if TYPE_CHECKING:
     from exporter.quantization.statistics import Statistics
 
 _HELD_OUT = 4  # windows at most that nothing is calibrated on: the losses are measured there
-_FEWEST = 4  # windows of which one is held out
 _HESSIANS = 1 << 29  # bytes of GPTQ's matrices at a time
 _ROW_WINDOWS = 16  # spread over the text: a few hundred rows of a layer's inputs are taken from them
 _FACTS, _WINDOWS, _FLOAT, _ROUNDED = "prepared.json", "windows.npy", "float", "rounded"  # what the folder holds
-_Ranges = dict[tuple[str, bool], tuple[float, float]]  # by a layer's name and whether the range is signed
 Step = Callable[[str], Callable[[int, int], None]]  # a step's name to what is told of its progress
 
 
@@ -45,7 +45,7 @@ class How:
     """How a policy is made. `schemes`: what a layer may get, cheapest first; float is the last resort where `mixed`.
 
     `policy`: given, so that nothing is chosen; ranges that it leaves out are found. `ranges_per_octave` as in
-    exporter.types.Precision.
+    exporter.types.Precision, `experts` as in Target: those that are no layers of its policies stay in float.
     """
 
     schemes: tuple[Scheme, ...]
@@ -55,29 +55,13 @@ class How:
     rounding: str
     policy: Policy | None = None
     ranges_per_octave: int | None = None
+    experts: bool = False
 
     @classmethod
     def load(cls, values: Mapping[str, Any]) -> How:
         schemes = tuple(Scheme.model_validate(one) for one in values["schemes"])
         policy = None if values["policy"] is None else Policy.model_validate(values["policy"])
         return cls(**{**values, "schemes": schemes, "policy": policy})
-
-
-def windows_of(path: Path, trust: bool, text: Mapping[str, Any]) -> Tensor:
-    """The calibration windows of a checkpoint's tokenizer, some of which will be held out. Raises JobError for few."""
-    from transformers import AutoTokenizer
-
-    from exporter.quantization.calibrate import calibration_windows
-
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
-    windows = calibration_windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
-    if len(windows) < _FEWEST:
-        raise JobError(
-            f"{text['name']} is too short: of {windows.shape[1]} tokens each it gives {len(windows)} calibration "
-            f"window{'s' * (len(windows) != 1)}, and a policy needs {_FEWEST}, for one in four is measured on: raise "
-            "--calib-tokens, or give a longer --calib-text"
-        )
-    return windows
 
 
 @dataclass(frozen=True)
@@ -128,8 +112,9 @@ def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: 
     from exporter.checkpoint.model import load_model
 
     torch.set_num_threads(threads)
-    windows = windows_of(checkpoint.path, checkpoint.trust_remote_code, text)
+    windows = policy_windows(checkpoint.path, checkpoint.trust_remote_code, text)
     model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
+    split_experts(model)
     check_ids(rows_of(model), windows, "the calibration text")
     held_out = _held_out(windows)
     work = _Preparation(model, windows[:-held_out], how, step)
@@ -143,7 +128,7 @@ def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: 
 
 
 def _held_out(windows: Tensor) -> int:
-    return min(_HELD_OUT, len(windows) // _FEWEST)
+    return min(_HELD_OUT, len(windows) // FEWEST)
 
 
 def _made(folder: Path) -> Path:
@@ -157,7 +142,13 @@ class _Preparation:
     def __init__(self, model: Any, windows: Tensor, how: How, step: Step) -> None:
         self._model, self._windows, self._how, self._step = model, windows, how, step
         self.done: list[str] = []
-        self._given = how.policy.resolved(linear_layers(model)) if how.policy else None
+        self._experts = expert_layers(model)
+        layers = linear_layers(model)
+        self._names = [name for name in layers if how.experts or name not in self._experts]
+        if len(self._names) < len(layers):
+            self.done.append(f"{len(layers) - len(self._names)} matrices of experts stay in float in this format")
+        resolved = how.policy.resolved(layers) if how.policy else None
+        self._given = resolved and {name: resolved[name] for name in self._names}
         given = None if self._given is None else self._given.values()
         self._asked = how.schemes if given is None else [one for one in given if one is not None]
 
@@ -171,7 +162,9 @@ class _Preparation:
     def layers(self, groups: Iterable[Iterable[str]]) -> dict[str, Layer]:
         """What each layer of these groups may get, static inputs with their ranges."""
         ranges = self._find_ranges({one.signed for one in self._asked if one.input == "static"})
-        return {name: self._layer(name, ranges) for group in groups for name in group}
+        modules, asked = linear_layers(self._model), set(self._names)
+        names = [name for group in groups for name in group if name in asked]
+        return {name: self._layer(name, modules[name], ranges) for name in names}
 
     def round(self, layers: Mapping[str, Layer], folder: Path) -> None:
         """Writes 4-bit weights and palettes, rounded so that the layers' outputs suffer least, into a new folder.
@@ -184,7 +177,10 @@ class _Preparation:
         if not (four or palettes) or self._how.rounding == "nearest":
             return
         found = self._palettized(palettes) if palettes else {}
-        save_weights(self._model, _made(folder), found | (self._rounded(four) if four else {}))
+        found |= self._rounded(four) if four else {}
+        if unfed := (self._experts.keys() & (four | palettes)) - found.keys():
+            self.done.append(f"rounded {len(unfed)} matrices of experts that no token chose to their nearest values")
+        save_weights(self._model, _made(folder), found)
 
     def _palettized(self, schemes: Mapping[str, Scheme]) -> dict[str, Callable[[], Tensor]]:
         """Palettes whose squared errors count as much as what the layers are fed."""
@@ -221,7 +217,7 @@ class _Preparation:
         if self._given is not None:
             return self._given
         modules = linear_layers(self._model)
-        return {name: next(iter(self._fitting(module)), None) for name, module in modules.items()}
+        return {name: next(iter(self._fitting(modules[name])), None) for name in self._names}
 
     def _smooth(self) -> None:
         import torch
@@ -256,8 +252,8 @@ class _Preparation:
 
         return collect(self._model, self._windows, self._step("calibrating"))
 
-    def _find_ranges(self, kinds: set[bool]) -> _Ranges:
-        """Of each layer that was fed; {} where nothing is static."""
+    def _find_ranges(self, kinds: set[bool]) -> Ranges:
+        """Of each layer that was fed, and of all experts; {} where nothing is static."""
         if not kinds:
             return {}
         from exporter.quantization.ranges import METHODS, rounded_up
@@ -265,12 +261,14 @@ class _Preparation:
         method, per_octave = METHODS[self._how.ranges], self._how.ranges_per_octave
         shared = f", rounded up to {per_octave} an octave" if per_octave else ""
         self.done.append(f"static ranges: {self._how.ranges}, over {self._windows.numel()} tokens{shared}")
-        found = self._collect().items()
-        ranges = {(name, signed): method(its.histogram, signed) for name, its in found for signed in kinds}
+        found = self._collect()
+        own = {(name, signed): method(its.histogram, signed) for name, its in found.items() for signed in kinds}
+        ranges, wide = with_stacks(self._model, own, {name: its.rows for name, its in found.items()})
+        if wide:
+            self.done.append(f"ranges of {wide} matrices of experts that fewer than {FEW} tokens chose: their stack's")
         return {key: rounded_up(one, per_octave) for key, one in ranges.items()} if per_octave else ranges
 
-    def _layer(self, name: str, ranges: _Ranges) -> Layer:
-        module = linear_layers(self._model)[name]
+    def _layer(self, name: str, module: Any, ranges: Ranges) -> Layer:
         channels, inputs = weight_of(module).shape
         if self._given is not None:
             return Layer(channels * inputs, (_with_range(name, self._given[name], ranges),))
@@ -286,7 +284,7 @@ class _Preparation:
         return fitting
 
 
-def _with_range(name: str, scheme: Scheme | None, ranges: _Ranges) -> Scheme | None:
+def _with_range(name: str, scheme: Scheme | None, ranges: Ranges) -> Scheme | None:
     if scheme is None or scheme.input != "static" or scheme.range is not None:
         return scheme
     return scheme.model_copy(update={"range": ranges[name, scheme.signed]})

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.experts import in_stacks, split_experts
 from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.quantization.layer_weights import LayerWeights, load_parameters
 from exporter.quantization.policy import FLOAT, Policy
@@ -38,6 +39,7 @@ class Quantizer:
         self._checkpoint, self._how, self._step = checkpoint, how, step
         self._prepared = Prepared.load(folder)
         model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
+        split_experts(model)
         load_parameters(model, self._prepared.parameters)
         self._model = model
         self._originals = LayerWeights(model, self._prepared.parameters)
@@ -72,7 +74,8 @@ class Quantizer:
 
         modules, windows = linear_layers(self._model), self._prepared.windows[:_BIAS_WINDOWS]
         mended = biased(self._model, choice.schemes)
-        biases = {name: modules[name].bias.data.clone() for name in mended}
+        with_bias = [name for name in choice.schemes if modules[name].bias is not None]
+        biases = {name: modules[name].bias.data.clone() for name in with_bias}
         expected = mean_outputs(self._model, windows, mended)
         with torch.no_grad():
             for name, scheme in choice.schemes.items():
@@ -82,7 +85,8 @@ class Quantizer:
                     weight.copy_(self._weights[name] if best else rounded(weight, scheme))
             corrected = correct_biases(self._model, windows, choice.schemes, expected)
             round_biases(self._model, choice.schemes)
-            self._model.save_pretrained(folder)
+            with in_stacks(self._model):
+                self._model.save_pretrained(folder)
             loss = self._meter.loss(choice.schemes)  # and the weights are the original ones again
             for name, bias in biases.items():
                 modules[name].bias.copy_(bias)

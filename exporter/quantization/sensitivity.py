@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.experts import expert_layers
 from exporter.checkpoint.linear import linear_layers, shared_weights
 from exporter.quantization.distance import Distance, kind_of, unit
 from exporter.quantization.simulation import simulated
@@ -102,14 +103,19 @@ class LossMeter:
 
 
 def input_groups(model: Any, task: str, window: Tensor) -> list[tuple[str, ...]]:
-    """The linear layers that a window [tokens] feeds, in their order of execution; what reads one tensor together."""
+    """The linear layers that a window [tokens] feeds, in their order of execution; what reads one tensor together.
+
+    The experts of a stack are one group, whether a token of the window chose them or not: there are hundreds, each is
+    used by few tokens, and a checkpoint has them as one.
+    """
     import torch
 
     inputs: list[Any] = []
     names: list[str] = []
+    stacks = expert_layers(model)
 
     def arrived(name: str, tensor: Tensor) -> None:
-        inputs.append(tensor)  # kept: a freed tensor's place could be another's
+        inputs.append(stacks.get(name, tensor))  # kept: a freed tensor's place could be another's
         names.append(name)
 
     with torch.inference_mode(), watched(linear_layers(model), arrived):

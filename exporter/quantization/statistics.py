@@ -79,8 +79,8 @@ class Statistics:
 def collect(model: Any, pieces: Tensor, progress: Callable[[int, int], None]) -> dict[str, Statistics]:
     """One pass over [windows, window] token ids: statistics of the linear layers, in the model's order of execution.
 
-    A layer that was never fed, such as an expert that no token chose, is left out. Raises JobError where a layer is
-    fed NaN or Inf.
+    A layer that was never fed a row, such as an expert that no token chose, is left out. Raises JobError where a layer
+    is fed NaN or Inf.
     """
     import torch
 
@@ -91,6 +91,8 @@ def collect(model: Any, pieces: Tensor, progress: Callable[[int, int], None]) ->
 
     def add(name: str, inputs: Tensor) -> None:
         nonlocal latest
+        if not inputs.numel():
+            return
         before = sums.get(name)
         if latest is None or inputs is not latest[0] or before is not latest[1]:
             latest = (inputs, before, _Sums.of(inputs, before))

@@ -48,7 +48,8 @@ def weights_of(folder: Path, files: Sequence[str] = ()) -> list[Weight]:
             constant = _constant(name, makers)
             if constant is None or _ROTARY in name:
                 continue
-            if op.type == "gather" or op.outputs[0].name in heads:
+            # What is looked up in a stack is an expert's matrix, to be multiplied with.
+            if (op.type == "gather" and len(constant.shape) < 3) or op.outputs[0].name in heads:
                 tables.add(name)
             found.setdefault(name, Weight(name, math.prod(constant.shape), constant.bits, False, constant.why))
     return [Weight(one.name, one.numbers, one.bits, name in tables, one.why) for name, one in found.items()]
@@ -77,6 +78,8 @@ def _constant(name: str, makers: Mapping[str, Any]) -> _Constant | None:
     if len(columns) < 2 or 1 in columns:
         return None
     bits = _sparse_bits(maker, math.prod(shape), makers) if maker.type == SPARSE else _stored(maker, makers)[0]
+    if maker.type == "const" and len(shape) > 2:
+        return _Constant(shape, bits, "experts, or another stack of matrices: they stay in float")
     whole = maker.type == "const" and min(shape) % _BLOCK
     return _Constant(shape, bits, f"rows of {columns[-1]} are no multiple of the block of {_BLOCK}" if whole else "")
 

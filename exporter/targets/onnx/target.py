@@ -263,4 +263,5 @@ ONNX = Target(
     calibrates=lambda precision, options: precision == "fp16",
     options=OnnxOptions,
     schemes=cannot_express,
+    experts=True,
 )

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.experts import split_experts
 from exporter.checkpoint.model import trust_code
 from exporter.errors import BuildError, unknown
 from exporter.targets.onnx_graph.attention_operator import standard, use_operator
 from exporter.targets.onnx_graph.cache_wrapper import cached_decoder, encoder
 from exporter.targets.onnx_graph.choices import chosen_by_tensors
-from exporter.targets.onnx_graph.experts import split, use_experts
 from exporter.targets.onnx_graph.file import LIMIT, save_graph
 from exporter.targets.onnx_graph.tracing import Shapes, by_torch_export, by_torchscript
 from exporter.targets.traced_model.cache import answer_shapes
@@ -118,7 +118,7 @@ def trace_encoder(
 def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     """The model in float32, with the attention that transformers prefers for it: sdpa where it has it, else eager.
 
-    A mixture of experts computes as experts.py has it, which a graph can.
+    Each expert of a mixture is linear layers of its own.
     """
     import torch
     from optimum.exporters.tasks import TasksManager
@@ -126,8 +126,7 @@ def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     model_class = TasksManager.get_model_class_for_task(task)
     trust = trust_code(checkpoint, trust_remote_code)
     model = model_class.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=trust)
-    use_experts(model)
-    return model.eval()
+    return split_experts(model).eval()
 
 
 def _traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shapes, dynamo: bool) -> ir.Model:
@@ -152,7 +151,6 @@ def _traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shape
     standard(graph)
     _name_dimensions(graph, inputs | outputs)
     _strip_wrapper(graph)
-    split(graph)
     _store_as_multiplied(graph)
     return graph
 

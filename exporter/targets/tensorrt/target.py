@@ -213,6 +213,7 @@ TENSORRT_TARGET = Target(
     prepare=partial(prepare, TENSORRT),
     calibrates=lambda precision, options: precision in ("fp16", "int8", "int8-weight"),  # float16's overflow too
     schemes=cannot_express,
+    experts=True,
 )
 
 RTX_TARGET = replace(

@@ -55,6 +55,8 @@ def export_static(model: Any, policy: Mapping[str, Scheme | None] | None, folder
     if left:
         more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
         notes.append(f"{len(left)} of {len(layers)} linear layers in float: {', '.join(left[:_NAMED])}{more}")
+    if stacks := [name for name, parameter in model.named_parameters() if parameter.dim() > 2]:
+        notes.append(f"experts in float, beside those layers: {len(stacks)} stacks of matrices")
     return Exported((WEIGHTS, POLICY), tuple(notes))
 
 

@@ -1,0 +1,27 @@
+"""The experts of one stack together: what is known of some serves those that few tokens of the calibration chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from exporter.checkpoint.experts import expert_layers
+
+Ranges = dict[tuple[str, bool], tuple[float, float]]  # by a layer's name and whether the range is signed
+FEW = 64  # tokens: the extremes of fewer say little of those of the texts to come
+
+
+def with_stacks(model: Any, ranges: Ranges, rows: Mapping[str, int]) -> tuple[Ranges, int]:
+    """Ranges for all the experts, and how many have none of their own: they get what spans all of their stack's.
+
+    `ranges` are those of the layers that were fed, `rows` by how many tokens. Without experts nothing changes.
+    """
+    experts = expert_layers(model)
+    wide: dict[tuple[str, bool], list[tuple[float, float]]] = {}
+    for (name, signed), one in ranges.items():
+        if name in experts:
+            wide.setdefault((experts[name], signed), []).append(one)
+    spans = {key: (min(low for low, _ in found), max(high for _, high in found)) for key, found in wide.items()}
+    few = {name for name in experts if rows.get(name, 0) < FEW}
+    shared = {(name, signed): span for (stack, signed), span in spans.items() for name in few if experts[name] == stack}
+    return ranges | shared, len({name for name, _ in shared})
