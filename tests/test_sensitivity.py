@@ -16,6 +16,7 @@ from exporter.types import CLASSIFICATION, REGRESSION
 
 INT4 = Scheme(weight="int4", group=32, symmetric=False)
 INT8 = Scheme(weight="int8", group=32)
+DYNAMIC = Scheme(weight="int8", input="dynamic")
 LAST = "model.layers.2.mlp.down_proj"
 
 
@@ -91,6 +92,23 @@ def test_a_spoiled_layer_is_found(model, windows, layers):
     groups = ranked(LossMeter(model, "text-generation", windows), layers)
     assert groups[0].names == ("model.layers.1.mlp.down_proj",)
     assert groups[0].loss > 5 * groups[1].loss
+
+
+def test_a_layer_is_looked_at_without_those_that_share_its_input(model, windows, layers):
+    """One input in each group of a value projection counts more: its errors grow, those of query and key do not."""
+    value = linear_layers(model)["model.layers.0.self_attn.v_proj"]
+    with torch.no_grad():
+        value.weight[:, ::32] *= 30
+    groups = ranked(LossMeter(model, "text-generation", windows), layers)
+    assert groups[0].names == ("model.layers.0.self_attn.v_proj",)
+    assert sorted(name for group in groups for name in group.names) == sorted(layers)
+    whole = [group for group in groups if len(group.names) > 1]
+    usual = sum(group.loss for group in groups) / sum(group.size for group in groups)
+    assert whole, "groups that lose little are measured once"
+    assert all(group.loss < 2 * usual * group.size for group in whole)
+    shared = {name: Layer(one.size, (DYNAMIC, INT8, None)) for name, one in layers.items()}
+    together = ranked(LossMeter(model, "text-generation", windows), shared)
+    assert {group.names for group in together} == set(LossMeter(model, "text-generation", windows).groups[:-1])
 
 
 def test_the_smallest_mix_that_fits_is_chosen(model, windows, layers):

@@ -75,7 +75,8 @@ def rank(
         groups.append(measured(names))
         progress(done + 1, len(wanted))
     usual = sum(group.loss for group in groups) / max(sum(group.size for group in groups), 1)
-    apart = {id(one) for one in groups if one.loss > usual * one.size and _are_apart(one.names, layers)}
+    worse = [group for group in groups if group.loss > usual * group.size and meter.stacked.isdisjoint(group.names)]
+    apart = {id(group) for group in worse if _are_apart(group.names, layers)}
     parts = [(name,) for group in groups if id(group) in apart for name in group.names]
     groups = [group for group in groups if id(group) not in apart]
     for done, names in enumerate(parts, len(wanted)):

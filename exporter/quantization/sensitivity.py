@@ -44,6 +44,7 @@ class LossMeter:
         self._blocks = _blocks(model)
         self._kept: list[list[Any]] = []  # for each window, each block's output
         self.groups = input_groups(model, task, windows[0])
+        self.stacked = frozenset(expert_layers(model))  # whose groups are not of one input, and stay together
         kind = kind_of(model.config, task)
         self.unit = unit(kind)
         self._distance = Distance(kind, [self._record(window) for window in self._windows])
