@@ -3,8 +3,8 @@
 For each boundary (exporter/checkpoint/boundaries.py) short texts below it and a text beyond it are compared, without a
 cache and with one that is stepped across the boundary and beyond it. What a format costs it costs on both sides: an
 artifact is wrong where its distance from the reference beyond the boundary is several times the one below. The
-distance is KL in nats for generation; else the squared error over the square of the reference's answer: a classifier's
-usual one, for its few numbers, a reranker's one, may be near zero.
+distance is KL in nats for generation; else the squared error over the square of the reference's answer (of a
+classifier, whose few numbers may be near zero, the usual square).
 
 A model may change its own state by what it has read, and stay so: BigBird has full attention for good after a short
 text, a dynamic rope the frequencies of the longest. So each length has a runner of its own, and the long text is its
@@ -167,8 +167,7 @@ def _ask(runner: Runner, length: Length, task: str) -> _Got:
 
 def _rows(runner: Runner, ids: Ids, task: str, at: Ids) -> Floats:
     out = finite(ids, runner.logits(ids))
-    rows: Floats = (out if task == CLASSIFICATION else out[at]).copy()
-    return rows
+    return (out if task == CLASSIFICATION else out[at]).copy()
 
 
 def _continued(runner: CachedRunner, ids: Ids, cut: int) -> Iterator[Floats]:
@@ -186,10 +185,8 @@ def told_of(open_runner: Callable[[], Runner], length: Length, task: str) -> Tol
 
 def _answer(rows: Floats, task: str) -> Answer:
     none = np.zeros((0, 0), np.float32)
-    if task != GENERATION:
-        return Answer(none.astype(np.int64), none, none, rows)
-    if not len(rows):
-        return Answer(none.astype(np.int64), none, np.zeros(0, np.float32), none)
+    if task != GENERATION or not len(rows):
+        return Answer(none.astype(np.int64), none, np.zeros(0, np.float32), none if task == GENERATION else rows)
     ids, logp, rest = top_of(log_softmax(rows))
     return Answer(ids.astype(np.int64), logp, rest, none)
 
