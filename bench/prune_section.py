@@ -13,7 +13,10 @@ def prune(result: Result) -> str:
     cpus = list(dict.fromkeys(one["machine"]["cpu"] for one in result["reports"]))
     for reports in models_of(result["reports"]):
         rows = [
-            [*row_cells(report, row, reports), str(1 + cpus.index(report["machine"]["cpu"]))]
+            [
+                *row_cells(report, row, reports),
+                str(1 + cpus.index(report["machine"]["cpu"])) if row["speed"]["measured"] else "",
+            ]
             for report in reports
             for row in report["results"][1:]
         ]

@@ -61,7 +61,7 @@ FIGURES = {  # of each program, one of each kind that its text shows; a run's fi
     "quality": {
         "reports.0.results.3.artifact.bytes": 271_260_000, "reports.0.results.3.quality.ppl_ratio.se": 0.0002,
         "reports.1.results.2.speed.latency_ms.prefill.p50": 90.2, "reports.0.results.4.verdict": "failed",
-        "reports.2.results.1.build.export_peak_rss_bytes": 1_175_000_000, "figures.parts_s.builder": 7.6,
+        "reports.2.results.1.build.export_peak_rss_bytes": 1_175_000_000, "figures.parts_s.trace": 7.6,
         "machine.cores": 3, "versions.torch": "2.14.0", "reports.1.machine.load_average.0": 2.1,
     },
     "policy": {
