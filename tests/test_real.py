@@ -45,8 +45,8 @@ def test_smollm2(tmp_path):
     assert value(rows["onnx:int8-weight"], "ppl_ratio") < 1.02
     assert rows["onnx:int8-weight"]["artifact"]["size_ratio"] <= 0.30
     assert rows["onnx:int8-weight"]["memory"]["peak_rss_bytes"] <= 0.6 * rows["onnx:fp32"]["memory"]["peak_rss_bytes"]
-    # The mapped checkpoint, torch itself, and two thirds of the weights, which torch's exporter holds for a while: 2.5 of
-    # the checkpoint, and on a busy machine up to 3.1 were seen. Another copy of the weights would be 3.5.
+    # The mapped checkpoint, torch itself, and two thirds of the weights, which torch's exporter holds for a while: 2.5
+    # times the checkpoint, and up to 3.1 were seen. Another copy of the weights would be 3.5.
     assert rows["onnx:fp32"]["build"]["export_peak_rss_bytes"] <= 3.3 * 4 * 134_515_008
 
 
