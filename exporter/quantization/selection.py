@@ -75,20 +75,20 @@ def rank(
         groups.append(measured(names))
         progress(done + 1, len(wanted))
     usual = sum(group.loss for group in groups) / max(sum(group.size for group in groups), 1)
-    worse = [group for group in groups if group.loss > usual * group.size and meter.stacked.isdisjoint(group.names)]
-    apart = {id(group) for group in worse if _are_apart(group.names, layers)}
-    parts = [(name,) for group in groups if id(group) in apart for name in group.names]
-    groups = [group for group in groups if id(group) not in apart]
+    apart = [group for group in groups if group.loss > usual * group.size and _are_apart(group.names, layers, meter)]
+    parts = [(name,) for group in apart for name in group.names]
+    groups = [group for group in groups if group not in apart]
     for done, names in enumerate(parts, len(wanted)):
         groups.append(measured(names))
         progress(done + 1, len(wanted) + len(parts))
     return sorted(groups, key=lambda group: group.loss / group.size, reverse=True)
 
 
-def _are_apart(names: Sequence[str], layers: Mapping[str, Layer]) -> bool:
+def _are_apart(names: Sequence[str], layers: Mapping[str, Layer], meter: LossMeter) -> bool:
     """Whether layers with a common input may get schemes that differ: where none of them rounds the input."""
     schemes = (scheme for name in names for scheme in layers[name].choices)
-    return len(names) > 1 and all(scheme is None or scheme.input == "float" for scheme in schemes)
+    floats = all(scheme is None or scheme.input == "float" for scheme in schemes)
+    return len(names) > 1 and floats and meter.stacked.isdisjoint(names)
 
 
 def choose(

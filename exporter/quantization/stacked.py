@@ -22,6 +22,8 @@ def with_stacks(model: Any, ranges: Ranges, rows: Mapping[str, int]) -> tuple[Ra
         if name in experts:
             wide.setdefault((experts[name], signed), []).append(one)
     spans = {key: (min(low for low, _ in found), max(high for _, high in found)) for key, found in wide.items()}
-    few = {name for name in experts if rows.get(name, 0) < FEW}
-    shared = {(name, signed): span for (stack, signed), span in spans.items() for name in few if experts[name] == stack}
+    few = [name for name in experts if rows.get(name, 0) < FEW]
+    kinds = {signed for _, signed in spans}
+    keys = [(name, signed) for name in few for signed in kinds if (experts[name], signed) in spans]
+    shared = {(name, signed): spans[experts[name], signed] for name, signed in keys}
     return ranges | shared, len({name for name, _ in shared})

@@ -15,15 +15,14 @@ from exporter.targets.onnx_graph.nodes import add, as_float32
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_SCALE = {"MatMulNBits": 2, "GatherBlockQuantized": 2}  # which input it is
+_IN_GROUPS, _SCALE = ("MatMulNBits", "GatherBlockQuantized"), 2  # the scales are their third input
 
 
 def halve_scales(model: ir.Model) -> None:
     """Stores as float16 what are such numbers already; where float16 does not hold one, its matrix's all stay."""
     import torch
 
-    nodes = [node for node in model.graph if node.op_type in _SCALE]
-    scales = dict.fromkeys(node.inputs[_SCALE[node.op_type]] for node in nodes)
+    scales = dict.fromkeys(node.inputs[_SCALE] for node in model.graph if node.op_type in _IN_GROUPS)
     for scale in scales:
         if scale is None or scale.const_value is None or not scale.is_initializer():
             continue
