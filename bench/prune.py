@@ -48,7 +48,7 @@ def decoder(row: str, text: Path, other: Path, again: bool, speed: bool, taught:
 
 
 def timed(row: str, text: Path, other: Path) -> list[dict[str, Any]]:
-    """Size and speed alone of a row, and of what distillation gives: a few tokens are evaluated, and few steps taught."""
+    """Size and speed alone of a row, and of what distillation gives: few tokens are evaluated, few steps taught."""
     given: dict[str, Any] = {"calib_text": other, "calib_tokens": CALIBRATED, "prune": (row,), **OPEN}
     given["eval_tokens"] = TIMED_TOKENS
     folder = f"prune-{row.replace(':', '-')}-timed"

@@ -43,8 +43,8 @@ def prune(result: Result) -> str:
         "itself, for a perplexity over fewer tokens is another number."
     )
     students = (
-        f"- {_ELSEWHERE}: size and speed were measured by themselves, after distillation of a student of 2 steps: it has "
-        "the shapes, number formats and zeros of the one of 200."
+        f"- {_ELSEWHERE}: size and speed were measured by themselves, after distillation of a student of 2 steps: it "
+        "has the shapes, number formats and zeros of the one of 200."
     )
     short = [students] if any(one["label"].endswith(_TIMED) for one in result["reports"]) else []
     return "\n".join([*lines, about, meaning, words, *short, *drift(result["reports"])])
