@@ -87,7 +87,7 @@ def row_cells(report: Result, row: Result, reports: list[Result], cpus: list[str
 
 def where_timed(report: Result, row: Result, reports: list[Result]) -> tuple[Result, Result]:
     """The report and the row that have a row's size and speed: its own, or what was measured of them by itself."""
-    for other in reports if not row["speed"]["measured"] else ():
+    for other in reports:
         if other["label"] == report["label"] + _TIMED:
             return other, next(one for one in other["results"] if variant(one) == variant(row))
     return report, row

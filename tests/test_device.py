@@ -11,6 +11,8 @@ from exporter.device import count, gpu_number, named
 from exporter.errors import BuildError, JobError
 from exporter.job import load_job
 from exporter.pipeline.again import bench_again
+from exporter.report.devices import device_lines
+from exporter.report.result import Result
 from exporter.targets import known
 from exporter.targets.gguf.modelfile import gpu_layers_of, written
 from exporter.targets.onnx_graph.device_session import open_session, profiled
@@ -161,3 +163,73 @@ def test_the_reference_on_a_gpu_is_float32s(tmp_path):
     with open_checkpoint(path, "text-generation", 1) as cpu, open_checkpoint(path, "text-generation", 1, gpu=0) as gpu:
         expected, got = log_softmax(cpu.logits(ids)), log_softmax(gpu.logits(ids))
     assert float((np.exp(expected) * (expected - got)).sum(-1).mean()) < 1e-4
+
+
+def test_bfloat16_is_in_the_file_is_proven_by_rounding_and_is_not_timed_on_the_cpu(tmp_path):
+    """Half the bytes; no session of it opens on the CPU; and what answers in its place loses what bfloat16 loses."""
+    import onnxruntime
+
+    both = ("onnx:bf16", "torch:bf16")
+    report = run(Job(model="tiny", output=tmp_path / "out", target=both, device="cpu", eval_tokens=1024, repeats=1))
+    rows = {f"{row['target']}:{row['precision']}": row for row in report["results"]}
+    row, torch = rows["onnx:bf16"], rows["torch:bf16"]
+    assert row["status"] == "ok", row["reason"]
+    assert row["artifact"]["bits_per_weight"] == 16
+    assert row["artifact"]["size_ratio"] < 0.52
+    assert "bfloat16 runs on a GPU (--device cuda)" in row["speed"]["untimed"]
+    assert row["speed"]["prefill_tokens_per_s"] is None
+    # Rounded at other places than torch's own, and as often: a graph in float32 would be at 1e-9.
+    assert torch["quality"]["kl"]["value"] / 4 < row["quality"]["kl"]["value"] < torch["quality"]["kl"]["value"] * 4
+    model = tmp_path / "out/onnx-bf16/onnx/model.onnx"
+    with pytest.raises(Exception, match="NOT_IMPLEMENTED"):
+        onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    assert {file.name for file in (tmp_path / "out/onnx-bf16").iterdir()}.isdisjoint({"run.mjs", "run_genai.py"})
+    assert "On a GPU alone" in (tmp_path / "out/onnx-bf16/README.md").read_text()
+
+
+@pytest.mark.parametrize("prompt", [7, 40])
+def test_steps_over_a_cache_of_fixed_size_are_those_over_one_that_grows(prompt):
+    """What a CUDA graph captures on a GPU, run here by itself: two prompts, a run undone, a cache used again."""
+    import torch
+
+    from exporter.checkpoint.on_cuda import FixedSteps
+    from exporter.checkpoint.opened import open_checkpoint
+    from exporter.checkpoint.recipes import shipped
+
+    ids = np.arange(5, 60)
+    with open_checkpoint(shipped("tiny"), "text-generation", 1) as runner:
+        assert FixedSteps.offered(runner._model)
+        steps = FixedSteps(runner._model)
+        for length, made in ((prompt, True), (prompt + 3, False)):
+            runner.prefill(ids[:length])
+            expected = [runner.step(int(token)) for token in ids[length : length + 9]]
+            runner.prefill(ids[:length])
+            steps.forget()
+            with torch.inference_mode():
+                assert steps.take(runner._cache) == made
+                for number, token in enumerate(ids[length : length + 9]):
+                    assert not steps.take(runner._cache)
+                    steps.admit(int(token))
+                    steps.run()
+                    if number == 0:
+                        steps.undo()
+                        steps.run()
+                    np.testing.assert_allclose(steps.last.numpy(), expected[number], atol=1e-4)
+
+
+def test_a_report_says_what_ran_on_a_gpu_and_what_did_not():
+    row = Result("onnx", "fp16").to_json()
+    assert list(device_lines(row)) == []
+    row["artifact"]["device"] = "cpu"
+    assert list(device_lines(row)) == []
+    row["artifact"] |= {"device": "cuda:0 (NVIDIA H100)"}
+    row["memory"]["device_bytes"] = {"weights": 269_000_000, "arena": 1_000_000}
+    assert list(device_lines(row)) == ["on cuda:0 (NVIDIA H100): weights 269.0 MB, arena 1.0 MB"]
+    operators = {"Shape": 4, "Gather": 3, "Add": 2, "Mul": 1, "Div": 1, "Sub": 1, "Range": 1}
+    row["artifact"]["placement"] = {"on_cpu": operators, "on_device": 90, "copies": 2}
+    assert list(device_lines(row))[1] == (
+        "ONNX Runtime ran 90 nodes there and 13 on the CPU: 4 Shape, 3 Gather, 2 Add, 1 Mul, 1 Div, 1 Sub and 1 more "
+        "kinds; 2 copies between the two"
+    )
+    row["artifact"]["placement"] = {"on_cpu": {}, "on_device": 90, "copies": 0}
+    assert list(device_lines(row))[1] == "ONNX Runtime ran 90 nodes there and 0 on the CPU; 0 copies between the two"

@@ -138,7 +138,7 @@ def test_a_policy_that_cannot_be_is_said(policied, precision, policy, said):
 def test_the_schemes_that_a_search_chooses_from_can_be_expressed():
     for name, precision in ONNX.precisions.items():
         assert [ONNX.schemes(name, scheme) for scheme in precision.schemes] == [None] * len(precision.schemes)
-    assert [name for name, precision in ONNX.precisions.items() if not precision.schemes] == ["fp32", "fp16"]
+    assert [name for name, precision in ONNX.precisions.items() if not precision.schemes] == ["fp32", "fp16", "bf16"]
 
 
 def test_a_layer_that_the_graph_holds_in_another_form_is_named(policied_models):

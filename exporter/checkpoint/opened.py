@@ -90,37 +90,6 @@ class TorchDecoder(TorchRunner):
         return last
 
 
-class CudaTorchRunner(TorchRunner):
-    """The same on a GPU, with the device's own time of each call, and its memory."""
-
-    def __init__(self, model: Any, task: str) -> None:
-        super().__init__(model, task)
-        cuda = self._torch.cuda
-        self.engine += f" on {cuda.get_device_name(self._device)}"
-        self.device_ms = 0.0
-        self._weights = int(cuda.memory_allocated(self._device))
-        self._events = [cuda.Event(enable_timing=True) for _ in range(2)]
-
-    @property
-    def device_memory_bytes(self) -> dict[str, int]:
-        """The weights', and what computing with them took beside them at most."""
-        most = int(self._torch.cuda.max_memory_allocated(self._device))
-        return {"weights": self._weights, "peak": most - self._weights}
-
-    def _call(self, **inputs: Any) -> Any:
-        begin, end = self._events
-        begin.record()
-        out = super()._call(**inputs)
-        end.record()
-        end.synchronize()
-        self.device_ms = begin.elapsed_time(end)
-        return out
-
-
-class CudaTorchDecoder(CudaTorchRunner, TorchDecoder):
-    """A text-generation model on a GPU."""
-
-
 def open_checkpoint(
     path: Path, task: str, threads: int, dtype: str = "float32", trust: bool = False, gpu: int | None = None
 ) -> TorchRunner:
@@ -133,10 +102,12 @@ def open_checkpoint(
 
 def runner_of(model: Any, task: str, gpu: int | None) -> TorchRunner:
     """A loaded model's runner. On a GPU float32 stays float32: without TF32, which has 10 bits of its 23."""
-    import torch
-
     if gpu is None:
         return (TorchDecoder if task == GENERATION else TorchRunner)(model, task)
+    import torch
+
+    from exporter.checkpoint.on_cuda import CudaTorchDecoder, CudaTorchRunner
+
     torch.cuda.set_device(gpu)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return (CudaTorchDecoder if task == GENERATION else CudaTorchRunner)(model.to(f"cuda:{gpu}"), task)

@@ -45,8 +45,6 @@ def build_lines(row: Mapping[str, Any]) -> Iterator[str]:
     yield from _kept_lines(record["kept_float"])
     if (untimed := row["speed"]["untimed"]) is not None:
         yield f"quality: {row['artifact']['engine']}; latency: {untimed}"
-    if memory := row["memory"]["device_bytes"]:
-        yield "on the GPU: " + ", ".join(f"{name} {value / 1e6:,.1f} MB" for name, value in memory.items())
 
 
 _BY = ("by_precision", "by_type")

@@ -15,6 +15,7 @@ from typing import Any
 
 from exporter.report import charts, table, timing, winners
 from exporter.report.built import build_lines
+from exporter.report.devices import device_lines
 from exporter.report.labelled import data_line, labelled_lines
 from exporter.report.merged import merge_lines
 from exporter.report.pruned import NOTHING_BESIDE, prune_lines
@@ -61,6 +62,7 @@ def render_html(report: Report) -> str:
         policies={table.name(row): lines for row, lines in _told(report, _policy_lines)},
         zeros={table.name(row): lines for row, lines in _told(report, zeros_lines)},
         builds={table.name(row): lines for row, lines in _told(report, build_lines)},
+        devices={table.name(row): lines for row, lines in _told(report, device_lines)},
         labels={table.name(row): lines for row, lines in _told(report, labelled_lines)},
         samples=list(side_by_side(report)),
         sampled=list(samples_lines(report)),
@@ -152,7 +154,10 @@ def render_markdown(report: Report) -> str:
         lines += ["", "**Pruning**", "", *(f"- {_text(line)}" for line in pruned)]
     for one in trained(report["model"]):
         lines += ["", f"**{one['title']}**", "", *(f"- {_text(line)}" for line in one["lines"])]
-    told = (("Labels", labelled_lines), ("Policy", _policy_lines), ("Zeros", zeros_lines), ("Engine", build_lines))
+    told = (
+        ("Labels", labelled_lines), ("Policy", _policy_lines), ("Zeros", zeros_lines), ("Engine", build_lines),
+        ("Device", device_lines),
+    )  # fmt: skip
     for title, about in told:
         for row, said in _told(report, about):
             lines += ["", f"**{title} of {_code(table.name(row))}**", "", *(f"- {_text(line)}" for line in said)]

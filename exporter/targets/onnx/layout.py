@@ -50,9 +50,11 @@ def describe_for_genai(checkpoint: Checkpoint, model: ir.Model, folder: Path) ->
     return []
 
 
-def configure(checkpoint: Path, folder: Path, browsers: bool) -> tuple[str, ...]:
-    """The checkpoint's configuration and tokenizer; returns the weights' files. `browsers`: as transformers.js reads them
-    too, which runs no bfloat16."""
+def configure(checkpoint: Path, folder: Path, browsers: bool = True) -> tuple[str, ...]:
+    """The checkpoint's configuration and tokenizer; returns the weights' files.
+
+    `browsers`: as transformers.js reads them too, which runs no bfloat16.
+    """
     copy_configuration(checkpoint, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop(_JS, None)  # what a checkpoint says there is said of other files than this one
@@ -77,7 +79,7 @@ def open_onnx(folder: Path, threads: int, gpu: int | None = None) -> OnnxRunner:
     task = manifest["task"]
     if gpu is not None:
         return (CudaDecoder if task == GENERATION else CudaRunner)(folder / MODEL, threads, Gpu(gpu))
-    if manifest["variant"] == "onnx:bf16":
+    if manifest.get("variant") == "onnx:bf16":
         return open_stand_in(folder / MODEL, folder, threads, task == GENERATION)
     return (OnnxDecoder if task == GENERATION else OnnxRunner)(folder / MODEL, threads)
 
