@@ -8,6 +8,7 @@ is two commands of a person. Nothing here imports either.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -22,6 +23,7 @@ MODULE = CPU = "onnxruntime"
 GPU = "onnxruntime-gpu"
 # The first whose wheels are known to be built for CUDA 13, whose libraries the extra [cuda] brings.
 GPU_FROM = ">=1.31"
+_LIBRARIES = "LD_LIBRARY_PATH"
 _TOLD = Path("capi", "build_and_package_info.py")  # a line of assignments, in either package's own folder
 
 
@@ -93,6 +95,18 @@ def troubles(gpus: list[str]) -> list[str]:
         has = f"this machine has a GPU ({', '.join(gpus)}), and {CPU} is the build that uses none"
         return [f"{has}; for --device cuda: {here.change_to(GPU)}"]
     return []
+
+
+def library_path() -> dict[str, str]:
+    """The variable with which a process finds CUDA's libraries of pip's packages, wherever on the path they are.
+
+    ONNX Runtime itself looks for them beside its own folder only (`preload_dlls`): in a virtual environment over a
+    machine's own packages they are not there. Empty where there are none; the system's are found without it.
+    """
+    roots = (Path(entry) / "nvidia" for entry in sys.path)
+    folders = [str(found) for root in roots if root.is_dir() for found in sorted(root.glob("*/lib"))]
+    before = os.environ.get(_LIBRARIES)
+    return {_LIBRARIES: os.pathsep.join([*folders, *([before] if before else [])])} if folders else {}
 
 
 def _impossible(name: str) -> bool:

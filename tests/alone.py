@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -38,6 +40,19 @@ def place(distribution, site):
         link = site / name
         if not link.exists():
             link.symlink_to(Path(str(distribution.locate_file(name))).resolve())
+
+
+def as_wheel(distribution, folder):
+    """What is installed of a distribution, as a wheel again (PEP 427): nothing is fetched."""
+    files = [str(file) for file in distribution.files or () if ".." not in file.parts and file.suffix != ".pyc"]
+    [info] = {Path(file).parts[0] for file in files if file.endswith(".dist-info/METADATA")}
+    left_out = {f"{info}/{name}" for name in ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")}
+    kept = [file for file in files if file not in left_out]
+    *_, tag = re.findall(r"^Tag: (.+)$", distribution.read_text("WHEEL"), re.M)  # the newest of Python or of Linux
+    with zipfile.ZipFile(folder / f"{info.removesuffix('.dist-info')}-{tag}.whl", "w") as archive:
+        for file in kept:
+            archive.write(distribution.locate_file(file), file)
+        archive.writestr(f"{info}/RECORD", "".join(f"{file},,\n" for file in [*kept, f"{info}/RECORD"]))
 
 
 def environment(folder, runtime):
