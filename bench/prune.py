@@ -3,6 +3,7 @@
     python -m bench.prune --text wiki.test.raw
     python -m bench.prune --text wiki.test.raw --row depth:3        one of them, with and without distillation
     python -m bench.prune --text wiki.test.raw --again              speed, of what lies in out/bench
+    python -m bench.prune --text wiki.test.raw --row wanda:2:4 --taught-speed     of students of 2 steps
 
 The first tokens of the text are measured on; its second half, other articles of the same kind, is what pruning looks at
 and what students learn on. Distillation takes some 20 minutes for each row of the decoder. Run it on an idle machine.
@@ -25,7 +26,9 @@ TARGETS = ("onnx:int8-weight", "gguf:q8_0")
 PRUNINGS = ("magnitude:0.2", "magnitude:2:4", "wanda:2:4", "sparsegpt:2:4", "width:0.2", "depth:3")
 STUDENT = "layers:3"
 VOCABULARY = "vocabulary"
-DENSE, TAUGHT = "dense", f"{STEPS} steps"  # of labels
+DENSE, TAUGHT, TIMED = "dense", f"{STEPS} steps", "timed"  # of labels
+# An engine's speed, and a file's size, are of shapes, number formats and zeros, and these stand before the first step.
+TIMED_STEPS, TIMED_TOKENS = 2, 512
 # No gate judges here: these rows say what a method costs, and nobody ships the worst of them.
 OPEN: dict[str, Any] = {"max_ppl_ratio": 1e6, "max_kl": 1e6, "min_top1": 0.0, "min_cosine": -1.0}
 
@@ -42,6 +45,13 @@ def decoder(row: str, text: Path, other: Path, again: bool, speed: bool, taught:
         return made
     label = f"{row}, {TAUGHT}"
     return [*made, measure(DECODER, text, TARGETS, f"{folder}-taught", label, again=again, distill=DISTILL, **given)]
+
+
+def timed(row: str, text: Path, other: Path) -> list[dict[str, Any]]:
+    """Size and speed of what distillation gives, where the student of all the steps was measured without them."""
+    given: dict[str, Any] = {"calib_text": other, "calib_tokens": CALIBRATED, "prune": (row,), **OPEN}
+    given |= {"distill": DISTILL | {"steps": TIMED_STEPS}, "eval_tokens": TIMED_TOKENS}
+    return [measure(DECODER, text, TARGETS, f"prune-{row.replace(':', '-')}-timed", f"{row}, {TIMED}", **given)]
 
 
 def encoder(text: Path, other: Path, again: bool, speed: bool) -> list[dict[str, Any]]:
@@ -91,6 +101,9 @@ def main() -> None:
     rows = (DENSE, *PRUNINGS, VOCABULARY, ENCODER)
     parser.add_argument("--row", action="append", choices=rows, help="this row alone; again for more")
     parser.add_argument("--no-distill", action="store_true", help="the decoder as it was pruned, alone")
+    parser.add_argument(
+        "--taught-speed", action="store_true", help=f"size and speed of students of {TIMED_STEPS} steps"
+    )
     parser.add_argument("--no-speed", action="store_true", help="quality and size alone, on a machine that is busy")
     arguments = parser.parse_args()
     about = record.begin("prune", THREADS)
@@ -98,7 +111,9 @@ def main() -> None:
     figures = {"calibrated_tokens": CALIBRATED, "distill_steps": STEPS}
     for row in arguments.row or rows:  # each is written when it is there: the whole takes hours
         how = (arguments.again, not arguments.no_speed)
-        if row == VOCABULARY:
+        if arguments.taught_speed:
+            made = timed(row, arguments.text, other)
+        elif row == VOCABULARY:
             made = vocabulary(arguments.text, *how)
         elif row == ENCODER:
             made = encoder(arguments.text, other, *how)

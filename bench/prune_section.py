@@ -7,19 +7,16 @@ import math
 from bench.cells import Result, heading, markdown, megabytes, models_of, number, with_error
 from bench.rows import figure, variant
 
+_TIMED = ", timed"  # how the label of bench.prune --taught-speed ends
+_ELSEWHERE = "\\*"
+
 
 def prune(result: Result) -> str:
     lines: list[str] = []
     cpus = list(dict.fromkeys(one["machine"]["cpu"] for one in result["reports"]))
     for reports in models_of(result["reports"]):
-        rows = [
-            [
-                *row_cells(report, row, reports),
-                str(1 + cpus.index(report["machine"]["cpu"])) if row["speed"]["measured"] else "",
-            ]
-            for report in reports
-            for row in report["results"][1:]
-        ]
+        shown = [one for one in reports if not one["label"].endswith(_TIMED)]
+        rows = [row_cells(report, row, reports, cpus) for report in shown for row in report["results"][1:]]
         decoder = reports[0]["model"]["task"] == "text-generation"
         names = ["pruned", "target", "parameters, M", "size, MB", "ppl ratio ± se" if decoder else "cosine ± se"]
         names += [
@@ -45,7 +42,12 @@ def prune(result: Result) -> str:
         "- vocabulary: the tokens of the whole text stay, and their logits are what they were; it is measured against "
         "itself, for a perplexity over fewer tokens is another number."
     )
-    return "\n".join([*lines, about, meaning, words, *drift(result["reports"])])
+    students = (
+        f"- {_ELSEWHERE}: size and speed of a student of 2 steps, which has the shapes, number formats and zeros of "
+        "the one of 200."
+    )
+    short = [students] if any(one["label"].endswith(_TIMED) for one in result["reports"]) else []
+    return "\n".join([*lines, about, meaning, words, *short, *drift(result["reports"])])
 
 
 def drift(reports: list[Result]) -> list[str]:
@@ -65,20 +67,32 @@ def drift(reports: list[Result]) -> list[str]:
     return [told]
 
 
-def row_cells(report: Result, row: Result, reports: list[Result]) -> list[str]:
+def row_cells(report: Result, row: Result, reports: list[Result], cpus: list[str]) -> list[str]:
     """A row of a method, with or without distillation after it."""
     decoder = report["model"]["task"] == "text-generation"
+    of, timed = where_timed(report, row, reports)
     cells = [
         report["label"],
         variant(row),
         f"{parameters(report) / 1e6:,.1f}",
-        megabytes(figure(row, "artifact.bytes")),
+        megabytes(figure(timed, "artifact.bytes")),
     ]
     cells.append(with_error(row, "ppl_ratio", ".4f") if decoder else with_error(row, "cosine", ".5f"))
     cells.append(recovered(report, row, reports) if decoder else "")
-    cells.append(number(figure(row, "speed.prefill_tokens_per_s"), ",.0f"))
+    cells.append(number(figure(timed, "speed.prefill_tokens_per_s"), ",.0f"))
     own = "decode_tokens_per_s" if decoder else "latency_ms.prefill_128.p50"
-    return [*cells, number(figure(row, f"speed.{own}"), ".1f")]
+    machine = str(1 + cpus.index(of["machine"]["cpu"])) if timed["speed"]["measured"] else ""
+    return [*cells, number(figure(timed, f"speed.{own}"), ".1f"), machine + ("" if of is report else f" {_ELSEWHERE}")]
+
+
+def where_timed(report: Result, row: Result, reports: list[Result]) -> tuple[Result, Result]:
+    """The report and the row that have a row's size and speed: its own, or a student's of fewer steps."""
+    method, _, taught = report["label"].partition(", ")
+    if taught and not row["speed"]["measured"]:
+        for other in reports:
+            if other["label"] == method + _TIMED:
+                return other, next(one for one in other["results"] if variant(one) == variant(row))
+    return report, row
 
 
 def parameters(report: Result) -> int:

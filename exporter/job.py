@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator
 
+from exporter.device import AUTO, PATTERN, check_device
 from exporter.errors import JobError, unknown
 from exporter.machine import usable_cores
 from exporter.types import BaseQuant, Combination, Gates, MergeDtype
@@ -172,6 +173,11 @@ class Job(CompressJob):
     max_spearman_drop: float | None = Field(
         None, ge=0, le=2, description="Gate: rank correlation with its numbers below the reference's."
     )
+    device: str = Field(
+        AUTO,
+        description="What the engines run on: auto, cpu, cuda or cuda:N. auto: a GPU, where one is and the engine can.",
+        json_schema_extra={"pattern": PATTERN},
+    )
     speed: bool = Field(True, description="Measure latency and memory; --no-speed leaves them out.")
     repeats: int = Field(5, ge=1, description="Rounds of the speed measurement, interleaved between the variants.")
     speed_budget: float = Field(
@@ -180,6 +186,7 @@ class Job(CompressJob):
     remeasure: bool = Field(False, description="Measure again what an earlier run measured of the same artifacts.")
 
     _off = field_validator("policy", mode="before")(off_is_a_word)
+    _device = field_validator("device")(check_device)
 
     @field_validator("target", "sample", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
@@ -197,7 +204,8 @@ class Job(CompressJob):
         return self.model_dump(
             mode="json",
             exclude={
-                "output", "force", "offline", "remeasure", "repeats", "speed", "speed_budget", "threads", "wait",
+                "device", "force", "offline", "output", "remeasure", "repeats", "speed", "speed_budget", "threads",
+                "wait",
             },
         )  # fmt: skip
 

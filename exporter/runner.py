@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,16 @@ class DeviceRunner(Runner, Protocol):
 
     device_ms: float  # of the last call, between CUDA events: the engine's own time
     device_memory_bytes: dict[str, int]
+
+
+@runtime_checkable
+class PlacedRunner(Runner, Protocol):
+    """A runner on a GPU whose engine leaves some of a graph to the CPU."""
+
+    def placement(self, ids: Ids) -> dict[str, Any]:
+        """What of one forward over [T] ids ran on the CPU: `on_cpu` (nodes by operator), `on_device` (how many nodes),
+        `copies` (of tensors between the two)."""
+        ...
 
 
 @runtime_checkable

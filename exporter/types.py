@@ -252,6 +252,8 @@ class Target:
     of a precision's name.
     `zeros` counts those in them, by the names of `weights`, and says what the engine makes of them; it reads them whole
     and is asked of pruned models alone. Without it nothing is claimed of zeros.
+    `open_cuda` opens it on a GPU, by its number; None: its engine has none, and `lacks_cuda` says why a precision's
+    engine has none here, with the command that mends it, or None.
     `with_torch`: its first export into a scratch folder loads the float model in torch; it may begin where torch is.
     `inspects` tells what is in a file that ends so, such as {".npz": read}, for `exporter inspect`: a mapping with
     format, functions (of each name, inputs, outputs, states, operators), bytes (of the weights by type), metadata.
@@ -269,6 +271,8 @@ class Target:
     check: Callable[[Mapping[str, Any], str, str], str | None]  # (config.json, task, precision)
     export: Callable[[ExportRequest], Exported]
     open: Callable[[Path, int], Runner]  # (artifact's folder, threads)
+    open_cuda: Callable[[Path, int, int], Runner] | None = None  # (artifact's folder, threads, the GPU's number)
+    lacks_cuda: Callable[[str], str | None] = lambda precision: None  # (precision)
     aliases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # {"int8": {task: precision}}
     builds_with: Callable[[Any], tuple[str, ...]] = lambda options: ()
     instead: str = ""

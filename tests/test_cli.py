@@ -194,7 +194,8 @@ def test_flags_win_over_the_file_within_a_section_too(run_here, tmp_path):
         "run", "--config", tmp_path / "job.yaml", *flags, "-o", tmp_path / "b", "--dry-run", "--format", "json",
     )  # fmt: skip
     planned = last_json(done)
-    assert planned["job"]["gguf"] == {"imatrix": "off", "split_max_size": 4_000_000_000, "tensor": ["a=f16"]}
+    asked = {"imatrix": "off", "split_max_size": 4_000_000_000, "tensor": ["a=f16"], "gpu_layers": None}
+    assert planned["job"]["gguf"] == asked
     assert planned["job"]["tensorrt"]["engine"] is True
     assert (planned["job"]["qat"]["steps"], planned["job"]["qat"]["scheme"]) == (7, "int4-weight")
     assert "train 7 steps as int4-weight (QAT)" in planned["steps"]

@@ -14,7 +14,7 @@ import pytest
 from exporter import forkserver
 from exporter.forkserver import ForkServer, fresh, shared
 from exporter.pipeline.exporting import export_artifact
-from exporter.pipeline.measuring import time_round
+from exporter.pipeline.opening import time_round
 from exporter.process import HUGE_PAGES, Worker, WorkerFailed, worker_environment
 from exporter.types import GENERATION, Checkpoint
 

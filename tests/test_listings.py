@@ -37,6 +37,7 @@ def test_one_target_has_its_precisions_gates_options_and_an_example(run_here, mo
         ("--gguf-imatrix", "gguf: {imatrix: …}", "auto"),
         ("--gguf-tensor", "gguf: {tensor: …}", ""),
         ("--gguf-split-max-size", "gguf: {split_max_size: …}", ""),
+        ("--gguf-gpu-layers", "gguf: {gpu_layers: …}", ""),
     ]
     assert listed["example"] == "exporter run -m MODEL -t gguf:q4_k_m --gguf-tensor ffn_down=q6_k -o out/gguf"
     monkeypatch.setenv("COLUMNS", "60")

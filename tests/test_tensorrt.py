@@ -210,7 +210,7 @@ def test_engine_on_a_device(tmp_path):
     profile = Profile.read((folder / "profiles.json").read_text())
     ids = np.arange(5, 45)
     with (
-        known.get(name).open(folder, 1) as engine,
+        known.get(name).open_cuda(folder, 1, 0) as engine,
         open_stand_in(folder, 1, profile, True, "compared") as proof,
     ):
         expected = proof.logits(ids)

@@ -15,7 +15,7 @@ from exporter.types import CLASSIFICATION, GENERATION
 
 
 class TorchRunner:
-    """A transformers model in eval mode on the CPU."""
+    """A transformers model in eval mode, on the device that it is on."""
 
     def __init__(self, model: Any, task: str) -> None:
         import torch
@@ -23,6 +23,7 @@ class TorchRunner:
         self.engine = f"torch {torch.__version__} {str(model.dtype).removeprefix('torch.')}"
         self._torch = torch
         self._model = model.eval()
+        self._device = model.device
         self._task = task
         self._cache: Any = None
 
@@ -38,13 +39,13 @@ class TorchRunner:
 
     def segmented(self, ids: Ids, segments: Ids) -> Floats:
         known = "token_type_ids" in signature(self._model.forward).parameters
-        extra = {"token_type_ids": self._torch.from_numpy(segments[None])} if known else {}
-        out = self._floats(self._forward(ids[None], attention_mask=self._torch.ones((1, len(ids))), **extra))
+        extra = {"token_type_ids": segments[None]} if known else {}
+        out = self._floats(self._forward(ids[None], attention_mask=np.ones((1, len(ids)), np.int64), **extra))
         return out if self._task == CLASSIFICATION else out[0]
 
     def batch(self, ids: Ids, mask: Ids) -> Floats:
         extra = {"use_cache": False} if self._task == GENERATION else {}
-        return self._floats(self._forward(ids, attention_mask=self._torch.from_numpy(mask), **extra))
+        return self._floats(self._forward(ids, attention_mask=mask, **extra))
 
     def parameters(self) -> int:
         """How many numbers were trained; a tied weight counts once."""
@@ -54,12 +55,22 @@ class TorchRunner:
         return rows_of(self._model)
 
     def _forward(self, ids: Ids, **inputs: Any) -> Any:
+        """The model's outputs, on its device; inputs that are arrays are put there."""
+        inputs = {
+            name: self._there(value) if isinstance(value, np.ndarray) else value for name, value in inputs.items()
+        }
         with self._torch.inference_mode():
-            return self._model(input_ids=self._torch.from_numpy(np.ascontiguousarray(ids)), **inputs)
+            return self._call(input_ids=self._there(ids), **inputs)
+
+    def _call(self, **inputs: Any) -> Any:
+        return self._model(**inputs)
+
+    def _there(self, array: Ids) -> Any:
+        return self._torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
     def _floats(self, out: Any) -> Floats:
         tensor = out.logits if "logits" in out else out.last_hidden_state
-        result: Floats = tensor.float().numpy()
+        result: Floats = tensor.float().cpu().numpy()
         return result
 
 
@@ -69,19 +80,63 @@ class TorchDecoder(TorchRunner):
     def prefill(self, ids: Ids) -> Floats:
         out = self._forward(ids[None], use_cache=True)
         self._cache = out.past_key_values
-        last: Floats = self._floats(out)[0, -1]
-        return last
+        return self._last(out)
 
     def step(self, token: int) -> Floats:
-        out = self._forward(np.array([[token]]), use_cache=True, past_key_values=self._cache)
-        last: Floats = self._floats(out)[0, -1]
+        return self._last(self._forward(np.array([[token]]), use_cache=True, past_key_values=self._cache))
+
+    def _last(self, out: Any) -> Floats:
+        last: Floats = out.logits[0, -1].float().cpu().numpy()
         return last
 
 
-def open_checkpoint(path: Path, task: str, threads: int, dtype: str = "float32", trust: bool = False) -> TorchRunner:
-    """A checkpoint's folder as a runner: how the reference is opened."""
+class CudaTorchRunner(TorchRunner):
+    """The same on a GPU, with the device's own time of each call, and its memory."""
+
+    def __init__(self, model: Any, task: str) -> None:
+        super().__init__(model, task)
+        cuda = self._torch.cuda
+        self.engine += f" on {cuda.get_device_name(self._device)}"
+        self.device_ms = 0.0
+        self._weights = int(cuda.memory_allocated(self._device))
+        self._events = [cuda.Event(enable_timing=True) for _ in range(2)]
+
+    @property
+    def device_memory_bytes(self) -> dict[str, int]:
+        """The weights', and what computing with them took beside them at most."""
+        most = int(self._torch.cuda.max_memory_allocated(self._device))
+        return {"weights": self._weights, "peak": most - self._weights}
+
+    def _call(self, **inputs: Any) -> Any:
+        begin, end = self._events
+        begin.record()
+        out = super()._call(**inputs)
+        end.record()
+        end.synchronize()
+        self.device_ms = begin.elapsed_time(end)
+        return out
+
+
+class CudaTorchDecoder(CudaTorchRunner, TorchDecoder):
+    """A text-generation model on a GPU."""
+
+
+def open_checkpoint(
+    path: Path, task: str, threads: int, dtype: str = "float32", trust: bool = False, gpu: int | None = None
+) -> TorchRunner:
+    """A checkpoint's folder as a runner: how the reference is opened. `gpu`: the GPU's number; None: the CPU."""
     import torch
 
     torch.set_num_threads(threads)
-    kind = TorchDecoder if task == GENERATION else TorchRunner
-    return kind(load_model(path, task, dtype, trust), task)
+    return runner_of(load_model(path, task, dtype, trust), task, gpu)
+
+
+def runner_of(model: Any, task: str, gpu: int | None) -> TorchRunner:
+    """A loaded model's runner. On a GPU float32 stays float32: without TF32, which has 10 bits of its 23."""
+    import torch
+
+    if gpu is None:
+        return (TorchDecoder if task == GENERATION else TorchRunner)(model, task)
+    torch.cuda.set_device(gpu)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return (CudaTorchDecoder if task == GENERATION else CudaTorchRunner)(model.to(f"cuda:{gpu}"), task)

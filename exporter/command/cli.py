@@ -145,16 +145,17 @@ def calibrate(config: Path | None, policy_out: Path, form: str, verbose: bool, *
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of every engine. Default: as in the job.")
+@click.option("--device", help="What the engines run on: auto, cpu, cuda or cuda:N. Default: as in the job.")
 @FORMAT
 @VERBOSE
 @WAIT
-def bench(folder: Path, threads: int | None, form: str, verbose: bool, wait: bool) -> None:
+def bench(folder: Path, threads: int | None, device: str | None, form: str, verbose: bool, wait: bool) -> None:
     """Measure an output FOLDER again, on this machine, from its stored reference (torch is not needed)."""
     from exporter.command.show import Screen, print_result
     from exporter.pipeline.again import bench_again
 
     with Screen(verbose) as screen:
-        report = bench_again(folder, threads, screen.progress, screen.failed, wait, screen.step)
+        report = bench_again(folder, threads, screen.progress, screen.failed, wait, screen.step, device)
     print_result(report, folder, form)
     sys.exit(report["exit_status"])
 
@@ -261,7 +262,6 @@ def shell_init(shell: str) -> None:
     eval "$(exporter shell-init zsh)"         in ~/.zshrc
 
     A variable that is called like a command is exported with its value (export run=1) or with `builtin export run`.
-    In scripts write `exporter run` or `env export run`: they work in any shell, without this.
     """
     click.echo(shell_text(shell, cli.commands), nl=False)
 

@@ -48,7 +48,7 @@ HEADINGS: Mapping[str, Sequence[str]] = {
     ),
     "Quantization-aware training": ("qat",),
     "Running": (
-        "threads", "offline", "trust_remote_code", "speed", "repeats", "speed_budget", "remeasure", "wait",
+        "device", "threads", "offline", "trust_remote_code", "speed", "repeats", "speed_budget", "remeasure", "wait",
     ),
 }  # fmt: skip
 _SECTIONS = "sections"  # the parameter that holds them, while flags are read

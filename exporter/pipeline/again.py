@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter import machine, store
-from exporter.errors import JobError
-from exporter.job import Job
+from exporter.device import gpu_number, was_asked
+from exporter.errors import BuildError, JobError
+from exporter.job import Job, load_job
 from exporter.measure.labels import LABELS, check_packages
 from exporter.pipeline.judging import finish
 from exporter.pipeline.measuring import Bench, Failed, nobody
@@ -27,6 +28,7 @@ def bench_again(
     failed: Failed = nobody,
     wait: bool = False,
     stepped: Stepped = unheard,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Measures an output folder's artifacts again, on this machine, against the stored reference; torch is not needed.
 
@@ -35,12 +37,15 @@ def bench_again(
     output = output.resolve()
     read_report(output)  # what is no output folder is not locked
     with store.output_lock(output, wait, progress):
-        return _bench(output, threads, progress, failed, stepped)
+        asked = {"output": str(output), "threads": threads, "device": device}
+        told = {name: value for name, value in asked.items() if value is not None}
+        return _bench(output, told, progress, failed, stepped)
 
 
-def _bench(output: Path, threads: int | None, progress: Progress, failed: Failed, stepped: Stepped) -> dict[str, Any]:
+def _bench(output: Path, told: dict[str, Any], progress: Progress, failed: Failed, stepped: Stepped) -> dict[str, Any]:
     report = read_report(output)
-    job = Job.model_validate(report["job"] | {"output": str(output)} | ({"threads": threads} if threads else {}))
+    job = load_job(Job, report["job"] | told)
+    gpu_number(job.device)  # one that is not there is refused before work
     here = machine.describe(job.threads)
     reference = store.read_manifest(output / "reference")
     if reference is None:
@@ -57,7 +62,9 @@ def _bench(output: Path, threads: int | None, progress: Progress, failed: Failed
         tuple(model["history"]),
         job.trust_remote_code,
     )
-    bench = Bench(output, checkpoint, report["evaluation"]["max_length"], job.threads, progress, failed)
+    bench = Bench(
+        output, checkpoint, report["evaluation"]["max_length"], job.threads, progress, failed, device=job.device
+    )
     rows = []
     for old in report["results"]:
         row = Result(old["target"], old["precision"])
@@ -73,9 +80,13 @@ def _bench(output: Path, threads: int | None, progress: Progress, failed: Failed
                 )
         elif old["path"] is None:
             row.status, row.reason = old["status"], old["reason"]
-        bench.attempt(row, partial(_found, row, output))
+        bench.attempt(row, partial(_found, row, output, job.device))
         rows.append(row)
     measured = [row for row in rows if row.status == "ok" and row.variant != known.REFERENCE]
+    shipped = [row for row in rows if row.path is not None and row.variant != known.REFERENCE]
+    if shipped and all(row.status == "skipped" for row in shipped):
+        why = "; ".join(dict.fromkeys(f"{row.variant}: {row.reason}" for row in shipped))
+        raise BuildError(f"no artifact of {output} can be measured here: {why}")
     steps = Steps(stepped, ["check", *(f"quality {row.variant}" for row in measured), "speed"])
     bench.quality(rows, steps)
     steps("speed")
@@ -86,10 +97,17 @@ def _bench(output: Path, threads: int | None, progress: Progress, failed: Failed
     return finish(job, described | {"machine": here}, rows, output)
 
 
-def _found(row: Result, output: Path) -> None:
-    """What is told of an artifact that is there, and whether this machine can open it."""
+def _found(row: Result, output: Path, device: str) -> None:
+    """What is told of an artifact that is there, and whether this machine can open it, on the device that was asked.
+
+    Raises BuildError where an engine could run there, and what is installed cannot.
+    """
     if row.path is not None and row.variant != known.REFERENCE:
         manifest = store.read_manifest(output / row.path) or {}
         row.reason = "; ".join(manifest.get("notes", ())) or None
     if (reason := known.unavailable(row.variant, to_open=True)) is not None:
+        row.status, row.reason = "skipped", reason
+    elif was_asked(device) and (reason := known.placed(row.variant, device)[1]) is not None:
+        if known.get(row.target).open_cuda is not None and row.variant != known.REFERENCE:
+            raise BuildError(f"{row.variant} is not measured on {device}: {reason}")
         row.status, row.reason = "skipped", reason

@@ -6,34 +6,23 @@ import json
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from exporter import machine
+from exporter.device import AUTO
 from exporter.errors import BuildError, ExporterError
 from exporter.forkserver import Start, fresh, shared
-from exporter.measure import latency, quality
+from exporter.measure import quality
 from exporter.measure.latency import Budget, Round, summarize
-from exporter.measure.lengths import FIGURE, LENGTHS, PROVEN, Lengths, compare_lengths
+from exporter.measure.lengths import FIGURE, PROVEN
 from exporter.measure.load import OtherLoad
-from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
-from exporter.pipeline.comparing import compare
 from exporter.pipeline.figures import Figures, Measured
-from exporter.process import Progress, Session, Steps, Worker, WorkerFailed
+from exporter.pipeline.opening import measure_quality, open_for_speed, time_round
+from exporter.process import Progress, Steps, Worker, WorkerFailed
 from exporter.report.result import Result
-from exporter.runner import (
-    BoundedRunner,
-    DeviceRunner,
-    Ids,
-    Runner,
-    StandInRunner,
-    TokenizingRunner,
-    TracingRunner,
-)
 from exporter.store import MANIFEST, disk_full, read_manifest, write_text
 from exporter.targets import known
 from exporter.types import Checkpoint, Variant
@@ -58,13 +47,14 @@ class Bench:
         failed: Failed,
         figures: Figures | None = None,
         start: Start = shared,
+        device: str = AUTO,
     ) -> None:
         """`figures`: those that are stored; None: all is measured, and nothing is stored.
 
         `start`: of what measures quality; speed is measured in processes whose memory is the artifact's alone.
         """
         self._output, self._checkpoint, self._threads = output, checkpoint, threads
-        self._figures, self._start = figures, start
+        self._figures, self._start, self._device = figures, start, device
         self._max_length = max_length or 1 << 20
         self._progress, self._failed = progress, failed
 
@@ -96,6 +86,8 @@ class Bench:
     def quality(self, rows: Sequence[Result], steps: Steps) -> None:
         """Apart from the speed measurement: the arithmetic of the comparison is not the engine's peak memory."""
         for row in rows:
+            if row.status == "ok" and (lacks := known.placed(row.variant, self._device)[1]) is not None:
+                row.reason = "; ".join(filter(None, (row.reason, f"on the CPU: {lacks}")))
             measured = row.artifact["engine"] is not None  # to choose its policy
             if row.status == "ok" and row.variant != known.REFERENCE and not measured:
                 steps(f"quality {row.variant}")
@@ -191,9 +183,10 @@ class Bench:
 
     def _summed_up(self, row: Result, times: list[Round], about: dict[str, Any]) -> None:
         row.speed |= summarize(times) | about
-        engine, peak = row.artifact["engine"], row.memory["peak_rss_bytes"]
+        opened = {name: row.artifact[name] for name in ("engine", "device")}
+        peak = row.memory["peak_rss_bytes"]
         speed = {name: value for name, value in row.speed.items() if name != "untimed"}
-        groups = {"artifact": {"engine": engine}, "speed": speed, "memory": {"peak_rss_bytes": peak}}
+        groups = {"artifact": opened, "speed": speed, "memory": {"peak_rss_bytes": peak}}
         self._keep("speed", row, self._timing(row), groups)
 
     def _timing(self, row: Result) -> dict[str, Any]:
@@ -209,6 +202,7 @@ class Bench:
     def _what(self, row: Result) -> dict[str, Any]:
         return {
             "variant": [row.target, row.precision],
+            "gpu": known.placed(row.variant, self._device)[0],
             "checkpoint": self._checkpoint,
             "folder": self._output / row.variant.folder,
             "reference": self._output / "reference" / quality.ANSWERS,
@@ -220,77 +214,3 @@ def _round(row: Result, worker: Worker, times: list[Round]) -> None:
     answer = worker(time_round)
     times.append(answer["times"])
     row.memory["peak_rss_bytes"] = answer["peak"]
-
-
-def measure_quality(
-    session: Session, variant: list[str], checkpoint: Checkpoint, folder: str, reference: str, threads: int
-) -> dict[str, Any]:
-    """A worker's operation: an artifact's answers beside the reference's, samples of them, and what its runner is."""
-    named = Variant(*variant)
-    told = quality.Reference.load(Path(reference))
-    with _open(named, checkpoint, folder, threads) as runner:
-        try:
-            task, longest = told.passages.task, max(told.passages, key=len)[: told.passages.window]
-            figures = quality.compare_probe(runner, told.probe, task, longest)  # seconds, and tells of much
-            counted = session.counted(f"quality {named}")
-            compared, samples = compare(runner, told, Path(reference).parent, checkpoint, counted)
-            figures |= compared
-        except quality.NotFinite as error:
-            first = runner.first_not_finite(error.ids) if isinstance(runner, TracingRunner) else None
-            raise BuildError(f"{error}; first of its graph, {first}" if first else str(error)) from error
-        if isinstance(runner, TokenizingRunner):
-            figures |= compare_tokenizer(runner, TokenizedTexts.load(Path(reference).with_name(TOKENIZED)))
-        groups: dict[str, Any] = {"artifact": {"engine": runner.engine}, "quality": figures}
-        if isinstance(runner, StandInRunner):
-            groups["speed"] = {"untimed": runner.untimed}
-        if isinstance(runner, DeviceRunner):
-            groups["memory"] = {"device_bytes": runner.device_memory_bytes}
-    if (beside := Path(reference).with_name(LENGTHS)).is_file():  # an older exporter's reference has none
-        opened = partial(_open, named, checkpoint, folder, threads)
-        proven, figures[FIGURE] = compare_lengths(
-            opened, Lengths.load(beside), task, session.counted(f"lengths {named}")
-        )
-        groups["artifact"][PROVEN] = proven
-    return {"groups": groups, "samples": samples}
-
-
-@dataclass(frozen=True)
-class _Timed:
-    """A runner that stays open between the rounds of the speed measurement, and what it is timed on."""
-
-    runner: Runner
-    ids: Ids
-    max_length: int
-
-
-def open_for_speed(
-    session: Session,
-    variant: list[str],
-    checkpoint: Checkpoint,
-    folder: str,
-    reference: str,
-    threads: int,
-    max_length: int,
-) -> dict[str, Any]:
-    """A worker's operation: opens an artifact and warms it up."""
-    ids = quality.Reference.load(Path(reference)).passages.ids
-    runner = _open(Variant(*variant), checkpoint, folder, threads).__enter__()
-    if isinstance(runner, BoundedRunner):
-        max_length = min(max_length, runner.max_length)
-    session.opened = _Timed(runner, ids, max_length)
-    latency.warm_up(runner, ids, max_length)
-    return {"engine": runner.engine}
-
-
-def time_round(session: Session) -> dict[str, Any]:
-    """A worker's operation: one round of the speed measurement with the runner that is open."""
-    timed: _Timed = session.opened
-    return {"times": latency.measure_round(timed.runner, timed.ids, timed.max_length), "peak": machine.peak_rss()}
-
-
-def _open(variant: Variant, checkpoint: Checkpoint, folder: str, threads: int) -> Runner:
-    if variant == known.REFERENCE:
-        from exporter.targets.torch.target import open_checkpoint
-
-        return open_checkpoint(checkpoint.path, checkpoint.task, threads, trust=checkpoint.trust_remote_code)
-    return known.get(variant.target).open(Path(folder), threads)

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from exporter.checkpoint.load import is_recipe
+from exporter.device import gpu_number, was_asked
 from exporter.errors import BuildError, JobError
 from exporter.job import Job
 from exporter.measure.embedding import Embedding, read_embedding
@@ -117,6 +118,7 @@ class Plan:
 def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     """Checks a command's job, the cheap things first. Raises JobError, or BuildError for what cannot be built here."""
     sections = read_sections(job)
+    gpu_number(job.device)  # raises for a GPU that is not there
     for text in job.target:
         for task in TASKS:  # the task is not known yet: names must be right for any of them
             known.parse(text, task)
@@ -187,6 +189,8 @@ def _variants(job: Job, sections: Sections, source: Source, window: int) -> tupl
         if target and reason is None:
             where = Preparation(path, config, task, variant.precision, options, cache_folder(), job.offline, window)
             reason = target.check(config, task, variant.precision) or target.prepare(where)
+        if target and reason is None and was_asked(job.device) and variant != known.REFERENCE:
+            reason = known.placed(variant, job.device)[1]
         if reason is not None and named:
             raise BuildError(f"{variant} cannot be built here: {reason}")
         if reason is not None:

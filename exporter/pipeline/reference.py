@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from exporter import machine
 from exporter.checkpoint.problem import problem_of
 from exporter.checkpoint.tokenizer import check_ids
+from exporter.device import CPU, named
 from exporter.errors import JobError
 from exporter.job import MIN_TEXTS, MIN_TOKENS
 from exporter.measure.embedding import EMBEDDING, modules_identity, read_embedding
@@ -60,6 +61,10 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     if data is not None or modules is not None:
         key = content_key([key, data, modules and modules_identity(modules)])
     told = {"key": key, "threads": plan.job.threads, "text": plan.text, **how}
+    gpu, _ = known.placed(known.REFERENCE, plan.job.device)
+    if gpu is not None:
+        key, told["gpu"] = content_key([key, named(gpu)]), gpu
+        told["key"] = key
     told |= {"data": data, "modules": modules, "samples": plan.job.sample, "max_length": plan.source.max_length}
     manifest: dict[str, Any] = worker(measure_reference, checkpoint=checkpoint, folder=output / "reference", **told)
     return manifest
@@ -84,6 +89,7 @@ def reference_row(reference: dict[str, Any]) -> Result:
     """The reference's own row: compared with itself, and as large as its parameters are in float32."""
     row = Result(known.REFERENCE.target, known.REFERENCE.precision)
     row.artifact |= {"bytes": 4 * reference["parameters"], "size_ratio": 1.0, "engine": reference["engine"]}
+    row.artifact["device"] = reference.get("device", CPU)  # an older exporter's was always that
     row.reason = "the reference: its size is 4 bytes for each parameter; it is not written to disk again"
     row.quality["logit_error"] = Figure(0.0)
     if reference["ppl"] is not None:
@@ -112,6 +118,7 @@ def measure_reference(
     modules: str | None = None,
     samples: Sequence[str] | None = None,
     max_length: int | None = None,
+    gpu: int | None = None,
 ) -> dict[str, Any]:
     """A worker's operation: publishes the reference's folder, unless it is there under its key; its manifest."""
     if (manifest := reusable(Path(folder), key)) is None:
@@ -127,7 +134,9 @@ def measure_reference(
             passages, labels, cut = tokenize_examples(tokenizer, data, checkpoint.task, window, embedding)
         passages = replace(passages, problem_type=problem)
         tokenized = TokenizedTexts.of(tokenizer, text)
-        with open_checkpoint(checkpoint.path, checkpoint.task, threads, trust=checkpoint.trust_remote_code) as runner:
+        how: dict[str, Any] = {"trust": checkpoint.trust_remote_code, "gpu": gpu}
+        opened = partial(open_checkpoint, checkpoint.path, checkpoint.task, threads, **how)
+        with opened() as runner:
             check_ids(runner.rows(), passages.ids, "the evaluation's text")
             ids, mask = _probe_ids(passages, tokenizer.pad_token_id or 0)
             pool = mean_pooled if embedding is None else embedding.vector
@@ -137,6 +146,7 @@ def measure_reference(
             reference = Reference(passages, probe, answers)
             tried = sampled(checkpoint, tokenizer, text, samples, runner, max_length)
             facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
+            facts["device"] = named(gpu)
             facts["model_sha256"] = checkpoint.sha256
         perplexity = reference_perplexity(reference.answers)
         scored = len(reference.answers.nll) or len(reference.answers.vectors)
@@ -145,7 +155,7 @@ def measure_reference(
         told = []
         for done, one in enumerate(lengths):
             session.progress("reference beyond its boundaries", done, len(lengths))
-            told.append(_told(checkpoint, tokenizer, text, threads, one))
+            told.append(_told(opened, checkpoint.task, tokenizer, text, one))
         reach = int(min(window, np.diff(passages.offsets).max()))
         facts |= {"scored": scored, "tokens": len(passages.ids)}
         facts["samples"] = reference_samples(tried)
@@ -179,17 +189,14 @@ def _alone(runner: TorchRunner, ids: Ids, mask: Ids, together: Floats) -> Floats
     return None if np.allclose(found[real], together[real], rtol=0, atol=_ROUNDING * largest) else found
 
 
-def _told(checkpoint: Checkpoint, tokenizer: Any, text: str, threads: int, one: dict[str, Any]) -> Told:
+def _told(opened: Callable[[], TorchRunner], task: str, tokenizer: Any, text: str, one: dict[str, Any]) -> Told:
     """The reference's answers around one boundary, of a model that has read nothing before."""
-    from exporter.targets.torch.target import open_checkpoint
-
-    task, boundary, tokens = checkpoint.task, int(one["boundary"]), int(one["tokens"])
+    boundary, tokens = int(one["boundary"]), int(one["tokens"])
     count, short = shape_of(boundary, tokens)
     far = _texts(tokenizer, text, task, 1 if task != CLASSIFICATION else _CLASSIFIED, tokens)
     near = _texts(tokenizer, text, task, count, short)
     at, cuts = positions(boundary, tokens, task), cuts_of(boundary, tokens, one["switch"], task)
     length = Length(one["name"], boundary, near, far, at, cuts)
-    opened = partial(open_checkpoint, checkpoint.path, task, threads, trust=checkpoint.trust_remote_code)
     return told_of(opened, length, task)
 
 

@@ -76,7 +76,7 @@ def _run(job: Job, output: Path, progress: Progress, failed: Failed, stepped: St
     checkpoint = replace(checkpoint, parameters=reference["parameters"])
     evaluation = {"text": plan.text, "tokens": job.eval_tokens, "window": plan.window, "stride": plan.stride}
     figures = Figures(output, evaluation, use=not job.remeasure)
-    bench = Bench(output, checkpoint, plan.source.max_length, job.threads, progress, failed, figures, start)
+    bench = Bench(output, checkpoint, plan.source.max_length, job.threads, progress, failed, figures, start, job.device)
     rows = [reference_row(reference)]
     with store.temporary_folder(output, "scratch") as scratch:
         scored = reference["scored"]

@@ -12,8 +12,8 @@ from exporter.pipeline.choosing import choose_policy, prepare_policy
 from exporter.pipeline.distillations import check_teacher
 from exporter.pipeline.distilling import distill_checkpoint
 from exporter.pipeline.exporting import export_artifact
-from exporter.pipeline.measuring import measure_quality, open_for_speed, time_round
 from exporter.pipeline.merging import merge_adapters
+from exporter.pipeline.opening import measure_quality, open_for_speed, time_round
 from exporter.pipeline.plan import check_calibration
 from exporter.pipeline.pruning import prune_checkpoint
 from exporter.pipeline.quantized_base import dequantize_base

@@ -59,6 +59,11 @@ class Artifact(_Group):
     size_ratio: float | None = Field(description="The same over the float32 weights' bytes.")
     tokenizer_bytes: int | None = Field(description="Bytes of tokenizer and configuration.")
     engine: str | None = Field(description="What ran it: engine, version and device.")
+    device: str | None = Field(description="What it ran on: cpu, or a GPU with its name, cuda:0 (NVIDIA H100).")
+    placement: dict[str, Any] | None = Field(
+        description="Of a graph on a GPU, one forward: nodes that ONNX Runtime ran on the CPU, by operator (`on_cpu`), "
+        "nodes on the GPU (`on_device`), and tensors copied between the two (`copies`); null: it ran in one place.",
+    )
     named_share: float | None = Field(
         description="Share of the linear layers' numbers that take no more bits than the precision's name says."
     )
@@ -124,7 +129,9 @@ class Memory(_Group):
     """While it ran."""
 
     peak_rss_bytes: int | None = Field(description="Peak resident bytes of the process that ran the artifact alone.")
-    device_bytes: dict[str, int] | None = Field(description="Bytes on the GPU: of the engine and of its context.")
+    device_bytes: dict[str, int] | None = Field(
+        description="Bytes on the GPU: of the weights or engine, and what running it takes beside them."
+    )
 
 
 class Build(_Group):

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from pydantic import BaseModel
 
+from exporter.device import gpu_number, was_asked
 from exporter.errors import BuildError, ExporterError, JobError, MissingPackage, unknown
 from exporter.job import Job
 from exporter.targets.coreml.target import COREML
@@ -136,6 +137,21 @@ def missing(
     required += [] if to_open else target.builds_with(options or defaults(target))
     absent = [name.replace("_", "-") for name in required if not _importable(name)]
     return MissingPackage(f"{target.name}:{precision}", absent, target.extra, target.instead) if absent else None
+
+
+def placed(variant: Variant, device: str) -> tuple[int | None, str | None]:
+    """The GPU that a variant is opened on, None: the CPU; and why it is not the GPU that `device` means.
+
+    A target that has no engine for GPUs needs no reason under `auto`. Raises JobError for a GPU that is not there.
+    """
+    number = gpu_number(device)
+    if number is None:
+        return None, None
+    target = get(variant.target)
+    if target.open_cuda is None:
+        return None, f"{target.name} has no engine for CUDA" if was_asked(device) else None
+    lacks = target.lacks_cuda(variant.precision)
+    return (number, None) if lacks is None else (None, lacks)
 
 
 def _importable(module: str) -> bool:

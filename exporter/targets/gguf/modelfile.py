@@ -8,6 +8,7 @@ conversations. Where it does more than that, no template is written, and a note 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +70,20 @@ def modelfile(checkpoint: Path, trust_remote_code: bool = False) -> tuple[dict[s
     return {"template": template, "stops": stops, "sampling": sampling}, notes
 
 
-def written(weights: str, told: Mapping[str, Any]) -> str:
-    """The Modelfile's text. The template stands in it as Go's: its own quotation marks are `_literal`'s work."""
-    return render("gguf", "Modelfile", {"quoted": _quoted}, weights=weights, **told)
+def written(weights: str, told: Mapping[str, Any], gpu_layers: int | None = None) -> str:
+    """The Modelfile's text. The template stands in it as Go's: its own quotation marks are `_literal`'s work.
+
+    `gpu_layers`: how many layers a GPU gets; None: Ollama decides.
+    """
+    return render("gguf", "Modelfile", {"quoted": _quoted}, weights=weights, gpu_layers=gpu_layers, **told)
+
+
+def gpu_layers_of(folder: Path) -> int | None:
+    """How many layers a GPU gets, as an artifact's Modelfile has it; None: all."""
+    file = folder / "Modelfile"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    found = re.search(r"^PARAMETER num_gpu (\d+)\s*\Z", text, re.M)  # the last line: a chat template is no parameter
+    return None if found is None else int(found[1])
 
 
 def find_wrapping(tokenizer: Any) -> Wrapping | None:

@@ -34,6 +34,12 @@ class GgufOptions(BaseModel):
         None, description="Split into files of at most this size, such as 4G; powers of 1000.", examples=["4G"]
     )
 
+    gpu_layers: int | None = Field(
+        None,
+        ge=0,
+        description="Layers that a GPU gets, of a model larger than its memory; in the Modelfile too. Default: all.",
+    )
+
     _off = field_validator("imatrix", mode="before")(off_is_a_word)
 
     @field_validator("tensor", mode="before", json_schema_input_type=str | tuple[str, ...])

@@ -17,6 +17,7 @@ from exporter.targets.gguf import log
 
 _CONTEXT = 1024  # tokens of KV cache at first; a longer text opens a longer one
 _BATCH = 512
+_ALL = 1 << 20  # layers: more than any model has
 
 
 class GgufRunner:
@@ -26,11 +27,14 @@ class GgufRunner:
     llama.cpp's default and what users get.
     """
 
-    def __init__(self, file: Path, threads: int, exact: bool = False) -> None:
+    def __init__(
+        self, file: Path, threads: int, exact: bool = False, gpu: int | None = None, gpu_layers: int | None = None
+    ) -> None:
+        """`gpu`: the GPU's number, None: the CPU; `gpu_layers`: how many of the layers it gets, None: all."""
         import llama_cpp
 
         self._api: Any = llama_cpp
-        self._threads, self._exact = threads, exact
+        self._threads, self._exact, self._gpu = threads, exact, gpu
         self._context: Any = None
         self._batch: Any = None
         self._length = self._position = 0
@@ -39,13 +43,16 @@ class GgufRunner:
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
         parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP
-        parameters.n_gpu_layers = 0  # what the report says of the engine must be so on every machine
+        # What the report says of the engine must be so on every machine.
+        parameters.n_gpu_layers = 0 if gpu is None else _ALL if gpu_layers is None else gpu_layers
+        parameters.split_mode, parameters.main_gpu = llama_cpp.LLAMA_SPLIT_MODE_NONE, gpu or 0
         self._model: Any = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
         if not self._model:
             raise BuildError(f"llama.cpp cannot load {file.name}: {log.last_errors()}")
         self._vocabulary: Any = llama_cpp.llama_model_get_vocab(self._model)
         kind = "float32" if exact else "float16"
-        self.engine = f"llama.cpp (llama-cpp-python {metadata.version('llama-cpp-python')}) CPU, {kind} KV cache"
+        where = "CPU" if gpu is None else f"CUDA, {'all' if gpu_layers is None else gpu_layers} layers there"
+        self.engine = f"llama.cpp (llama-cpp-python {metadata.version('llama-cpp-python')}) {where}, {kind} KV cache"
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +92,7 @@ class GgufRunner:
         self._close_context()
         parameters = api.llama_context_default_params()
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch, parameters.n_seq_max = length, batch, batch, 1
-        parameters.offload_kqv = parameters.op_offload = False
+        parameters.offload_kqv = parameters.op_offload = self._gpu is not None
         parameters.n_threads = parameters.n_threads_batch = self._threads
         if self._exact:
             parameters.type_k = parameters.type_v = api.GGML_TYPE_F32

@@ -23,7 +23,7 @@ from exporter.targets.gguf import proof
 from exporter.targets.gguf.converter import convert, fetch
 from exporter.targets.gguf.imatrix import ImportanceMatrix, from_calibration, read_imatrix, write_imatrix
 from exporter.targets.gguf.inspection import inspect
-from exporter.targets.gguf.modelfile import modelfile, written
+from exporter.targets.gguf.modelfile import gpu_layers_of, modelfile, written
 from exporter.targets.gguf.options import GgufOptions
 from exporter.targets.gguf.quantize import quantize
 from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
@@ -84,7 +84,8 @@ def _export(request: ExportRequest, conversation: Future[tuple[dict[str, Any], l
     copy_configuration(request.checkpoint.path, request.folder)
     if request.checkpoint.task == GENERATION:
         told, lacks = conversation.result()
-        (request.folder / "Modelfile").write_text(written(name, told), encoding="utf-8")
+        text = written(name, told, options.gpu_layers)
+        (request.folder / "Modelfile").write_text(text, encoding="utf-8")
         notes += lacks
     weights = split(building, options.split_max_size) if options.split_max_size else (name,)
     if len(weights) > 1:
@@ -153,6 +154,8 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
 def prepare(wanted: Preparation) -> str | None:
     """Reads an importance matrix that is given, fetches the converter, and lets it read the tokenizer."""
     options: GgufOptions = wanted.options
+    if options.gpu_layers is not None and wanted.task != GENERATION:
+        raise JobError("--gguf-gpu-layers is for text generation: an encoder is on the GPU as a whole")
     if isinstance(options.imatrix, Path):
         read_imatrix(options.imatrix)
     demanded = wanted.precision not in FLOATS and demands_matrix(wanted.precision, parse_overrides(options.tensor))
@@ -177,12 +180,28 @@ def _refusal(converter: Path, checkpoint: Path) -> str | None:
     return None
 
 
-def open_gguf(folder: Path, threads: int) -> GgufDecoder | GgufEncoder:
-    """An artifact's folder as a runner; what it is for and its precision are in the manifest."""
+def open_gguf(folder: Path, threads: int, gpu: int | None = None) -> GgufDecoder | GgufEncoder:
+    """An artifact's folder as a runner; what it is for and its precision are in the manifest.
+
+    `gpu`: the GPU's number, None: the CPU.
+    """
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     kind = GgufDecoder if manifest["task"] == GENERATION else GgufEncoder
     # llama.cpp finds the other parts by the first one's name.
-    return kind(folder / min(manifest["weights"]), threads, exact=manifest["variant"].endswith(":f32"))
+    exact = manifest["variant"].endswith(":f32")
+    return kind(folder / min(manifest["weights"]), threads, exact, gpu, gpu_layers_of(folder))
+
+
+def lacks_cuda(precision: str) -> str | None:
+    """Why the llama.cpp that is installed runs nothing on a GPU, or None: its binding tells."""
+    import llama_cpp
+
+    if llama_cpp.llama_supports_gpu_offload():
+        return None
+    return (
+        "llama-cpp-python was built without CUDA: CMAKE_ARGS=-DGGML_CUDA=on pip install --no-cache-dir "
+        f"--force-reinstall --no-deps --no-binary llama-cpp-python llama-cpp-python=={llama_cpp.__version__}"
+    )
 
 
 # Measured on SmolLM2-135M (2,048 tokens of WikiText-2, importance matrix of 8,192 other tokens; rows of 576 fall back):
@@ -250,6 +269,8 @@ GGUF = Target(
     check=check,
     export=export,
     open=open_gguf,
+    open_cuda=open_gguf,
+    lacks_cuda=lacks_cuda,
     weights=weights_of,
     zeros=zeros_of,
     inspects={".gguf": inspect},

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.device import Gpu
 from exporter.store import write_text
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.folder.kit import programs
 from exporter.targets.onnx.genai_config import GENAI_CONFIG, NotDescribedError, genai_config
 from exporter.targets.onnx_graph import held
+from exporter.targets.onnx_graph.device_session import CudaDecoder, CudaRunner
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
 from exporter.targets.onnx_graph.zeros import zero_counts
 from exporter.types import GENERATION, Checkpoint, Weight, Zeros
@@ -66,9 +68,11 @@ def _write(file: Path, told: dict[str, Any]) -> None:
     write_text(file, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 
 
-def open_onnx(folder: Path, threads: int) -> OnnxRunner:
-    """The runner of an artifact's folder: a decoder for text generation."""
+def open_onnx(folder: Path, threads: int, gpu: int | None = None) -> OnnxRunner:
+    """The runner of an artifact's folder: a decoder for text generation. `gpu`: the GPU's number; None: the CPU."""
     task = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["task"]
+    if gpu is not None:
+        return (CudaDecoder if task == GENERATION else CudaRunner)(folder / MODEL, threads, Gpu(gpu))
     return (OnnxDecoder if task == GENERATION else OnnxRunner)(folder / MODEL, threads)
 
 

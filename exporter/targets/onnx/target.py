@@ -37,6 +37,7 @@ from exporter.targets.onnx.quantize import (
 from exporter.targets.onnx_graph import shell, versions
 from exporter.targets.onnx_graph.attention_operator import ANY_SIZE, OPSET
 from exporter.targets.onnx_graph.cached_attention import fuse
+from exporter.targets.onnx_graph.device_session import lacks_cuda
 from exporter.targets.onnx_graph.file import made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.half_scales import halve_scales
@@ -254,6 +255,8 @@ ONNX = Target(
     check=check,
     export=export,
     open=open_onnx,
+    open_cuda=open_onnx,
+    lacks_cuda=lacks_cuda,
     weights=weights_of,
     zeros=zeros_of,
     inspects={".onnx": inspect},

@@ -1,13 +1,14 @@
-"""An ONNX graph opened in ONNX Runtime on the CPU."""
+"""An ONNX graph opened in ONNX Runtime on the CPU; device_session.py has the GPU's."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from exporter.errors import BuildError
+from exporter.device import CPU
 from exporter.runner import Floats, Ids
 from exporter.targets.onnx_graph.not_finite import first_not_finite
 
@@ -22,23 +23,51 @@ def usual_inputs(ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, 
     }
 
 
+def options_of(threads: int) -> Any:
+    """How every session is opened: onnxruntime.SessionOptions."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # A plain allocation for the weights: the arena would round up to the next power of two.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    return options
+
+
+def bind(session: Any, names: Sequence[str], feeds: Mapping[str, Any], device: str, number: int) -> Any:
+    """A call's inputs and its named outputs, on a device. `feeds` are arrays, or OrtValues that an earlier call left.
+
+    By ONNX Runtime's I/O binding (https://onnxruntime.ai/docs/performance/tune-performance/iobinding.html).
+    """
+    from onnxruntime import OrtValue
+
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        if isinstance(value, np.ndarray) and not value.size:  # the cache before its first token
+            binding.bind_cpu_input(name, value)
+            continue
+        if isinstance(value, np.ndarray):
+            value = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), device, number)
+        binding.bind_ortvalue_input(name, value)
+    for name in names:
+        binding.bind_output(name, device, number)
+    return binding
+
+
 class OnnxRunner:
     """An encoder's session, and what a decoder's has in common with it."""
 
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, session: Any = None) -> None:
+        """`session`: one that is open, on whatever device; None: it is opened on the CPU."""
         import onnxruntime
 
         self._model, self._threads = model, threads
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # A plain allocation for the weights: the arena would round up to the next power of two.
-        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        if session is None:
+            session = onnxruntime.InferenceSession(str(model), options_of(threads), providers=["CPUExecutionProvider"])
+        self._session = session
         provider = self._session.get_providers()[0]
-        if provider != "CPUExecutionProvider":
-            raise BuildError(f"{model} was opened on {provider}, not on the CPU")
         self.engine = f"onnxruntime {onnxruntime.__version__} {provider}"
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
@@ -54,14 +83,16 @@ class OnnxRunner:
         return out[0] if out.ndim == 3 else out
 
     def segmented(self, ids: Ids, segments: Ids) -> Floats:
-        feeds = self._feeds(ids[None], np.ones_like(ids)[None], segments[None])
-        out: Floats = self._session.run(self._outputs[:1], feeds)[0].astype(np.float32, copy=False)
+        out = self._answer(self._feeds(ids[None], np.ones_like(ids)[None], segments[None]))
         return out[0] if out.ndim == 3 else out
 
     def batch(self, ids: Ids, mask: Ids) -> Floats:
-        feeds = self._feeds(ids, mask)
-        result: Floats = self._session.run(self._outputs[:1], feeds)[0].astype(np.float32, copy=False)
-        return result
+        return self._answer(self._feeds(ids, mask))
+
+    def _answer(self, feeds: dict[str, Any]) -> Floats:
+        """The first output."""
+        answer: Floats = self._session.run(self._outputs[:1], feeds)[0].astype(np.float32, copy=False)
+        return answer
 
     def first_not_finite(self, ids: Ids) -> str | None:
         """What is NaN or infinite first on [T] token ids; None where it cannot be found any more."""
@@ -78,8 +109,8 @@ class OnnxRunner:
 class OnnxDecoder(OnnxRunner):
     """A text-generation session. The cache stays in ONNX Runtime's memory between steps."""
 
-    def __init__(self, model: Path, threads: int) -> None:
-        super().__init__(model, threads)
+    def __init__(self, model: Path, threads: int, session: Any = None) -> None:
+        super().__init__(model, threads, session)
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
         self._present = [name.replace("past_key_values", "present") for name in self._past]
         self._cache: list[Any] = []
@@ -95,22 +126,24 @@ class OnnxDecoder(OnnxRunner):
         return np.zeros((batch, value.shape[1], 0, value.shape[3]), kind)
 
     def prefill(self, ids: Ids) -> Floats:
-        from onnxruntime import OrtValue
-
         self._length = 0
-        self._cache = [OrtValue.ortvalue_from_numpy(self._empty(name, 1)) for name in self._past]
+        self._cache = [self._empty(name, 1) for name in self._past]
         return self._extend(ids)
 
     def step(self, token: int) -> Floats:
         return self._extend(np.array([token], np.int64))
 
     def _extend(self, ids: Ids) -> Floats:
-        from onnxruntime import OrtValue
-
         self._length += len(ids)
         mask = np.ones((1, self._length), np.int64)
-        feeds = {name: OrtValue.ortvalue_from_numpy(value) for name, value in super()._feeds(ids[None], mask).items()}
-        feeds |= dict(zip(self._past, self._cache, strict=True))
-        logits, *self._cache = self._session.run_with_ort_values([self._outputs[0], *self._present], feeds)
+        feeds = super()._feeds(ids[None], mask) | dict(zip(self._past, self._cache, strict=True))
+        logits, *self._cache = self._values([self._outputs[0], *self._present], feeds)
         last: Floats = logits.numpy()[0, -1].astype(np.float32, copy=False)
         return last
+
+    def _values(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
+        """The named outputs as OrtValues; `feeds` are arrays, or OrtValues of an earlier call."""
+        binding = bind(self._session, names, feeds, CPU, 0)
+        self._session.run_with_iobinding(binding)
+        values: list[Any] = binding.get_outputs()
+        return values

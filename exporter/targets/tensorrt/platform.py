@@ -6,13 +6,13 @@ capabilities of RTX GPUs (https://docs.nvidia.com/deeplearning/tensorrt-rtx), an
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from exporter.device import count
 from exporter.distribution import install_command
 
 
@@ -49,19 +49,9 @@ def capabilities(trt: Any) -> dict[str, Any]:
     return {name.lower(): value for name, value in members if name.startswith("SM")}
 
 
-def has_device() -> bool:
-    """Whether NVIDIA's driver has a GPU. Asked of the driver itself: importing torch takes seconds."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-
-
 def can_parse(platform: Platform) -> bool:
     """Whether its parser can be asked here: TensorRT's own needs a GPU, TensorRT-RTX's none."""
-    return platform.version() is not None and (platform.ahead_of_time or has_device())
+    return platform.version() is not None and (platform.ahead_of_time or count() > 0)
 
 
 def open_parser(trt: Any, builder: Any, logger: Any) -> tuple[Any, Any]:
@@ -81,21 +71,25 @@ def lacking(platform: Platform, operators: Iterable[str]) -> frozenset[str]:
     return frozenset(operator for operator in operators if not parser.supports_operator(operator))
 
 
-def cannot_run(platform: Platform) -> str | None:
-    """Why this process cannot run the platform's engines, or None. An engine is never opened before this says None:
+def cannot_run(platform: Platform, gpu: int | None = 0) -> str | None:
+    """Why this process cannot run the platform's engines on a GPU, by its number, or None.
 
-    deserializing one without a driver can crash the process.
+    An engine is never opened before this says None: deserializing one without a driver can crash the process.
     """
     import torch
 
-    if not torch.cuda.is_available():
+    if not count():
         return "no CUDA device"
+    if gpu is None:
+        return "the engine runs on a GPU, and the CPU was asked for (--device cpu)"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} was built without CUDA, and holds the engine's inputs"
     if platform.version() is None:
         mend = install_command(platform.package, [platform.package])
         return f"{platform.package} is not installed: {mend}"
-    capability = torch.cuda.get_device_capability()
+    capability = torch.cuda.get_device_capability(gpu)
     if platform.ahead_of_time and not _rtx(capability, platform.load()):
-        here = f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}"
+        here = f"{torch.cuda.get_device_name(gpu)} has compute capability {capability[0]}.{capability[1]}"
         return f"TensorRT-RTX runs on RTX GPUs only (8.0, 8.6, 8.9, 12.x), and {here}: --target tensorrt is for it"
     return None
 

@@ -200,6 +200,9 @@ def _torch_kind(kind: Any) -> Any:
     }[kind.name]  # fmt: skip
 
 
-def open_engine(folder: Path, platform: Platform, profile: Profile, decoder: bool) -> EngineRunner:
-    """The runner of a folder's engine; tensorrt_platform.cannot_run must have said None before."""
+def open_engine(folder: Path, platform: Platform, profile: Profile, decoder: bool, gpu: int) -> EngineRunner:
+    """The runner of a folder's engine on a GPU; platform.cannot_run must have said None of it before."""
+    import torch
+
+    torch.cuda.set_device(gpu)
     return (DecoderEngineRunner if decoder else EngineRunner)(folder, platform, profile)

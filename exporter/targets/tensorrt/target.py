@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from exporter.device import count
 from exporter.distribution import install_command
 from exporter.errors import BuildError, JobError, unknown
 from exporter.targets.folder.files import copy_configuration
@@ -35,7 +36,6 @@ from exporter.targets.tensorrt.platform import (
     can_parse,
     cannot_run,
     capabilities,
-    has_device,
     lacking,
 )
 from exporter.targets.tensorrt.precisions import PRECISIONS
@@ -167,7 +167,7 @@ def _cannot_build(platform: Platform) -> str | None:
     if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < OLDEST:
         newer = install_command(platform.package, [platform.package], "-U")
         return f"tensorrt {version} is older than {'.'.join(map(str, OLDEST))}; {newer}"
-    if not has_device():
+    if not count():
         return (
             "TensorRT builds on the GPU that the engine is for, and there is no CUDA device; --target tensorrt-rtx "
             "builds without one, and --no-tensorrt-engine makes the graph, its profile and its proof alone"
@@ -179,13 +179,13 @@ def _without(platform: Platform) -> str:
     return f"no engine was built (--no-{platform.package}-engine)"
 
 
-def open_folder(platform: Platform, folder: Path, threads: int) -> Any:
-    """The engine on the GPU; without one that can run it, the graph on the CPU, which says why."""
+def open_folder(platform: Platform, folder: Path, threads: int, gpu: int | None = None) -> Any:
+    """The engine on a GPU, by its number; without one that can run it, the graph on the CPU, which says why."""
     decoder = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["task"] == GENERATION
     profile = Profile.read((folder / PROFILES).read_text(encoding="utf-8"))
-    untimed = cannot_run(platform) if (folder / "model.plan").is_file() else _without(platform)
+    untimed = cannot_run(platform, gpu) if (folder / "model.plan").is_file() else _without(platform)
     if untimed is None:
-        return open_engine(folder, platform, profile, decoder)
+        return open_engine(folder, platform, profile, decoder, gpu or 0)
     return open_stand_in(folder, threads, profile, decoder, untimed)
 
 
@@ -205,6 +205,8 @@ TENSORRT_TARGET = Target(
     check=check,
     export=partial(export, TENSORRT),
     open=partial(open_folder, TENSORRT),
+    open_cuda=partial(open_folder, TENSORRT),
+    lacks_cuda=lambda precision: cannot_run(TENSORRT),
     weights=lambda folder, files: weights_of(folder / "model.onnx"),
     zeros=zeros_of,
     run="sh {folder}/run.sh",
@@ -226,5 +228,7 @@ RTX_TARGET = replace(
     instead="",
     export=partial(export, RTX),
     open=partial(open_folder, RTX),
+    open_cuda=partial(open_folder, RTX),
+    lacks_cuda=lambda precision: cannot_run(RTX),
     prepare=partial(prepare, RTX),
 )

@@ -1,4 +1,4 @@
-"""PyTorch through transformers: the float32 reference, bfloat16, and torchao's int8, dynamic and static.
+"""PyTorch through transformers: the float32 reference, bfloat16, float16, and torchao's int8, dynamic and static.
 
 float32 is the checkpoint itself: it is the reference that everything is compared with, and is not written to disk
 again. int8-dynamic quantizes the linear layers: int8 weights per output channel, int8 activations per token at run
@@ -25,13 +25,29 @@ from exporter.targets.torch.static import WEIGHTS, cannot_express, export_static
 from exporter.targets.torch.zeros import zeros_of
 from exporter.types import GENERATION, Exported, ExportRequest, Gates, Precision, Target, agreement
 
+_HALVES = {"bf16": "bfloat16", "fp16": "float16"}
 
-def open_torch(folder: Path, threads: int) -> TorchRunner:
+
+def open_torch(folder: Path, threads: int, gpu: int | None = None) -> TorchRunner:
     """An artifact's folder; its task is in the manifest, and its dtype in its own config.json."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     if manifest["variant"] == "torch:int8-static":
         return open_static(folder, manifest["task"], threads)
-    return open_checkpoint(folder, manifest["task"], threads, "auto")
+    return open_checkpoint(folder, manifest["task"], threads, "auto", gpu=gpu)
+
+
+def lacks_cuda(precision: str) -> str | None:
+    """Why a precision does not run on a GPU with the torch that is installed, or None."""
+    if precision == "int8-static":
+        return "torchao's PT2E graph for x86 runs on the CPU alone"
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    return (
+        f"torch {torch.__version__} has no CUDA here: install a build for this GPU's driver, as "
+        "https://pytorch.org/get-started says"
+    )
 
 
 def open_static(folder: Path, task: str, threads: int) -> TorchRunner:
@@ -69,8 +85,9 @@ def export(request: ExportRequest) -> Exported:
         keep_configuration(path, folder, model.config, None)
         carry(path, [], folder)
         return exported
-    if request.precision == "bf16":
-        model, dtype = load_model(path, task, "bfloat16", trust), "bfloat16"
+    if request.precision in _HALVES:
+        dtype = _HALVES[request.precision]
+        model = load_model(path, task, dtype, trust)
     else:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
         from transformers import TorchAoConfig
@@ -102,11 +119,25 @@ def clients(folder: Path, task: str) -> dict[str, Path]:
 # 0.0009, 0.032, 98%; int8-dynamic (KL not measured), 0.13, 97%; int8-static 0.013 under its policy, no classifier yet.
 TORCH = Target(
     name="torch",
-    summary="PyTorch: the float32 reference, bfloat16, torchao int8",
+    summary="PyTorch: the float32 reference, bfloat16, float16, torchao int8",
     precisions={
         "fp32": Precision("the reference itself", Gates()),
         "bf16": Precision(
             "bfloat16 weights and arithmetic",
+            Gates(
+                max_ppl_ratio=1.01,
+                max_kl=0.01,
+                min_cosine=0.999,
+                max_regression_error=0.06,
+                max_cache_kl=0.01,
+                min_named_share=0.9,
+            ),
+            by_task=agreement(0.94),
+            bits=16,
+            table_bits=16,
+        ),
+        "fp16": Precision(
+            "float16 weights and arithmetic",
             Gates(
                 max_ppl_ratio=1.01,
                 max_kl=0.01,
@@ -156,6 +187,8 @@ TORCH = Target(
     check=check,
     export=export,
     open=open_torch,
+    open_cuda=open_torch,
+    lacks_cuda=lacks_cuda,
     weights=weights_of,
     zeros=zeros_of,
     run='python {folder}/run.py "Once upon a time"',

@@ -1,0 +1,163 @@
+"""Where engines run: what --device means here, what cannot run there, and on a GPU the same answers as on the CPU."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from exporter import Job, run
+from exporter.device import count, gpu_number, named
+from exporter.errors import BuildError, JobError
+from exporter.job import load_job
+from exporter.pipeline.again import bench_again
+from exporter.targets import known
+from exporter.targets.gguf.modelfile import gpu_layers_of, written
+from exporter.targets.onnx_graph.device_session import open_session, profiled
+from exporter.targets.onnx_graph.session import OnnxDecoder, options_of
+from exporter.types import Variant
+
+needs_no_gpu = pytest.mark.skipif(count() > 0, reason="a CUDA device is here: what its lack means is tested elsewhere")
+QUICK = {"eval_tokens": 256, "speed": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("device") / "out"
+    report = run(Job(model="tiny", output=out, target=("onnx:fp32", "onnx:int4-weight"), policy="off", **QUICK))
+    assert report["passed"], [row["reason"] for row in report["results"]]
+    return out
+
+
+@pytest.mark.parametrize("asked", ["gpu", "cuda:", "cuda:x", "CUDA", "cuda:-1", ""])
+def test_a_device_of_another_name_is_refused(asked):
+    with pytest.raises(JobError, match="a device is auto, cpu, cuda, or one of several GPUs by its number"):
+        load_job(Job, {"model": "tiny", "output": "out", "device": asked})
+
+
+@needs_no_gpu
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(run_cli, folder, tmp_path):
+    assert (gpu_number("auto"), gpu_number("cpu"), named(None)) == (None, None, "cpu")
+    before = (folder / "report.json").read_bytes()
+    for command in (("run", "-m", "tiny", "-o", tmp_path / "out"), ("bench", folder)):
+        done = run_cli(*command, "--device", "cuda:1")
+        assert done.returncode == 2
+        assert (
+            "error: --device cuda:1: this machine has no CUDA device; --device auto takes what there is" in done.stderr
+        )
+    assert not (tmp_path / "out" / "reference").exists()
+    assert (folder / "report.json").read_bytes() == before
+
+
+def test_every_row_says_what_it_ran_on(folder):
+    report = json.loads((folder / "report.json").read_text())
+    assert report["job"]["device"] == "auto"
+    if count() == 0:
+        assert {row["artifact"]["device"] for row in report["results"]} == {"cpu"}
+        assert {json.dumps(row["artifact"]["placement"]) for row in report["results"]} == {"null"}
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider'")
+def test_an_engine_that_silently_took_the_cpu_is_an_error(folder):
+    """ONNX Runtime itself: asked for CUDA where there is none it opens the graph on the CPU, and raises nothing."""
+    if count() > 0:
+        pytest.skip("here CUDA is there")
+    with pytest.raises(BuildError, match=r"opened model.onnx on CPUExecutionProvider, not cuda: its libraries of CUDA"):
+        open_session(folder / "onnx-fp32/onnx/model.onnx", options_of(1), SimpleNamespace(number=0, stream=0))
+
+
+def test_a_profile_tells_where_each_node_ran(folder, tmp_path):
+    """Of a session on the CPU: all of them. Counted against the graph that ONNX Runtime made of the file."""
+    import onnx
+    import onnxruntime
+
+    model, options = folder / "onnx-int4-weight/onnx/model.onnx", options_of(1)
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    with OnnxDecoder(model, 1) as runner:
+        feeds = runner._feeds(np.arange(5, 12)[None], np.ones((1, 7), np.int64))
+        told = profiled(session, runner._outputs[0], feeds)
+    graph = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph
+    assert (told["on_device"], told["copies"]) == (0, 0)
+    assert told["on_cpu"]["MatMulNBits"] == sum(node.op_type == "MatMulNBits" for node in graph.node)
+    assert sum(told["on_cpu"].values()) == len(graph.node)
+
+
+def test_what_has_no_engine_for_a_gpu_is_measured_on_the_cpu_and_says_so_where_one_was_asked_for(monkeypatch):
+    """The rule alone, as if there were a GPU: engines are not asked to run."""
+    monkeypatch.setattr("exporter.device.count", lambda: 1)
+    assert known.placed(Variant("coreml", "fp16"), "auto") == (None, None)
+    assert known.placed(Variant("coreml", "fp16"), "cuda") == (None, "coreml has no engine for CUDA")
+    assert known.placed(Variant("coreml", "fp16"), "cpu") == (None, None)
+    number, why = known.placed(Variant("torch", "int8-static"), "auto")
+    assert (number, why) == (None, "torchao's PT2E graph for x86 runs on the CPU alone")
+    with pytest.raises(JobError, match=r"only 1, from cuda:0 on"):
+        known.placed(Variant("onnx", "fp32"), "cuda:1")
+
+
+@needs_no_gpu
+def test_engines_that_are_built_without_cuda_name_the_command_that_mends_it(monkeypatch):
+    monkeypatch.setattr("exporter.device.count", lambda: 1)
+    mends = {
+        "onnx:fp32": "pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
+        "torch:fp16": "has no CUDA here: install a build for this GPU's driver",
+        "gguf:q8_0": "CMAKE_ARGS=-DGGML_CUDA=on pip install",
+    }
+    for name, command in mends.items():
+        number, why = known.placed(Variant(*name.split(":")), "cuda")
+        assert number is None
+        assert command in why
+
+
+@needs_no_gpu
+def test_a_bench_on_a_gpu_that_an_engine_does_not_use_fails_and_measures_nothing_in_its_place(folder, monkeypatch):
+    monkeypatch.setattr("exporter.device.count", lambda: 1)
+    told = []
+    report = bench_again(folder, 1, failed=lambda variant, error: told.append(str(error)), device="cuda")
+    rows = {f"{row['target']}:{row['precision']}": row for row in report["results"]}
+    assert report["exit_status"] == 4
+    assert {rows[name]["status"] for name in ("onnx:fp32", "onnx:int4-weight")} == {"failed"}
+    assert rows["onnx:fp32"]["quality"]["ppl"]["value"] is None
+    assert "onnx:fp32 is not measured on cuda: onnxruntime" in told[0]
+
+
+def test_a_modelfile_holds_the_layers_of_the_gpu_and_no_template_can_speak_for_it(tmp_path):
+    told = {"template": "PARAMETER num_gpu 3\n", "stops": [], "sampling": {}}
+    (tmp_path / "Modelfile").write_text(written("model.gguf", told))
+    assert gpu_layers_of(tmp_path) is None
+    (tmp_path / "Modelfile").write_text(written("model.gguf", told, 7))
+    assert gpu_layers_of(tmp_path) == 7
+    assert gpu_layers_of(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("target", ["onnx:fp32", "onnx:fp16", "onnx:int8-weight", "onnx:int4-weight", "torch:fp16"])
+def test_a_gpu_answers_as_the_cpu_does(target, tmp_path):
+    given = {"model": "tiny", "target": (target,), "policy": "off", "eval_tokens": 512, "repeats": 1}
+    there = run(Job(output=tmp_path / "cuda", device="cuda", **given))
+    here = run(Job(output=tmp_path / "cpu", device="cpu", **given))
+    [row], [on_cpu] = (
+        [row for row in one["results"] if row["target"] + ":" + row["precision"] == target] for one in (there, here)
+    )
+    assert row["status"] == "ok", row["reason"]
+    assert row["artifact"]["device"].startswith("cuda:0 (")
+    assert row["speed"]["latency_ms"]["decode"]["p50"] > 0
+    assert row["memory"]["device_bytes"]["weights"] > 0
+    assert abs(row["quality"]["ppl_ratio"]["value"] - on_cpu["quality"]["ppl_ratio"]["value"]) < 5e-3
+    assert row["quality"]["cache_kl"]["value"] < 1e-3
+    reference = [one["results"][0] for one in (there, here)]
+    assert abs(reference[0]["quality"]["ppl"]["value"] / reference[1]["quality"]["ppl"]["value"] - 1) < 1e-4
+
+
+@pytest.mark.gpu
+def test_the_reference_on_a_gpu_is_float32s(tmp_path):
+    """TF32 has 10 bits of its 23: with it the KL of the two would be a hundred times this."""
+    from exporter.checkpoint.opened import open_checkpoint
+    from exporter.checkpoint.recipes import shipped
+    from exporter.measure.arithmetic import log_softmax
+
+    ids, path = np.arange(5, 260), shipped("tiny")
+    with open_checkpoint(path, "text-generation", 1) as cpu, open_checkpoint(path, "text-generation", 1, gpu=0) as gpu:
+        expected, got = log_softmax(cpu.logits(ids)), log_softmax(gpu.logits(ids))
+    assert float((np.exp(expected) * (expected - got)).sum(-1).mean()) < 1e-4
