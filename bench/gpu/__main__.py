@@ -31,6 +31,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", metavar="TARGET:PRECISION", help="the most valuable first")
     parser.add_argument("--text", type=Path, help="to measure on; a recipe has one of its own")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of the text, that quality is measured on")
+    parser.add_argument(
+        "--no-speed", dest="speed", action="store_false", help="of the CPU's rows, which are packed too"
+    )
     parser.add_argument("--wheels", type=Path, help="a folder of wheels for the box; else pip fetches them")
     parser.add_argument("--python", default="3.12", help="the box's, for the wheels that are fetched")
     parser.add_argument("--seconds", type=float, default=780, help="of the whole run: no row is begun after them")
@@ -38,12 +41,11 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         if arguments.pack:
-            from bench.gpu.pack import ROWS, pack
+            from bench.gpu.pack import ROWS, Rows, pack
 
-            told = pack(
-                arguments.pack, arguments.part_size, arguments.model, arguments.rows or ROWS, arguments.text,
-                arguments.tokens, arguments.wheels, arguments.python,
-            )  # fmt: skip
+            names = arguments.rows or ROWS
+            rows = Rows(arguments.model, names, arguments.text, arguments.tokens, arguments.speed)
+            told = pack(arguments.pack, arguments.part_size, rows, arguments.wheels, arguments.python)
             print(f"{arguments.pack}/parts: {len(told['parts'])} parts, {told['bytes'] / 1e6:,.0f} MB")
             return
         from bench.gpu.measure import measure

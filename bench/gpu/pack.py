@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,18 @@ LIST = record.ROOT / "bench" / "measuring.txt"
 _PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")
 
 
-def pack(
-    folder: Path,
-    size: int,
-    model: str,
-    rows: Sequence[str],
-    text: Path | None,
-    tokens: int,
-    wheels: Path | None,
-    python: str,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Rows:
+    """What is measured here first. `names`: the most valuable first; `text`: None where the model's recipe has one."""
+
+    model: str
+    names: Sequence[str]
+    text: Path | None
+    tokens: int
+    speed: bool
+
+
+def pack(folder: Path, size: int, rows: Rows, wheels: Path | None, python: str) -> dict[str, Any]:
     """Makes `folder`/parts, and beside it the artifacts and wheels that it is of, which are used again; its manifest.
 
     `wheels`: a folder of those that are at hand; None: pip fetches what bench/measuring.txt and onnxruntime-gpu need
@@ -45,7 +48,7 @@ def pack(
     parts, out = folder / "parts", folder / "out"
     if parts.exists():
         raise JobError(f"{parts} is there already: remove it, or name another folder")
-    report = _measured_here(out, model, rows, text, tokens)
+    report = _measured_here(out, rows)
     there = folder / "wheels"
     if wheels is not None:
         shutil.copytree(wheels, there, dirs_exist_ok=True)
@@ -58,22 +61,22 @@ def pack(
     about = {
         "schema_version": 1,
         "commit": record.commit(),
-        "rows": list(rows),
+        "rows": list(rows.names),
         "needs": needs,
         "cpu": report["machine"],
         "tied": _tied(checkpoint),
-        "key": store.content_key([report["model"]["sha256"], rows, [row["build"] for row in report["results"]]]),
+        "key": store.content_key([report["model"]["sha256"], rows.names, [row["build"] for row in report["results"]]]),
     }
     store.write_text(folder / join.PACK, json.dumps(about, indent=1, default=str) + "\n")
-    files = dict(_files(folder, checkpoint if str(known.REFERENCE) in rows else None))
+    files = dict(_files(folder, checkpoint if str(known.REFERENCE) in rows.names else None))
     return write_parts(files, parts, size)
 
 
-def _measured_here(out: Path, model: str, rows: Sequence[str], text: Path | None, tokens: int) -> dict[str, Any]:
+def _measured_here(out: Path, rows: Rows) -> dict[str, Any]:
     """The report of a run to all rows, with the CPU's figures: each precision by its own scheme, to be compared."""
     fields: Mapping[str, Any] = {
-        "model": model, "target": tuple(rows), "eval_text": text, "eval_tokens": tokens, "threads": THREADS,
-        "policy": "off", "output": out,
+        "model": rows.model, "target": tuple(rows.names), "eval_text": rows.text, "eval_tokens": rows.tokens,
+        "threads": THREADS, "policy": "off", "speed": rows.speed, "device": "cpu", "output": out,
     }  # fmt: skip
     run(Job(**fields), progress, lambda variant, error: print(f"\n  {variant}: {error}", file=sys.stderr))
     report = read_report(out)
