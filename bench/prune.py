@@ -3,7 +3,7 @@
     python -m bench.prune --text wiki.test.raw
     python -m bench.prune --text wiki.test.raw --row depth:3        one of them, with and without distillation
     python -m bench.prune --text wiki.test.raw --again              speed, of what lies in out/bench
-    python -m bench.prune --text wiki.test.raw --row wanda:2:4 --taught-speed     of students of 2 steps
+    python -m bench.prune --text wiki.test.raw --row wanda:2:4 --speed-alone     beside what was measured before
 
 The first tokens of the text are measured on; its second half, other articles of the same kind, is what pruning looks at
 and what students learn on. Distillation takes some 20 minutes for each row of the decoder. Run it on an idle machine.
@@ -48,10 +48,15 @@ def decoder(row: str, text: Path, other: Path, again: bool, speed: bool, taught:
 
 
 def timed(row: str, text: Path, other: Path) -> list[dict[str, Any]]:
-    """Size and speed of what distillation gives, where the student of all the steps was measured without them."""
+    """Size and speed alone of a row, and of what distillation gives: few tokens are evaluated, few steps taught."""
     given: dict[str, Any] = {"calib_text": other, "calib_tokens": CALIBRATED, "prune": (row,), **OPEN}
-    given |= {"distill": DISTILL | {"steps": TIMED_STEPS}, "eval_tokens": TIMED_TOKENS}
-    return [measure(DECODER, text, TARGETS, f"prune-{row.replace(':', '-')}-timed", f"{row}, {TIMED}", **given)]
+    given["eval_tokens"] = TIMED_TOKENS
+    folder = f"prune-{row.replace(':', '-')}-timed"
+    few = DISTILL | {"steps": TIMED_STEPS}
+    return [
+        measure(DECODER, text, TARGETS, folder, f"{row}, {TIMED}", **given),
+        measure(DECODER, text, TARGETS, f"{folder}-taught", f"{row}, {TAUGHT}, {TIMED}", distill=few, **given),
+    ]
 
 
 def encoder(text: Path, other: Path, again: bool, speed: bool) -> list[dict[str, Any]]:
@@ -102,7 +107,7 @@ def main() -> None:
     parser.add_argument("--row", action="append", choices=rows, help="this row alone; again for more")
     parser.add_argument("--no-distill", action="store_true", help="the decoder as it was pruned, alone")
     parser.add_argument(
-        "--taught-speed", action="store_true", help=f"size and speed of students of {TIMED_STEPS} steps"
+        "--speed-alone", action="store_true", help=f"size and speed, of students of {TIMED_STEPS} steps"
     )
     parser.add_argument("--no-speed", action="store_true", help="quality and size alone, on a machine that is busy")
     arguments = parser.parse_args()
@@ -111,7 +116,7 @@ def main() -> None:
     figures = {"calibrated_tokens": CALIBRATED, "distill_steps": STEPS}
     for row in arguments.row or rows:  # each is written when it is there: the whole takes hours
         how = (arguments.again, not arguments.no_speed)
-        if arguments.taught_speed:
+        if arguments.speed_alone:
             made = timed(row, arguments.text, other)
         elif row == VOCABULARY:
             made = vocabulary(arguments.text, *how)

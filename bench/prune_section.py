@@ -7,7 +7,7 @@ import math
 from bench.cells import Result, heading, markdown, megabytes, models_of, number, with_error
 from bench.rows import figure, variant
 
-_TIMED = ", timed"  # how the label of bench.prune --taught-speed ends
+_TIMED = ", timed"  # how the label of bench.prune --speed-alone ends
 _ELSEWHERE = "\\*"
 
 
@@ -43,8 +43,8 @@ def prune(result: Result) -> str:
         "itself, for a perplexity over fewer tokens is another number."
     )
     students = (
-        f"- {_ELSEWHERE}: size and speed of a student of 2 steps, which has the shapes, number formats and zeros of "
-        "the one of 200."
+        f"- {_ELSEWHERE}: size and speed were measured by themselves, after distillation of a student of 2 steps: it "
+        "has the shapes, number formats and zeros of the one of 200."
     )
     short = [students] if any(one["label"].endswith(_TIMED) for one in result["reports"]) else []
     return "\n".join([*lines, about, meaning, words, *short, *drift(result["reports"])])
@@ -86,12 +86,10 @@ def row_cells(report: Result, row: Result, reports: list[Result], cpus: list[str
 
 
 def where_timed(report: Result, row: Result, reports: list[Result]) -> tuple[Result, Result]:
-    """The report and the row that have a row's size and speed: its own, or a student's of fewer steps."""
-    method, _, taught = report["label"].partition(", ")
-    if taught and not row["speed"]["measured"]:
-        for other in reports:
-            if other["label"] == method + _TIMED:
-                return other, next(one for one in other["results"] if variant(one) == variant(row))
+    """The report and the row that have a row's size and speed: its own, or what was measured of them by itself."""
+    for other in reports if not row["speed"]["measured"] else ():
+        if other["label"] == report["label"] + _TIMED:
+            return other, next(one for one in other["results"] if variant(one) == variant(row))
     return report, row
 
 

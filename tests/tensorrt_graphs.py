@@ -12,7 +12,7 @@ import transformers as t
 
 from exporter.checkpoint.linear import linear_layers
 from exporter.scheme import Scheme
-from exporter.targets.tensorrt.proof import write_proof
+from exporter.targets.onnx_graph.rounding import write_proof
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION
 
 VOCABULARY = 120

@@ -19,8 +19,8 @@ from exporter.quantization.simulation import simulated
 from exporter.scheme import Scheme
 from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.nodes import finish
+from exporter.targets.onnx_graph.rounding import write_proof
 from exporter.targets.onnx_graph.traced import load_model, trace_causal_lm
-from exporter.targets.tensorrt.proof import write_proof
 from exporter.targets.tensorrt.quantize import cannot_express, quantize
 from exporter.types import GENERATION
 

@@ -16,6 +16,7 @@ from exporter.device import Gpu
 from exporter.store import write_text
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.folder.kit import programs
+from exporter.targets.onnx.bf16 import open_stand_in
 from exporter.targets.onnx.genai_config import GENAI_CONFIG, NotDescribedError, genai_config
 from exporter.targets.onnx_graph import held
 from exporter.targets.onnx_graph.device_session import CudaDecoder, CudaRunner
@@ -49,12 +50,14 @@ def describe_for_genai(checkpoint: Checkpoint, model: ir.Model, folder: Path) ->
     return []
 
 
-def configure(checkpoint: Path, folder: Path) -> tuple[str, ...]:
-    """The checkpoint's configuration and tokenizer, as transformers.js reads them too; returns the weights' files."""
+def configure(checkpoint: Path, folder: Path, browsers: bool) -> tuple[str, ...]:
+    """The checkpoint's configuration and tokenizer; returns the weights' files. `browsers`: as transformers.js reads them
+    too, which runs no bfloat16."""
     copy_configuration(checkpoint, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # What a checkpoint says there is said of other files than this one.
-    config[_JS] = {"dtype": "fp32", "use_external_data_format": (folder / DATA).is_file()}
+    config.pop(_JS, None)  # what a checkpoint says there is said of other files than this one
+    if browsers:
+        config[_JS] = {"dtype": "fp32", "use_external_data_format": (folder / DATA).is_file()}
     _write(folder / "config.json", config)
     template, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if template.is_file():
@@ -70,9 +73,12 @@ def _write(file: Path, told: dict[str, Any]) -> None:
 
 def open_onnx(folder: Path, threads: int, gpu: int | None = None) -> OnnxRunner:
     """The runner of an artifact's folder: a decoder for text generation. `gpu`: the GPU's number; None: the CPU."""
-    task = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["task"]
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    task = manifest["task"]
     if gpu is not None:
         return (CudaDecoder if task == GENERATION else CudaRunner)(folder / MODEL, threads, Gpu(gpu))
+    if manifest["variant"] == "onnx:bf16":
+        return open_stand_in(folder / MODEL, folder, threads, task == GENERATION)
     return (OnnxDecoder if task == GENERATION else OnnxRunner)(folder / MODEL, threads)
 
 
@@ -92,4 +98,6 @@ def clients(folder: Path, task: str) -> dict[str, Path]:
     found = programs("onnx", task)
     if not all((folder / name).is_file() for name in (GENAI_CONFIG, "tokenizer.json")):
         found.pop("run_genai.py", None)
+    if _JS not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        found = {name: path for name, path in found.items() if path.suffix != ".mjs"}
     return found

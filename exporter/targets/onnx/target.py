@@ -7,7 +7,7 @@ tokenizer and chat template.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.targets.folder.kit import kit
+from exporter.targets.onnx.bf16 import bfloat16_graph
 from exporter.targets.onnx.half import half, overflowing
 from exporter.targets.onnx.kernels import Labels, describe, weight_products
 from exporter.targets.onnx.layout import (
@@ -34,11 +35,11 @@ from exporter.targets.onnx.quantize import (
     quantize_by_policy,
     quantize_by_rule,
 )
-from exporter.targets.onnx_graph import shell, versions
+from exporter.targets.onnx_graph import fused_operators, shell, versions
 from exporter.targets.onnx_graph.attention_operator import ANY_SIZE, OPSET
 from exporter.targets.onnx_graph.cached_attention import fuse
 from exporter.targets.onnx_graph.device_session import lacks_cuda
-from exporter.targets.onnx_graph.file import made_once, save_graph
+from exporter.targets.onnx_graph.file import load_graph, made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.half_scales import halve_scales
 from exporter.targets.onnx_graph.inspection import inspect
@@ -64,51 +65,51 @@ if TYPE_CHECKING:
 
 def export(request: ExportRequest) -> Exported:
     """Writes the artifact's folder. The float graph is made once for all the precisions of a run."""
-    import onnx_ir as ir
-
     check_policy(request.precision, request.policy)
-    float_graph = made_once(request.scratch, partial(_write_float, request))
-    if request.precision in SCHEMES:
-        prove(float_graph, request)
-    model = ir.load(float_graph)
-    _load_small_tensors(model)
-    notes = notes_of(model)
-    model, said, labels = _at_precision(model, request)
-    notes += said
-    if request.precision != "int8-static":  # whose kernels are told by their weights' names
+    model, notes, labels = _graph(request)
+    if request.precision not in ("int8-static", "bf16"):  # whose kernels are told by their weights' names
         join_products(model)
     needs = versions.fit(model, request.options.min_onnxruntime if request.options else None)
     halve_scales(model)
     shell.check(model)
-    notes += describe_for_genai(request.checkpoint, model, request.folder)
+    if request.precision != "bf16":
+        notes += describe_for_genai(request.checkpoint, model, request.folder)
     model_onnx = place(request.folder)
     save_graph(model, model_onnx)
     if request.precision == "int8-static":
         notes.append(describe(weight_products(model_onnx, request.scratch), labels))
-    return Exported(configure(request.checkpoint.path, request.folder), tuple(notes), graph=needs)
+    return Exported(
+        configure(request.checkpoint.path, request.folder, request.precision != "bf16"), tuple(notes), graph=needs
+    )
 
 
-def _write_float(request: ExportRequest, model: Path) -> None:
+def _graph(request: ExportRequest) -> tuple[ir.Model, list[str], Labels]:
+    """The graph at the request's precision, notes, and what a policy told of its weights."""
+    if request.precision == "bf16":
+        plain = partial(_write_float, request, fused_operators.simplify)
+        model = bfloat16_graph(load_graph(made_once(request.scratch, plain, "standard")))
+        return model, notes_of(model), Labels()
+    float_graph = made_once(request.scratch, partial(_write_float, request, fuse))
+    if request.precision in SCHEMES:
+        prove(float_graph, request)
+    model = load_graph(float_graph)
+    notes = notes_of(model)
+    model, said, labels = _at_precision(model, request)
+    return model, [*notes, *said], labels
+
+
+def _write_float(request: ExportRequest, fusing: Callable[[ir.Model], None], model: Path) -> None:
+    """The float32 graph. `fusing` finds operators in it: ONNX Runtime's own too, or ONNX's alone."""
     checkpoint = request.checkpoint
     oldest = request.options.min_onnxruntime if request.options else None
     # The weights in a file of their own: it is mapped, not read, by all that follows.
     how: dict[str, Any] = {"trust_remote_code": checkpoint.trust_remote_code, "limit": 0}
     if oldest is None or versions.number(oldest) >= versions.number(versions.OPSETS[OPSET]):
-        how |= {"attention": ANY_SIZE, "fuse": fuse}
+        how |= {"attention": ANY_SIZE, "fuse": fusing}
     if checkpoint.task == GENERATION:
         trace_causal_lm(checkpoint.path, model, **how)
     else:
         trace_encoder(checkpoint.path, checkpoint.task, model, **how)
-
-
-def _load_small_tensors(model: ir.Model) -> None:
-    """Reads what belongs into the graph itself; the large weights stay on the disk until they are written."""
-    import onnx_ir as ir
-
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= shell.LARGE:
-            value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
 
 
 def _at_precision(model: ir.Model, request: ExportRequest) -> tuple[ir.Model, list[str], Labels]:
@@ -126,11 +127,8 @@ def _at_precision(model: ir.Model, request: ExportRequest) -> tuple[ir.Model, li
 
 def _overflowing(request: ExportRequest) -> dict[str, float]:
     """What float16 cannot hold on the calibration's windows. They are of other text than what is measured on."""
-    import onnx_ir as ir
-
     windows = np.load(request.calibration / "windows.npy") if request.calibration else None
-    graph = ir.load(made_once(request.scratch, partial(_write_float, request)))
-    _load_small_tensors(graph)
+    graph = load_graph(made_once(request.scratch, partial(_write_float, request, fuse)))
     return overflowing(graph, windows, request.scratch, request.threads)
 
 
@@ -182,6 +180,20 @@ ONNX = Target(
                 min_named_share=0.9,
             ),
             by_task=agreement(0.97),
+            bits=16,
+            table_bits=16,
+        ),
+        "bf16": Precision(
+            "bfloat16 weights and arithmetic, for a GPU",
+            Gates(
+                max_ppl_ratio=1.01,
+                max_kl=0.01,
+                min_cosine=0.999,
+                max_regression_error=0.06,
+                max_cache_kl=0.01,
+                min_named_share=0.9,
+            ),
+            by_task=agreement(0.94),
             bits=16,
             table_bits=16,
         ),

@@ -100,10 +100,24 @@ def _remove_stale_data(path: Path) -> None:
     path.with_name(path.name + "_data").unlink(missing_ok=True)
 
 
-def made_once(scratch: Path, make: Callable[[Path], None]) -> Path:
-    """model.onnx of the float32 graph in a run's scratch folder: `make` writes it for the first that needs it."""
-    folder = scratch / "float"
-    model, done = folder / "model.onnx", scratch / "float.done"
+def load_graph(model_onnx: Path) -> ir.Model:
+    """A graph with its small tensors in memory; the large weights stay on the disk until they are written."""
+    import onnx_ir as ir
+
+    from exporter.targets.onnx_graph.shell import LARGE
+
+    model = ir.load(model_onnx)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= LARGE:
+            value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
+    return model
+
+
+def made_once(scratch: Path, make: Callable[[Path], None], name: str = "float") -> Path:
+    """model.onnx of a float32 graph in a run's scratch folder: `make` writes it for the first that needs it."""
+    folder = scratch / name
+    model, done = folder / "model.onnx", scratch / f"{name}.done"
     if not done.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()

@@ -6,8 +6,8 @@
     quantize  Q/DQ by the policy (int8), or int8 weights (int8-weight)
     cast      half precision wherever that is safe
 
-No contrib operators, and weights beyond 2 GB in model.onnx_data. exporter.targets.tensorrt.proof has the graph that
-ONNX Runtime can prove.
+No contrib operators, and weights beyond 2 GB in model.onnx_data. exporter.targets.onnx_graph.rounding has the graph
+that ONNX Runtime can prove.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import numpy as np
 
 from exporter.targets.onnx_graph import fused_operators, shell
 from exporter.targets.onnx_graph.attention_operator import KERNEL_SIZES, write_out
-from exporter.targets.onnx_graph.file import made_once, save_graph
+from exporter.targets.onnx_graph.file import load_graph, made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
+from exporter.targets.onnx_graph.half_types import OVERFLOW, lower, prepare
 from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.traced import load_model, notes_of, trace_causal_lm, trace_encoder
 from exporter.targets.tensorrt.overflow import overflowing
 from exporter.targets.tensorrt.quantize import SCHEMES, check_policy, quantize
-from exporter.targets.tensorrt.types import OVERFLOW, lower, prepare
 from exporter.types import GENERATION, ExportRequest
 
 if TYPE_CHECKING:
@@ -113,13 +113,7 @@ def _write_float(request: ExportRequest, lacking: Collection[str], model: Path) 
 
 def _load(float_graph: Path) -> ir.Model:
     """The float32 graph, prepared, its small tensors in memory."""
-    import onnx_ir as ir
-
-    model = ir.load(float_graph)
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= shell.LARGE:
-            value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
+    model = load_graph(float_graph)
     prepare(model)
     return model
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.targets.onnx_graph.attention_operator import write_out
+from exporter.targets.onnx_graph.half_types import MOVING, STATISTICS, float_values
 from exporter.targets.onnx_graph.largest import MARGIN, largest_of, weights_beyond
-from exporter.targets.tensorrt.types import MOVING, STATISTICS, float_values
 
 if TYPE_CHECKING:
     import onnx_ir as ir

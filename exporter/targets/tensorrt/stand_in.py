@@ -1,21 +1,19 @@
 """The graph that was handed to TensorRT, run by ONNX Runtime on the CPU, where no GPU can run its engine.
 
-It is run as the float32 graph of tensorrt_proof, which rounds wherever the types of model.onnx do; where those are all
-float32 there is nothing to round, and model.onnx itself is run. Requests are held to the engine's profile, so that what
-passes here is what the engine takes.
+It is run as the float32 graph of onnx_graph/rounding.py, which rounds wherever the types of model.onnx do; where those
+are all float32 there is nothing to round, and model.onnx itself is run. Requests are held to the engine's profile, so
+that what passes here is what the engine takes.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 from exporter.runner import Floats, Ids
+from exporter.targets.onnx_graph.rounding import proof_of
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
 from exporter.targets.tensorrt.profile import Profile
-from exporter.targets.tensorrt.proof import write_proof
 
 ENGINE = "onnxruntime-cpu (graph handed to TensorRT)"
 
@@ -57,11 +55,5 @@ def open_stand_in(folder: Path, threads: int, profile: Profile, decoder: bool, u
     runner = DecoderProof if decoder else EncoderProof
     if json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["variant"].endswith(":fp32"):
         return runner(folder / "model.onnx", threads, profile, untimed)
-    place = folder.parent / f".{folder.name.strip('.')}-proof.{os.getpid()}.tmp"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    try:
-        write_proof(folder / "model.onnx", place / "model.onnx")
-        return runner(place / "model.onnx", threads, profile, untimed)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    with proof_of(folder / "model.onnx", folder) as proof:
+        return runner(proof, threads, profile, untimed)

@@ -35,7 +35,9 @@ def main() -> None:
     tokenizer.no_truncation()
     if pooling.limit is not None:
         tokenizer.enable_truncation(pooling.limit)
-    session = onnxruntime.InferenceSession(str(HERE / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    has = onnxruntime.get_available_providers()
+    providers = [one for one in ("CUDAExecutionProvider", "CPUExecutionProvider") if one in has]
+    session = onnxruntime.InferenceSession(str(HERE / "onnx" / "model.onnx"), providers=providers)
     inputs = {value.name for value in session.get_inputs()}
     for text in asked.text:
         read = tokenizer.encode(pooling.text(text))

@@ -56,7 +56,9 @@ def main() -> None:
         tokenizer.enable_truncation(int(limit))
     read = tokenizer.encode(asked.text, asked.pair)
     feeds = {"input_ids": read.ids, "attention_mask": read.attention_mask, "token_type_ids": read.type_ids}
-    session = onnxruntime.InferenceSession(str(HERE / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    has = onnxruntime.get_available_providers()
+    providers = [one for one in ("CUDAExecutionProvider", "CPUExecutionProvider") if one in has]
+    session = onnxruntime.InferenceSession(str(HERE / "onnx" / "model.onnx"), providers=providers)
     inputs = {value.name for value in session.get_inputs()}
     logits = session.run(None, {name: np.array([feeds[name]], np.int64) for name in feeds if name in inputs})[0][0]
     print(json.dumps(scores(config, logits.astype(np.float64)), ensure_ascii=False))

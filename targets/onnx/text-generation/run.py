@@ -75,7 +75,9 @@ def main() -> None:
     prompt = tokenizer.encode(asked.prompt).ids
     if not prompt:
         parser.error("the prompt has no token: give some text")
-    session = onnxruntime.InferenceSession(str(HERE / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    has = onnxruntime.get_available_providers()
+    providers = [one for one in ("CUDAExecutionProvider", "CPUExecutionProvider") if one in has]
+    session = onnxruntime.InferenceSession(str(HERE / "onnx" / "model.onnx"), providers=providers)
     ends, new, began = end_tokens(), list[int](), perf_counter()
     for token in generate(session, prompt):
         new.append(token)

@@ -10,6 +10,10 @@ arithmetic on integers: exact, as in an integer kernel.
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +34,19 @@ _MOVING = {
     "Cast", "Concat", "ConstantOfShape", "DequantizeLinear", "Expand", "Flatten", "Gather", "Identity", "Max", "Neg",
     "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
+
+
+@contextmanager
+def proof_of(model_onnx: Path, folder: Path) -> Iterator[Path]:
+    """The file of `write_proof`, beside an artifact's folder; it goes with the context: a session needs none."""
+    place = folder.parent / f".{folder.name.strip('.')}-proof.{os.getpid()}.tmp"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    try:
+        write_proof(model_onnx, place / "model.onnx")
+        yield place / "model.onnx"
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def write_proof(model_onnx: Path, proof_onnx: Path) -> None:
