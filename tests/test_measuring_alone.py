@@ -19,17 +19,22 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory, cache):
-    """`command(*words)`: exporter in that environment, away from the checkout."""
+def alone(tmp_path_factory, cache):
+    """`alone(*words)`: that environment's Python, away from the checkout."""
     folder = tmp_path_factory.mktemp("alone")
     python = environment(folder / "venv", CPU)
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "EXPORTER_FORK"))}
 
     def run(*words):
-        line = [python, "-m", "exporter", *map(str, words)]
-        return subprocess.run(line, cwd=folder, env=outside, capture_output=True, text=True)
+        return subprocess.run([python, *map(str, words)], cwd=folder, env=outside, capture_output=True, text=True)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def command(alone):
+    """exporter's, there."""
+    return lambda *words: alone("-m", "exporter", *words)
 
 
 @pytest.fixture
@@ -83,6 +88,12 @@ def test_doctor_says_which_runtime_and_what_export_would_need(command):
     facts = json.loads(command("doctor", "--format", "json").stdout)
     assert facts["onnxruntime"]["package"] == CPU
     assert any(line.startswith("torch is not installed") for line in facts["troubles"])
+
+
+def test_what_rounds_a_bfloat16_graph_for_the_cpu_says_what_it_needs(alone):
+    imports = "from pathlib import Path; from exporter.targets.onnx.bf16 import open_stand_in"
+    done = alone("-c", f"{imports}; open_stand_in(Path(), Path(), 1, True)")
+    assert "MissingPackage: onnx:bf16 on the CPU needs onnx, onnx-ir; install with: pip install " in done.stderr
 
 
 def test_what_cannot_be_exported_there_says_so(command, tmp_path):
