@@ -16,7 +16,7 @@ from importlib import metadata
 import pytest
 from conftest import ROOT, last_json
 
-from exporter.onnxruntimes import CPU, GPU
+from exporter.onnxruntimes import CPU, GPU, library_path
 
 FOUND = """
 import json; from exporter import onnxruntimes as o
@@ -117,6 +117,19 @@ def test_each_command_leads_to_one_package_alone(tmp_path):
     assert line.startswith("onnxruntime is installed, and its files are not, or not all")
     shell(half["changes"][CPU])
     assert found()["troubles"] == []
+
+
+def test_cuda_s_libraries_are_found_wherever_on_the_path(tmp_path, monkeypatch):
+    """pip lays them out as nvidia/cu13/lib and nvidia/cudnn/lib; a machine's may be behind a virtual environment's."""
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr("sys.path", [str(tmp_path / "venv"), str(tmp_path / "system")])
+    assert library_path() == {}
+    folders = [tmp_path / "system" / "nvidia" / name / "lib" for name in ("cu13", "cudnn")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert library_path() == {"LD_LIBRARY_PATH": os.pathsep.join(map(str, folders))}
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/cuda")
+    assert library_path()["LD_LIBRARY_PATH"].endswith(f"{os.pathsep}/opt/cuda")
 
 
 def test_doctor_tells_which_is_there_and_how_to_change(told, run_here, tmp_path):

@@ -27,6 +27,9 @@ def main() -> None:
     what.add_argument("--pack", type=Path, metavar="DIR", help="make DIR/parts, which travels")
     what.add_argument("--run", type=Path, metavar="DIR", help="measure what join.py laid out in DIR")
     parser.add_argument("--part-size", type=parse_bytes, default="55M", help="bytes of a part, at most")
+    parser.add_argument(
+        "--of", type=Path, metavar="OUT", help="pack what 'exporter run' wrote, as it is, and make nothing"
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", nargs="+", metavar="TARGET:PRECISION", help="the most valuable first")
     parser.add_argument("--text", type=Path, help="to measure on; a recipe has one of its own")
@@ -45,7 +48,7 @@ def main() -> None:
 
             names = arguments.rows or ROWS
             rows = Rows(arguments.model, names, arguments.text, arguments.tokens, arguments.speed)
-            told = pack(arguments.pack, arguments.part_size, rows, arguments.wheels, arguments.python)
+            told = pack(arguments.pack, arguments.part_size, arguments.of or rows, arguments.wheels, arguments.python)
             print(f"{arguments.pack}/parts: {len(told['parts'])} parts, {told['bytes'] / 1e6:,.0f} MB")
             return
         from bench.gpu.measure import measure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Bytes per second, by the names that NVIDIA's driver gives, from NVIDIA's data sheets of the product named ("GPU memory
+# Bytes per second, by the names that CUDA's driver gives, from NVIDIA's data sheets of the product named ("GPU memory
 # bandwidth"); the GeForce's from its specifications page. A card that is not here has no figure, and none is guessed.
 PEAK_BYTES_PER_S = {
     "NVIDIA H200": 4.8e12,  # H200 data sheet, SXM and NVL

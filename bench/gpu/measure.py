@@ -17,6 +17,7 @@ from bench.gpu import join
 from bench.gpu.cards import PEAK_BYTES_PER_S, share_of_peak
 from bench.rows import figure, variant
 from exporter import machine, onnxruntimes, store
+from exporter.device import count, named
 from exporter.errors import EXIT_BUILD, EXIT_GATE, EXIT_OK, JobError, unknown
 from exporter.report.files import read_report
 
@@ -38,12 +39,11 @@ def measure(folder: Path, rows: Sequence[str] | None, seconds: float, rehearse: 
     for row in wanted:
         if row not in about["rows"]:
             raise JobError(unknown("row of this pack", row, about["rows"]))
-    gpus = machine.gpus()
-    if not (gpus or rehearse):
-        raise JobError("no GPU here (no nvidia-smi that answers): nothing is measured; --rehearse does it on the CPU")
+    if not (count() or rehearse):
+        raise JobError("no GPU here that CUDA's driver shows: nothing is measured; --rehearse does it on the CPU")
     results = folder / REHEARSAL if rehearse else record.RESULTS
     # A GPU of the rehearsing machine is not used, and not told of either.
-    card = "the CPU" if rehearse else str(gpus[0]["name"])
+    card = "the CPU" if rehearse else named(0).partition("(")[2].removesuffix(")")
     result = _Result(results, about, whole, card)
     for name in wanted:
         if name in result.done:

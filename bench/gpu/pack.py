@@ -15,6 +15,7 @@ from bench import record
 from bench.gpu import join
 from bench.gpu.parts import write_parts
 from bench.jobs import THREADS, progress
+from bench.rows import variant
 from exporter import Job, onnxruntimes, run, store
 from exporter.errors import BuildError, JobError
 from exporter.report.files import read_report
@@ -39,16 +40,19 @@ class Rows:
     speed: bool
 
 
-def pack(folder: Path, size: int, rows: Rows, wheels: Path | None, python: str) -> dict[str, Any]:
+def pack(folder: Path, size: int, rows: Rows | Path, wheels: Path | None, python: str) -> dict[str, Any]:
     """Makes `folder`/parts, and beside it the artifacts and wheels that it is of, which are used again; its manifest.
 
-    `wheels`: a folder of those that are at hand; None: pip fetches what bench/measuring.txt and onnxruntime-gpu need
-    for that version of Python. Raises JobError, or BuildError for a row that could not be made.
+    `rows`: what is made and measured first, or an output folder whose rows are packed as they are. `wheels`: a folder
+    of those that are at hand; None: pip fetches what bench/measuring.txt and onnxruntime-gpu need for that version of
+    Python. Raises JobError, or BuildError for a row that could not be made.
     """
-    parts, out = folder / "parts", folder / "out"
+    parts, out = folder / "parts", rows if isinstance(rows, Path) else folder / "out"
     if parts.exists():
         raise JobError(f"{parts} is there already: remove it, or name another folder")
-    report = _measured_here(out, rows)
+    report = read_report(out) if isinstance(rows, Path) else _measured_here(out, rows)
+    names = [variant(row) for row in report["results"] if row["path"]] if isinstance(rows, Path) else [*rows.names]
+    folder.mkdir(parents=True, exist_ok=True)
     there = folder / "wheels"
     if wheels is not None:
         shutil.copytree(wheels, there, dirs_exist_ok=True)
@@ -56,19 +60,20 @@ def pack(folder: Path, size: int, rows: Rows, wheels: Path | None, python: str) 
         _fetch(there, python)
     needs = {"with_dependencies": [*_listed(), _runtime(there)], "alone": [_own_wheel(there)]}
     reference = store.read_manifest(out / "reference")
-    assert reference is not None  # it has just been made
+    if reference is None:
+        raise JobError(f"{out}/reference is not there: 'exporter run' again writes it")
     checkpoint = Path(reference["checkpoint"])
     about = {
         "schema_version": 1,
         "commit": record.commit(),
-        "rows": list(rows.names),
+        "rows": names,
         "needs": needs,
         "cpu": report["machine"],
         "tied": _tied(checkpoint),
-        "key": store.content_key([report["model"]["sha256"], rows.names, [row["build"] for row in report["results"]]]),
+        "key": store.content_key([report["model"]["sha256"], names, [row["build"] for row in report["results"]]]),
     }
     store.write_text(folder / join.PACK, json.dumps(about, indent=1, default=str) + "\n")
-    files = dict(_files(folder, checkpoint if str(known.REFERENCE) in rows.names else None))
+    files = dict(_files(folder, out, checkpoint if str(known.REFERENCE) in names else None))
     return write_parts(files, parts, size)
 
 
@@ -131,10 +136,9 @@ def _tied(checkpoint: Path) -> bool:
     return bool(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", True))
 
 
-def _files(folder: Path, checkpoint: Path | None) -> Iterator[tuple[str, Path]]:
+def _files(folder: Path, out: Path, checkpoint: Path | None) -> Iterator[tuple[str, Path]]:
     """Every file that travels, and its name in the pack."""
     yield join.PACK, folder / join.PACK
-    out = folder / "out"
     shipped = [out / row["path"] for row in read_report(out)["results"] if row["path"]]
     for place in (out / "reference", *shipped):
         yield from _below(place, f"out/{place.name}")
