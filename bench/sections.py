@@ -20,6 +20,7 @@ from bench.cells import (
     with_error,
 )
 from bench.families.section import families
+from bench.gpu.section import NOTHING, gpu
 from bench.prune_section import prune
 from bench.rows import figure, variant, verdict
 
@@ -251,4 +252,7 @@ SECTIONS: dict[str, Callable[[Result], str]] = {
     "merge": merge,
     "calibration": calibration,
     "families": families,
+    "gpu": gpu,
 }
+# What a page says as long as there is no result: of machines that are at hand seldom, and not for `make bench`.
+UNMEASURED = {"gpu": NOTHING}

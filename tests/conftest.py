@@ -11,7 +11,7 @@ import pytest
 
 from exporter import forkserver, lock
 
-pytest_plugins = ("forkservers", "quick", "running", "exports", "skips")
+pytest_plugins = ("forkservers", "quick", "running", "exports", "alone", "skips")
 # In the tests' own process: threads that wait for one another take longer than these matrices.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]

@@ -102,7 +102,7 @@ def test_what_has_no_engine_for_a_gpu_is_measured_on_the_cpu_and_says_so_where_o
 def test_engines_that_are_built_without_cuda_name_the_command_that_mends_it(monkeypatch):
     monkeypatch.setattr("exporter.device.count", lambda: 1)
     mends = {
-        "onnx:fp32": "pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
+        "onnx:fp32": "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu>=1.31'",
         "torch:fp16": "has no CUDA here: install a build for this GPU's driver",
         "gguf:q8_0": "CMAKE_ARGS=-DGGML_CUDA=on pip install",
     }

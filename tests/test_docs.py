@@ -36,7 +36,10 @@ NO_KEY = {"config", "dry_run", "form", "policy_out", "verbose"}  # flags of a co
 FILES = ("adapter", "eval_text", "calib_text", "eval_data", "probe")
 READERS = {"./llama", "./lora", "./second", "./classifier", "reviews.jsonl", "own.txt", "job.yaml"}
 # Flags of pip, of other programs and of bench/.
-FOREIGN = {"--extra-index-url", "--no-deps", "--model-repository", "--windows", "--rounds", "--sparsity"}
+FOREIGN = {
+    "--extra-index-url", "--no-deps", "--model-repository", "--windows", "--rounds", "--sparsity", "--text",
+    "--of", "--pack", "--part-size", "--python", "--rehearse", "--rows", "--run", "--seconds", "--system-site-packages",
+}  # fmt: skip
 
 
 def read(words):

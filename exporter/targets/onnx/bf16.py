@@ -7,9 +7,11 @@ KV cache's too, are float32, as the float16 graph's are.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.errors import MissingPackage
 from exporter.targets.onnx_graph.half_types import lower, prepare
 from exporter.targets.onnx_graph.rounding import proof_of
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
@@ -43,6 +45,11 @@ class DecoderStandIn(EncoderStandIn, OnnxDecoder):
 
 
 def open_stand_in(model: Path, folder: Path, threads: int, decoder: bool) -> OnnxRunner:
-    """The runner of a bfloat16 graph, in an artifact's folder, on the CPU."""
+    """The runner of a bfloat16 graph, in an artifact's folder, on the CPU.
+
+    Raises MissingPackage where there is what opens graphs and not what rewrites them: on a machine that only measures.
+    """
+    if absent := [name for name in ("onnx", "onnx_ir") if find_spec(name) is None]:
+        raise MissingPackage("onnx:bf16 on the CPU", [name.replace("_", "-") for name in absent], "onnx")
     with proof_of(model, folder) as proof:
         return (DecoderStandIn if decoder else EncoderStandIn)(proof, threads)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from exporter import onnxruntimes
 from exporter.device import CUDA, Gpu
 from exporter.errors import BuildError
 from exporter.runner import Floats, Ids
@@ -27,7 +28,7 @@ def lacks_cuda(precision: str) -> str | None:
         return None
     return (
         f"onnxruntime {onnxruntime.__version__} was built without CUDA, and shares its folder with the build that has "
-        "it: pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+        f"it: {onnxruntimes.found().change_to(onnxruntimes.GPU)}"
     )
 
 
@@ -35,6 +36,8 @@ def open_session(model: Path, options: Any, gpu: Gpu) -> Any:
     """An InferenceSession on a GPU. Raises BuildError where ONNX Runtime took the CPU, which it does not tell."""
     import onnxruntime
 
+    # CUDA's libraries of the packages beside it, which the extra [cuda] brings: it does not look there by itself.
+    onnxruntime.preload_dlls()
     # float32 is float32: TF32 has 10 bits of its 23.
     how = {"device_id": str(gpu.number), "use_tf32": "0", "user_compute_stream": str(gpu.stream)}
     session = onnxruntime.InferenceSession(str(model), options, providers=[(PROVIDER, how), "CPUExecutionProvider"])
