@@ -128,7 +128,7 @@ def _decoder(checkpoint: Checkpoint, lengths: tuple[int, ...], size: int, limite
 def _write(module: torch.nn.Module, given: Mapping[str, Mapping[str, torch.Tensor]], model: Any, file: Path) -> None:
     import torch
 
-    with alone(), weights_as_they_are(model), torch.no_grad():
+    with alone(), weights_as_they_are(), torch.no_grad():
         from litert_torch import Converter
 
         converter = Converter()

@@ -14,7 +14,7 @@ from exporter.types import Weight
 
 FILE = "model.tflite"
 _LOOKUPS = ("EMBEDDING_LOOKUP", "GATHER")
-# Where an operator takes a weight, and what stands between it and its numbers without changing how many there are.
+# Where an operator takes a weight, and what may stand between it and its numbers.
 _WEIGHTS: Mapping[str, Sequence[int]] = {
     "FULLY_CONNECTED": (1,),
     "BATCH_MATMUL": (0, 1),
@@ -23,7 +23,7 @@ _WEIGHTS: Mapping[str, Sequence[int]] = {
     "EMBEDDING_LOOKUP": (1,),
     "GATHER": (0,),
 }
-_THROUGH = ("DEQUANTIZE", "TRANSPOSE", "RESHAPE", "CAST")
+_THROUGH = ("DEQUANTIZE", "TRANSPOSE", "RESHAPE", "CAST", "MUL")
 _AFTER = ("ADD", "MUL", "DIV", "TANH", "RESHAPE", "DEQUANTIZE", "QUANTIZE")  # what may follow a head's product
 _BLOCK = 32
 
@@ -58,8 +58,9 @@ def _name(tensor: Any) -> str:
 
 def _constant(program: Any, graph: Any, makers: Mapping[int, Any], index: int) -> Any:
     """The tensor of numbers behind an operator's input, where it is a matrix of them."""
-    while index in makers and operator(program, makers[index]) in _THROUGH:
-        index = makers[index].inputs[0]
+    if index in makers and operator(program, makers[index]) in _THROUGH:
+        behind = (_constant(program, graph, makers, one) for one in makers[index].inputs if one >= 0)
+        return next((one for one in behind if one is not None), None)
     tensor = graph.tensors[index]
     columns = list(tensor.shape)[-2:] if tensor.shape is not None else []
     return tensor if is_constant(program, tensor) and len(columns) == 2 and 1 not in columns else None

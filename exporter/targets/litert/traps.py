@@ -7,11 +7,8 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from exporter.checkpoint.linear import linear_layers
-
-_SMALL = 1024  # numbers, where no layer has a bias
+_FEW = 8  # numbers: fewer than any normalization has
 _THRESHOLD = "RESOURCE_CONSTANT_NUMEL_THRESHOLD"  # litert-torch reads it from the environment
 
 
@@ -40,15 +37,14 @@ def alone() -> Iterator[None]:
 
 
 @contextmanager
-def weights_as_they_are(model: Any) -> Iterator[None]:
+def weights_as_they_are() -> Iterator[None]:
     """Keeps LiteRT's converter from multiplying a normalization's scale into the weights of the layer behind it.
 
     A policy speaks of the model's own weights and inputs, and codes that GPTQ or training chose lie on their grids.
-    The converter does not look into what litert-torch calls resources: here all that is larger than the largest bias.
+    The converter does not look into what litert-torch calls resources: here all that has more than a few numbers.
     """
-    biases = [layer.bias.numel() for layer in linear_layers(model).values() if layer.bias is not None]
     before = os.environ.get(_THRESHOLD)
-    os.environ[_THRESHOLD] = str(max(biases, default=_SMALL) + 1)
+    os.environ[_THRESHOLD] = str(_FEW)
     try:
         yield
     finally:
