@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 DECODE, PREFILL, ENCODE = "decode", "prefill_", "encode_"
 TOKENS, POSITIONS, MASK, KEYS, VALUES = "tokens", "input_pos", "mask", "kv_cache_k_", "kv_cache_v_"
-_OPERATOR = re.compile(r"\b(?:aten|torch|prims|tfl|stablehlo|transformers)[.:]+[\w.]+")
+_MISSING = re.compile(r"Lowering not found: ([\w.:]+)")
+_REST = re.compile(r"While executing %|Original traceback:|The error occurred while tracing")
 
 
 @dataclass(frozen=True)
@@ -140,14 +141,9 @@ def _write(module: torch.nn.Module, given: Mapping[str, Mapping[str, torch.Tenso
             raise BuildError(f"litert-torch cannot convert {type(model).__name__}: {_why(error)}") from error
 
 
-def _why(error: BaseException) -> str:
-    """In one line, with the operators that it names."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    text = " ".join(" ".join(str(one) for one in chain).split())
-    named = sorted(set(_OPERATOR.findall(text)))[:5]
-    told = f"unsupported: {', '.join(named)}; " if named else ""
-    return f"{told}{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def _why(error: Exception) -> str:
+    """In one line, without the places in its code; the operators that it has not, by their names in torch."""
+    text = " ".join(str(error).split())
+    if missing := sorted(set(_MISSING.findall(text))):
+        return f"LiteRT has nothing for its operator {', '.join(missing)}"
+    return f"{type(error).__name__}: {_REST.split(text)[0][:300]}"
