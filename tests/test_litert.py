@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from clients import client, ids
+from clients import client
 from coreml_models import TASKS, VOCABULARY, random_model
 
 from exporter.checkpoint.linear import linear_layers, weight_of
@@ -223,7 +223,7 @@ def test_static_products_under_a_policy_that_leaves_some_in_float(models, place,
     assert bits[wide] == 32
     assert bits[other] == bits["model.layers.0.self_attn.q_proj"] == 8
     operators = LITERT.inspects[".tflite"](folder / "model.tflite")["functions"][0]["operators"]
-    assert operators["QUANTIZE"] == 7  # of two layers: what q, k and v read; o; gate and up; one down: it is left out
+    assert operators["QUANTIZE"] == 6  # of two layers: what q, k and v read; o; gate and up
     with LITERT.open(folder, 1) as runner:
         got, expected = runner.logits(IDS[:20]), answer(model, IDS[:20], task)
     assert np.sqrt(np.square(got - expected).mean() / np.square(expected).mean()) < 0.05
@@ -307,12 +307,12 @@ def test_its_program_answers_as_the_artifact(kind, artifacts, models):
     pack(LITERT, checkpoint, folder, task)
     text = "Q%Z~Q~%Z^Q"
     prompt = np.array(transformers.AutoTokenizer.from_pretrained(checkpoint)(text)["input_ids"], np.int64)
-    assert 8 < len(prompt)
+    assert len(prompt) > 8
     assert prompt.max() < VOCABULARY
     with LITERT.open(folder, 1) as runner:
         expected = greedy(runner, prompt, [0], 24) if task == GENERATION else runner.logits(prompt)
     if task == GENERATION:
-        assert ids(folder, text) == expected
+        assert [int(word) for word in client(folder, text, "-n", 24, "--ids").split()] == expected
         return
     said = json.loads(client(folder, text))
     if task == FEATURES:

@@ -7,6 +7,7 @@ exporter.quantization.grid, as they were when the policy was chosen. https://git
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -39,7 +40,9 @@ def quantize(named: Path, to: Path, forms: Forms, half: bool, ranges: Ranges) ->
     recipe, wanted = _recipe(program, forms, half)
     observed = _observed(program, forms, ranges)
     try:
-        with _own_rounding(wanted):
+        with _own_rounding(wanted), warnings.catch_warnings():
+            # It opens the file to see that each range is there, and its interpreter warns of what that keeps in memory.
+            warnings.filterwarnings("ignore", "Warning: Enabling `experimental_preserve_all_tensors`", UserWarning)
             quantizer = Quantizer(str(named), recipe)
             done = quantizer.quantize(observed or None, enable_progress_bar=False, enable_progress_report=False)
             to.write_bytes(done.quantized_model)
