@@ -32,6 +32,10 @@ PACKAGES = (
     "tensorrt-rtx",
     "gguf",
     "coremltools",
+    "litert-torch",
+    "litert-converter",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
     "numpy",
 )
 # CPU features that decide which kernels an engine can use, in Linux's and macOS's words.

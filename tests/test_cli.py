@@ -122,7 +122,7 @@ def test_every_flag_is_under_one_heading(command):
     first, *between, last = under
     assert (first, last) == ("Common", "Running")
     assert [one.split(" ")[0] for one in between if "(" in one] == (
-        [] if command in ("compress", "merge") else ["onnx", "gguf", "tensorrt", "tensorrt-rtx", "coreml"]
+        [] if command in ("compress", "merge") else ["onnx", "gguf", "tensorrt", "tensorrt-rtx", "coreml", "litert"]
     )
 
 
@@ -130,7 +130,7 @@ def test_schema_names_every_key_with_its_default(run_here):
     done = run_here("schema")
     schema = json.loads(done.stdout)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    formats = {"onnx", "gguf", "tensorrt", "tensorrt-rtx", "coreml"}
+    formats = {"onnx", "gguf", "tensorrt", "tensorrt-rtx", "coreml", "litert"}
     assert set(schema["properties"]) == {*Job.model_fields, *formats, "distill", "qat"}
     assert set(schema["required"]) == {"model", "output"}
     assert schema["additionalProperties"] is False

@@ -158,7 +158,7 @@ def test_every_flag_is_one_that_the_program_has():
 
 def test_every_variant_is_one_that_a_target_has():
     for text in PAGES.values():
-        for variant in set(re.findall(r"\b(?:torch|onnx|gguf|tensorrt(?:-rtx)?|coreml):[a-z][\w-]*", text)):
+        for variant in set(re.findall(r"\b(?:torch|onnx|gguf|tensorrt(?:-rtx)?|coreml|litert):[a-z][\w-]*", text)):
             assert known.parse(variant, GENERATION)
 
 

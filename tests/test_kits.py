@@ -41,7 +41,7 @@ def test_they_travel_in_the_wheel(tmp_path):
 def test_there_is_one_for_each_file_that_is_written():
     assert [name for name in FILES if name.endswith(".jinja")] == [
         "any/artifact.md.jinja", "coreml/README.md.jinja", "gguf/Modelfile.jinja", "gguf/README.md.jinja",
-        "onnx/README.md.jinja",
+        "litert/README.md.jinja", "onnx/README.md.jinja",
         "tensorrt/README.md.jinja", "tensorrt/config.pbtxt.jinja", "tensorrt/rebuild.sh.jinja",
         "tensorrt/run.sh.jinja", "torch/README.md.jinja",
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from exporter.targets import known
 from exporter.types import GENERATION
 
 
-@pytest.mark.parametrize("name", ["onnx", "tensorrt", "tensorrt-rtx", "coreml"])
+@pytest.mark.parametrize("name", ["onnx", "tensorrt", "tensorrt-rtx", "coreml", "litert"])
 def test_a_cache_of_another_kind_is_refused_before_any_work(name: str) -> None:
     target = known.get(name)
     states = [

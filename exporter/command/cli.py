@@ -200,7 +200,7 @@ def inspect(file: Path, form: str) -> None:
 
     \b
     exporter inspect model.onnx
-    exporter inspect out/coreml/coreml-fp16     an artifact's folder: the .onnx, .gguf or .mlpackage in it
+    exporter inspect out/coreml/coreml-fp16     an artifact's folder: the .onnx, .gguf, .mlpackage or .tflite in it
     """
     from exporter.command.inspect import print_inspected
 

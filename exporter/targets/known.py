@@ -18,12 +18,13 @@ from exporter.errors import BuildError, ExporterError, JobError, MissingPackage,
 from exporter.job import Job
 from exporter.targets.coreml.target import COREML
 from exporter.targets.gguf.target import GGUF
+from exporter.targets.litert.target import LITERT
 from exporter.targets.onnx.target import ONNX
 from exporter.targets.tensorrt.target import RTX_TARGET, TENSORRT_TARGET
 from exporter.targets.torch.target import TORCH
 from exporter.types import Target, Variant
 
-BUILTIN = {target.name: target for target in (TORCH, ONNX, GGUF, TENSORRT_TARGET, RTX_TARGET, COREML)}
+BUILTIN = {target.name: target for target in (TORCH, ONNX, GGUF, TENSORRT_TARGET, RTX_TARGET, COREML, LITERT)}
 GROUP = "exporter.targets"
 REFERENCE = Variant("torch", "fp32")
 UNKNOWN = "unknown"  # the precision of a broken target's row under `all`

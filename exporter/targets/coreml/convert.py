@@ -5,7 +5,6 @@ coremltools is imported when it is needed: it takes seconds, and tells on stderr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ import numpy as np
 from exporter.errors import BuildError
 from exporter.targets.coreml.options import FUSED, USUAL_LENGTH, CoremlOptions
 from exporter.targets.coreml.traps import quiet, scalar_sizes
+from exporter.targets.traced_model.longest import longest
 from exporter.targets.traced_model.masks import CAUSAL, SLIDING
-from exporter.targets.traced_model.rotary import changes_beyond
 from exporter.targets.traced_model.traced import (
     BATCH,
     KEYS,
@@ -54,33 +53,6 @@ _DESCRIPTIONS = {
 }
 
 
-def longest(checkpoint: Checkpoint, options: CoremlOptions) -> tuple[int, str]:
-    """Tokens of the longest text that a program is made for, and why no longer one where that is not the model's own.
-
-    Raises BuildError for more than the model takes, or than a table of its positions holds.
-    """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
-    known = [getattr(config.get_text_config(), "max_position_embeddings", None)]
-    settings = checkpoint.path / "tokenizer_config.json"
-    if checkpoint.task != GENERATION and settings.is_file():  # to a decoder a tokenizer's limit is only advice
-        known.append(json.loads(settings.read_text(encoding="utf-8")).get("model_max_length"))
-    limits = [int(one) for one in known if one is not None and 0 < one < 1 << 40]
-    asked, change = options.max_length, changes_beyond(config)
-    if asked is None:
-        usual = min([*limits, USUAL_LENGTH])
-        if change is None or usual <= change:
-            return usual, ""
-        return change, f"texts of up to {change} tokens, where its rotary embedding changes"
-    if limits and asked > min(limits):
-        raise BuildError(f"--coreml-max-length {asked}: the model takes {min(limits)} tokens")
-    if change is not None and asked > change:
-        why = f"its rotary embedding changes beyond {change} tokens, and a table has one side of it"
-        raise BuildError(f"--coreml-max-length {asked}: {why}; give {change} or less")
-    return asked, ""
-
-
 @dataclass(frozen=True)
 class Converted:
     """A float program that is not saved yet, and what it was traced from. `limited`: why it takes no longer texts."""
@@ -108,7 +80,8 @@ class Converted:
 
 def convert(checkpoint: Checkpoint, options: CoremlOptions, half: bool) -> Converted:
     """The float program of a checkpoint, described. Raises BuildError."""
-    (length, limited), fused = longest(checkpoint, options), options.system >= FUSED
+    length, limited = longest(checkpoint, options.max_length, USUAL_LENGTH, "--coreml-max-length")
+    fused = options.system >= FUSED
     if checkpoint.task == GENERATION:
         traced = trace_decoder(checkpoint, length, options.stateful, fused)
     else:

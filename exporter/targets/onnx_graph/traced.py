@@ -21,7 +21,7 @@ from exporter.targets.onnx_graph.choices import chosen_by_tensors
 from exporter.targets.onnx_graph.file import LIMIT, save_graph
 from exporter.targets.onnx_graph.tracing import Shapes, by_torch_export, by_torchscript
 from exporter.targets.traced_model.cache import answer_shapes
-from exporter.targets.traced_model.traced import encoder_inputs
+from exporter.targets.traced_model.wrapped import encoder_inputs
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION
 
 if TYPE_CHECKING:

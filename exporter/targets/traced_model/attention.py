@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-PLAIN, FUSED = "exporter_plain", "exporter_fused"  # among transformers' attention implementations
+PLAIN, FUSED, GROUPED = "exporter_plain", "exporter_fused", "exporter_grouped"  # among transformers' implementations
 # What neither form has a place for, such as gpt-oss' sinks: such a model's own code is traced.
 _BEYOND = ("s_aux", "position_bias")
 
 
-def use_attention(model: Any, fused: bool) -> None:
-    """Lets a model attend so; `fused`: by torch's one operator, which engines have too. Others keep their own way."""
+def use_attention(model: Any, way: str) -> None:
+    """Lets a model attend PLAIN, in single operators; FUSED, by torch's one operator, which engines have too; or
+    GROUPED, where sizes are numbers: keys that heads share are read once, not repeated. Others keep their own way.
+    """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-    for name, function in ((PLAIN, _plain), (FUSED, _fused)):
+    for name, function in ((PLAIN, _plain), (FUSED, _fused), (GROUPED, _grouped)):
         AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, eager_mask)
     supported = getattr(model, "_supports_attention_backend", False)
-    model.set_attn_implementation(("eager", PLAIN, FUSED)[1 + fused if supported else 0])
+    model.set_attn_implementation(way if supported else "eager")
 
 
 def _fused(
@@ -64,6 +66,27 @@ def _plain(
     if mask is not None:
         scores = scores + mask
     return (scores.softmax(-1) @ _shared(module, value)).transpose(1, 2).contiguous(), None
+
+
+def _grouped(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """As _plain, the queries of the heads that share a key as more of its rows: a cache is not copied for each."""
+    groups = getattr(module, "num_key_value_groups", 1)
+    if groups == 1 or _beyond(others):
+        return _plain(module, query, key, value, mask, scaling, **others)
+    batch, heads, tokens, size = (int(one) for one in query.shape)
+    shared = heads // groups
+    scale = size**-0.5 if scaling is None else scaling
+    rows = (query * scale).reshape(batch, shared, groups * tokens, size)
+    scores = (rows @ key.transpose(-1, -2)).reshape(batch, shared, groups, tokens, -1)
+    if (cap := others.get("softcap")) is not None:
+        scores = (scores / cap).tanh() * cap
+    if mask is not None:
+        scores = scores + mask[:, :, None]
+    answer = scores.softmax(-1).reshape(batch, shared, groups * tokens, -1) @ value
+    return answer.reshape(batch, heads, tokens, -1).transpose(1, 2).contiguous(), None
 
 
 def _beyond(others: dict[str, Any]) -> bool:

@@ -7,26 +7,20 @@ gates hold it to.
 
 from __future__ import annotations
 
-import inspect
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.checkpoint.model import load_model
 from exporter.errors import BuildError
-from exporter.targets.traced_model.attention import use_attention
-from exporter.targets.traced_model.cache import StateShape, answer_shapes, buffered_cache, state_shape
-from exporter.targets.traced_model.masks import HIDDEN, as_argument, masks_of
-from exporter.targets.traced_model.rotary import use_tables
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Checkpoint
+from exporter.targets.traced_model.attention import FUSED, PLAIN
+from exporter.targets.traced_model.cache import StateShape, buffered_cache, state_shape
+from exporter.targets.traced_model.wrapped import OUTPUTS, wrap_decoder, wrap_encoder
+from exporter.types import CLASSIFICATION, GENERATION, Checkpoint
 
 if TYPE_CHECKING:
     import torch
 
-OUTPUTS = {FEATURES: "last_hidden_state", CLASSIFICATION: "logits", GENERATION: "logits"}
 BATCH, NEW, TOTAL = (
     "batch_size",
     "sequence_length",
@@ -64,11 +58,9 @@ def trace_decoder(checkpoint: Checkpoint, length: int, stateful: bool, fused: bo
     """
     import torch
 
-    model = _loaded(checkpoint, fused)
-    vocabulary, layers = answer_shapes(model)
-    names, window = masks_of(model)
-    use_tables(model, length)
-    state = state_shape(type(model).__name__, layers, length) if stateful else None
+    wrapped = wrap_decoder(checkpoint, length, FUSED if fused else PLAIN)
+    model, names = wrapped.model, wrapped.masks
+    state = state_shape(wrapped.name, wrapped.layers, length) if stateful else None
     total = TOTAL if stateful else NEW
 
     class Decoder(torch.nn.Module):
@@ -84,14 +76,8 @@ def trace_decoder(checkpoint: Checkpoint, length: int, stateful: bool, fused: bo
             if state is not None:
                 keys, values = self.get_buffer(KEYS), self.get_buffer(VALUES)
                 cache = buffered_cache(keys, values, masks[0].shape[-1] - input_ids.shape[-1])
-            return self.wrapped(
-                input_ids=input_ids,
-                position_ids=position_ids,
-                attention_mask=as_argument(dict(zip(names, masks, strict=True))),
-                past_key_values=cache,
-                use_cache=state is not None,
-                return_dict=True,
-            ).logits
+            given = dict(zip(names, masks, strict=True))
+            return wrapped.logits(self.wrapped, input_ids, position_ids, given, cache)
 
     sizes = {**SAMPLE, NEW: min(SAMPLE[NEW], length), TOTAL: min(SAMPLE[TOTAL], length)}
     integers: dict[str, Dimensions] = {"input_ids": (1, NEW), "position_ids": (1, NEW)}
@@ -102,7 +88,8 @@ def trace_decoder(checkpoint: Checkpoint, length: int, stateful: bool, fused: bo
     } | {name: torch.zeros(1, 1, sizes[NEW], sizes[total]) for name in names}
     program = _traced(Decoder(), model, given)
     states = {} if state is None else {KEYS: state, VALUES: state}
-    return Traced(program, model, integers, masks, OUTPUTS[GENERATION], (1, NEW, vocabulary), states, window)
+    answer: Dimensions = (1, NEW, wrapped.vocabulary)
+    return Traced(program, model, integers, masks, OUTPUTS[GENERATION], answer, states, wrapped.window)
 
 
 def trace_encoder(checkpoint: Checkpoint, length: int, fused: bool) -> Traced:
@@ -112,69 +99,15 @@ def trace_encoder(checkpoint: Checkpoint, length: int, fused: bool) -> Traced:
     """
     import torch
 
-    model = _loaded(checkpoint, fused)
-    config = model.config
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise BuildError(f"{type(model).__name__} cannot be exported: sliding windows of encoders are not traced yet")
-    use_tables(model, length)
-    output, causal = OUTPUTS[checkpoint.task], _looks_back_only(model)
-    names = encoder_inputs(checkpoint.path, model)
-
-    class Encoder(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.wrapped = model
-
-        def forward(self, input_ids: Any, attention_mask: Any, *others: Any) -> Any:
-            hidden = (1 - attention_mask)[:, None, None, :]
-            if causal:
-                at = torch.ones_like(attention_mask).cumsum(-1)
-                hidden = torch.maximum(hidden, (at[:, None, None, :] > at[:, None, :, None]).to(torch.int32))
-            given = dict(zip(names[2:], others, strict=True))
-            answer = self.wrapped(
-                input_ids=input_ids, attention_mask=hidden.to(torch.float32) * HIDDEN, return_dict=True, **given
-            )
-            return getattr(answer, output)
-
+    wrapped = wrap_encoder(checkpoint, length, FUSED if fused else PLAIN)
     shape = (SAMPLE[BATCH], SAMPLE[NEW])
     given = {
         "input_ids": torch.full(shape, 5, dtype=torch.int32),
         "attention_mask": torch.ones(shape, dtype=torch.int32),
-    } | {name: torch.zeros(shape, dtype=torch.int32) for name in names[2:]}
-    width = config.num_labels if checkpoint.task == CLASSIFICATION else config.hidden_size
-    answer: Dimensions = (BATCH, width) if checkpoint.task == CLASSIFICATION else (BATCH, NEW, width)
-    program = _traced(Encoder(), model, given)
-    return Traced(program, model, dict.fromkeys(names, (BATCH, NEW)), {}, output, answer, {})
-
-
-def _looks_back_only(model: Any) -> bool:
-    """Whether a model's first states do not depend on what follows: an embedding model that was made of a decoder."""
-    import torch
-
-    with torch.no_grad():
-        first, other = (
-            model(input_ids=torch.tensor([[5, 6, last]]), output_hidden_states=True).hidden_states[-1][0, 0]
-            for last in (7, 8)
-        )
-    return bool(torch.equal(first, other))
-
-
-def encoder_inputs(checkpoint: Path, model: Any) -> list[str]:
-    """What a tokenizer feeds the model; without a tokenizer, segments only where the model has several kinds."""
-    taken = inspect.signature(model.forward).parameters
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    settings = checkpoint / "tokenizer_config.json"
-    said = json.loads(settings.read_text(encoding="utf-8")).get("model_input_names") if settings.is_file() else None
-    if said is None:
-        said = names if getattr(model.config, "type_vocab_size", 0) > 1 else names[:2]
-    return [name for name in names if name in taken and name in said]
-
-
-def _loaded(checkpoint: Checkpoint, fused: bool) -> Any:
-    model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
-    model.set_experts_implementation("batched_mm")  # the others count tokens or loop over them, which a trace freezes
-    use_attention(model, fused)
-    return model
+    } | {name: torch.zeros(shape, dtype=torch.int32) for name in wrapped.inputs[2:]}
+    answer: Dimensions = (BATCH, wrapped.width) if checkpoint.task == CLASSIFICATION else (BATCH, NEW, wrapped.width)
+    program = _traced(wrapped.module, wrapped.model, given)
+    return Traced(program, wrapped.model, dict.fromkeys(wrapped.inputs, (BATCH, NEW)), {}, wrapped.output, answer, {})
 
 
 def _traced(wrapper: torch.nn.Module, model: Any, given: Mapping[str, torch.Tensor]) -> torch.jit.ScriptModule:
