@@ -47,8 +47,10 @@ def cannot_express(precision: str, scheme: Scheme) -> str | None:
     return f"litert:{precision} cannot express {scheme}; it takes {taken}"
 
 
-# The limits are those of ONNX's precisions of the same names and bits, where they were measured (onnx/target.py);
-# docs/targets/litert.md has what was measured here. A static product rounds its output too: int8-static may lose more.
+# The limits are those of ONNX's precisions of the same names, where they were measured (onnx/target.py); a static
+# product rounds its output too: int8-static may lose more. Measured here without a policy, SmolLM2-135M on 8,191
+# tokens, ratio and KL: fp32 1.0000, 1e-9; int8-weight 1.0028, 0.0036; int8-dynamic 1.0173, 0.018. MiniLM's cosine:
+# int8-dynamic 0.9987. Of int8-static and int4-weight the shipped model alone was measured.
 PRECISIONS: Mapping[str, Precision] = {
     "fp32": Precision(
         "float32",
