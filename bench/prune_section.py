@@ -29,8 +29,8 @@ def prune(result: Result) -> str:
     figures, machines = result["figures"], ", ".join(f"{n}, {cpu}" for n, cpu in enumerate(cpus, 1))
     about = (
         f"- Machines, of {result['machine']['cores']} cores: {machines}. "
-        "A size or a speed is compared with those of its machine, where the unpruned model was measured too: an ONNX graph "
-        "of 153.7 MB is an earlier exporter's. "
+        "A size or a speed is compared with those of its machine, where the unpruned model was measured too: an ONNX "
+        "graph of 153.7 MB is an earlier exporter's. "
         f"Calibrated on {figures['calibrated_tokens']:,} tokens of the text's "
         "second half, other articles of the same kind; students learn on that half. Ratios are over the model before "
         "it was pruned: a student that learned the text's kind besides can be below 1."
