@@ -120,13 +120,13 @@ def test_its_version_is_recorded_so_that_an_upgrade_exports_again(out):
     assert manifest["versions"]["exporter-npz"] == "0.1.0"
 
 
-def test_where_it_is_not_installed_its_artifact_is_skipped(run_here, out):
+def test_a_bench_that_can_measure_no_artifact_is_an_error_and_keeps_the_report(run_here, out):
+    """Where the target is not installed: the reference alone says nothing of what is shipped."""
+    before = (out[0] / "report.json").read_bytes()
     done = run_here("bench", out[0], "--format", "json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert row_of(report, "npz")["status"] == "skipped"
-    assert "unknown target 'npz'" in row_of(report, "npz")["reason"]
-    assert row_of(report, "torch")["speed"]["decode_tokens_per_s"] > 0
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "can be measured here: npz:fp16: unknown target 'npz'; there are: coreml, gguf" in done.stderr
+    assert (out[0] / "report.json").read_bytes() == before
 
 
 def test_it_is_listed(run_cli, npz):
