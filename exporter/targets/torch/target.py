@@ -115,8 +115,8 @@ def clients(folder: Path, task: str) -> dict[str, Path]:
     return programs("torch", task)
 
 
-# Measured: KL of SmolLM2-135M; then of random BERTs, on 185 lines, a number's error and three labels' agreement. bf16
-# 0.0009, 0.032, 98%; int8-dynamic (KL not measured), 0.13, 97%; int8-static 0.013 under its policy, no classifier yet.
+# Measured: KL of SmolLM2-135M; then of random BERTs, on 185 lines, a number's error and three labels' agreement. fp16
+# 1.5e-5 (its limits are ONNX's); bf16 0.0009, 0.032, 98%; int8-dynamic (KL not measured), 0.13, 97%; int8-static 0.013 under its policy, no classifier yet.
 TORCH = Target(
     name="torch",
     summary="PyTorch: the float32 reference, bfloat16, float16, torchao int8",
@@ -139,14 +139,14 @@ TORCH = Target(
         "fp16": Precision(
             "float16 weights and arithmetic",
             Gates(
-                max_ppl_ratio=1.01,
-                max_kl=0.01,
+                max_ppl_ratio=1.005,
+                max_kl=1e-3,
                 min_cosine=0.999,
-                max_regression_error=0.06,
-                max_cache_kl=0.01,
+                max_regression_error=0.02,
+                max_cache_kl=1e-3,
                 min_named_share=0.9,
             ),
-            by_task=agreement(0.94),
+            by_task=agreement(0.97),
             bits=16,
             table_bits=16,
         ),
