@@ -116,7 +116,8 @@ def clients(folder: Path, task: str) -> dict[str, Path]:
 
 
 # Measured: KL of SmolLM2-135M; then of random BERTs, on 185 lines, a number's error and three labels' agreement. fp16
-# 1.5e-5 (its limits are ONNX's); bf16 0.0009, 0.032, 98%; int8-dynamic (KL not measured), 0.13, 97%; int8-static 0.013 under its policy, no classifier yet.
+# 1.5e-5 (its limits are ONNX's); bf16 0.0009, 0.032, 98%; int8-dynamic (KL not measured), 0.13, 97%; int8-static 0.013
+# under its policy, no classifier yet.
 TORCH = Target(
     name="torch",
     summary="PyTorch: the float32 reference, bfloat16, float16, torchao int8",
