@@ -148,7 +148,8 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
 
 # Measured: KL of SmolLM2-135M; then of random BERTs without a policy, on 185 lines, a number's error, three labels'
 # agreement, six labels' agreement. fp16 1e-5, 0.0024, 100%, 100%; bf16 0.001 (KL alone);
-# int8-weight 0.0037, 0.073, 97%, 97%; int8-dynamic 0.055, 0.14, 96%, 98%; int8-static 0.015 (under its policy), 0.28, 95%, 96%; int4-weight 0.24 (0.058), 1.05, 87%, 77%.
+# int8-weight 0.0037, 0.073, 97%, 97%; int8-dynamic 0.055, 0.14, 96%, 98%;
+# int8-static 0.015 (under its policy), 0.28, 95%, 96%; int4-weight 0.24 (0.058), 1.05, 87%, 77%.
 # A random BERT's answers lie close together, which is hard on an error over their spread and on agreement. Of MiniLM
 # trained on 8 classes (93% right), on 4 labels (98%) and on a number (Pearson 0.92), the worst of each: agreement 99.3%
 # int8-weight and int8-dynamic, 98.2% int8-static, 98.9% int4-weight; KL at most 0.0034; a number's error 0.0002 fp16,
