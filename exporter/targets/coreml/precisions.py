@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from exporter.scheme import Scheme
 from exporter.targets.coreml.weights import BLOCKS, CHANNELS, PALETTES
-from exporter.targets.folder.proven import HALF_COSINE, HALF_KL
+from exporter.targets.folder.limits import float16
 from exporter.types import Gates, Precision, agreement
 
 FLOATS = ("fp32", "fp16")
@@ -61,20 +61,7 @@ PRECISIONS: Mapping[str, Precision] = {
         ),
         by_task=agreement(0.98),
     ),
-    "fp16": Precision(
-        "float16 weights and arithmetic, sums of squares in float32",
-        Gates(
-            max_ppl_ratio=1.005,
-            max_kl=HALF_KL,
-            min_cosine=HALF_COSINE,
-            max_regression_error=0.02,
-            max_cache_kl=1e-3,
-            min_named_share=0.9,
-        ),
-        by_task=agreement(0.97),
-        bits=16,
-        table_bits=16,
-    ),
+    "fp16": float16("float16 weights and arithmetic, sums of squares in float32"),
     "int8": Precision(
         "8-bit weights per channel, float16 for the rest",
         Gates(

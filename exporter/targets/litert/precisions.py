@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from exporter.scheme import Scheme
-from exporter.targets.folder.proven import HALF_COSINE, HALF_KL
+from exporter.targets.folder.limits import float16, float32
 from exporter.types import Gates, Precision, agreement
 
 WEIGHTS = Scheme(weight="int8", group=None)
@@ -52,32 +52,8 @@ def cannot_express(precision: str, scheme: Scheme) -> str | None:
 # tokens, ratio and KL: fp32 1.0000, 1e-9; int8-weight 1.0028, 0.0036; int8-dynamic 1.0173, 0.018. MiniLM's cosine:
 # int8-dynamic 0.9987. Of int8-static and int4-weight the shipped model alone was measured.
 PRECISIONS: Mapping[str, Precision] = {
-    "fp32": Precision(
-        "float32",
-        Gates(
-            max_ppl_ratio=1.001,
-            max_kl=1e-4,
-            min_cosine=0.9999,
-            max_regression_error=1e-3,
-            max_logit_error=1e-3,
-            max_cache_kl=1e-6,
-        ),
-        by_task=agreement(0.98),
-    ),
-    "fp16": Precision(
-        "float16 weights, which are made float32 when the file is opened",
-        Gates(
-            max_ppl_ratio=1.005,
-            max_kl=HALF_KL,
-            min_cosine=HALF_COSINE,
-            max_regression_error=0.02,
-            max_cache_kl=1e-3,
-            min_named_share=0.9,
-        ),
-        by_task=agreement(0.97),
-        bits=16,
-        table_bits=16,
-    ),
+    "fp32": float32("float32"),
+    "fp16": float16("float16 weights, which are made float32 when the file is opened"),
     "int8-dynamic": Precision(
         "int8 weights per channel, activations quantized at run time",
         Gates(

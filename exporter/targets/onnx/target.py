@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.targets.folder.kit import kit
+from exporter.targets.folder.limits import bfloat16, float16, float32
 from exporter.targets.onnx.bf16 import bfloat16_graph
 from exporter.targets.onnx.half import half, overflowing
 from exporter.targets.onnx.kernels import Labels, describe, weight_products
@@ -158,46 +159,9 @@ ONNX = Target(
     name="onnx",
     summary="ONNX Runtime, transformers.js, onnxruntime-genai, optimum",
     precisions={
-        "fp32": Precision(
-            "float32",
-            Gates(
-                max_ppl_ratio=1.001,
-                max_kl=1e-4,
-                min_cosine=0.9999,
-                max_regression_error=1e-3,
-                max_logit_error=1e-3,
-                max_cache_kl=1e-6,
-            ),
-            by_task=agreement(0.98),
-        ),
-        "fp16": Precision(
-            "float16 weights and arithmetic",
-            Gates(
-                max_ppl_ratio=1.005,
-                max_kl=1e-3,
-                min_cosine=0.999,
-                max_regression_error=0.02,
-                max_cache_kl=1e-3,
-                min_named_share=0.9,
-            ),
-            by_task=agreement(0.97),
-            bits=16,
-            table_bits=16,
-        ),
-        "bf16": Precision(
-            "bfloat16 weights and arithmetic, for a GPU",
-            Gates(
-                max_ppl_ratio=1.01,
-                max_kl=0.01,
-                min_cosine=0.999,
-                max_regression_error=0.06,
-                max_cache_kl=0.01,
-                min_named_share=0.9,
-            ),
-            by_task=agreement(0.94),
-            bits=16,
-            table_bits=16,
-        ),
+        "fp32": float32("float32"),
+        "fp16": float16("float16 weights and arithmetic"),
+        "bf16": bfloat16("bfloat16 weights and arithmetic, for a GPU"),
         "int8-weight": Precision(
             "8-bit weights in blocks of 32",
             Gates(

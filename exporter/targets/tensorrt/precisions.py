@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
+from exporter.targets.folder.limits import float16, float32
 from exporter.targets.tensorrt.quantize import SCHEMES
 from exporter.types import Gates, Precision, agreement
 
 # Measured (KL of SmolLM2-135M; then of random BERTs, 185 lines: a number's error, three labels' agreement): fp16 2e-5,
 # 0.0041, 100%; bf16 not measured, 0.033, 99%; int8 0.016, 0.22, 94%; int8-weight 0.0034, the others as ONNX's.
 PRECISIONS = {
-    "fp32": Precision(
-        "float32, without TF32",
-        Gates(
-            max_ppl_ratio=1.001,
-            max_kl=1e-4,
-            min_cosine=0.9999,
-            max_regression_error=1e-3,
-            max_logit_error=1e-3,
-            max_cache_kl=1e-6,
-        ),
-        by_task=agreement(0.98),
-    ),
-    "fp16": Precision(
-        "float16, what would overflow in float32",
-        Gates(
-            max_ppl_ratio=1.005,
-            max_kl=1e-3,
-            min_cosine=0.999,
-            max_regression_error=0.02,
-            max_cache_kl=1e-3,
-            min_named_share=0.5,
-        ),
-        by_task=agreement(0.97),
-        bits=16,
-        table_bits=16,
-    ),
+    "fp32": float32("float32, without TF32"),
+    "fp16": float16("float16, what would overflow in float32", named_share=0.5),
     "bf16": Precision(
         "bfloat16, norms and softmax in float32",
         Gates(

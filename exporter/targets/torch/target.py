@@ -20,6 +20,7 @@ from exporter.checkpoint.opened import open_checkpoint as open_checkpoint
 from exporter.errors import BuildError, JobError
 from exporter.scheme import Scheme
 from exporter.targets.folder.kit import kit, programs
+from exporter.targets.folder.limits import bfloat16, float16
 from exporter.targets.torch.held import weights_of
 from exporter.targets.torch.static import WEIGHTS, cannot_express, export_static, load_static
 from exporter.targets.torch.zeros import zeros_of
@@ -123,34 +124,8 @@ TORCH = Target(
     summary="PyTorch: the float32 reference, bfloat16, float16, torchao int8",
     precisions={
         "fp32": Precision("the reference itself", Gates()),
-        "bf16": Precision(
-            "bfloat16 weights and arithmetic",
-            Gates(
-                max_ppl_ratio=1.01,
-                max_kl=0.01,
-                min_cosine=0.999,
-                max_regression_error=0.06,
-                max_cache_kl=0.01,
-                min_named_share=0.9,
-            ),
-            by_task=agreement(0.94),
-            bits=16,
-            table_bits=16,
-        ),
-        "fp16": Precision(
-            "float16 weights and arithmetic",
-            Gates(
-                max_ppl_ratio=1.005,
-                max_kl=1e-3,
-                min_cosine=0.999,
-                max_regression_error=0.02,
-                max_cache_kl=1e-3,
-                min_named_share=0.9,
-            ),
-            by_task=agreement(0.97),
-            bits=16,
-            table_bits=16,
-        ),
+        "bf16": bfloat16("bfloat16 weights and arithmetic"),
+        "fp16": float16("float16 weights and arithmetic"),
         "int8-dynamic": Precision(
             "torchao: int8 weights per channel, int8 activations per token",
             Gates(

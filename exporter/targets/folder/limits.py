@@ -1,0 +1,45 @@
+"""The float precisions with the limits that they have wherever a format has them; what differs, a target replaces."""
+
+from __future__ import annotations
+
+from exporter.targets.folder.proven import HALF_COSINE, HALF_KL
+from exporter.types import Gates, Precision, agreement
+
+
+def float32(summary: str) -> Precision:
+    """The same model: what is left is the order of its sums."""
+    gates = Gates(
+        max_ppl_ratio=1.001,
+        max_kl=1e-4,
+        min_cosine=0.9999,
+        max_regression_error=1e-3,
+        max_logit_error=1e-3,
+        max_cache_kl=1e-6,
+    )
+    return Precision(summary, gates, by_task=agreement(0.98))
+
+
+def float16(summary: str, named_share: float = 0.9) -> Precision:
+    """Half the bytes; `named_share`: the least share of the layers' numbers that are float16."""
+    gates = Gates(
+        max_ppl_ratio=1.005,
+        max_kl=HALF_KL,
+        min_cosine=HALF_COSINE,
+        max_regression_error=0.02,
+        max_cache_kl=1e-3,
+        min_named_share=named_share,
+    )
+    return Precision(summary, gates, by_task=agreement(0.97), bits=16, table_bits=16)
+
+
+def bfloat16(summary: str) -> Precision:
+    """As many bits, three of them fewer for the digits."""
+    gates = Gates(
+        max_ppl_ratio=1.01,
+        max_kl=0.01,
+        min_cosine=0.999,
+        max_regression_error=0.06,
+        max_cache_kl=0.01,
+        min_named_share=0.9,
+    )
+    return Precision(summary, gates, by_task=agreement(0.94), bits=16, table_bits=16)
