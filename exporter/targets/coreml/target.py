@@ -18,11 +18,10 @@ from exporter.errors import BuildError, JobError
 from exporter.quantization.policy import check_schemes
 from exporter.runner import Floats
 from exporter.scheme import Scheme
-from exporter.targets.coreml import proof
 from exporter.targets.coreml.convert import PACKAGE, convert, name_it
 from exporter.targets.coreml.held import weights_of
 from exporter.targets.coreml.inspection import inspect
-from exporter.targets.coreml.opened import open_folder
+from exporter.targets.coreml.opened import open_folder, open_package
 from exporter.targets.coreml.options import BLOCKS, ROUNDED_INPUTS, SYSTEMS, USUAL_LENGTH, CoremlOptions
 from exporter.targets.coreml.precisions import FLOATS, PRECISIONS, cannot_express
 from exporter.targets.coreml.sparse import pruned, sparsify
@@ -31,6 +30,7 @@ from exporter.targets.coreml.weights import PALETTES, Place, dump, find_places, 
 from exporter.targets.coreml.zeros import zeros_of
 from exporter.targets.folder.files import copy_configuration, model_name
 from exporter.targets.folder.kit import kit, programs
+from exporter.targets.folder.proven import prove_program
 from exporter.targets.traced_model.cache import refused_cache
 from exporter.types import GENERATION, Exported, ExportRequest, Preparation, Target
 
@@ -50,7 +50,7 @@ def export(request: ExportRequest) -> Exported:
     if precision in FLOATS:
         _float(package, to, options.system, bits=32 if precision == "fp32" else 16)
     else:
-        proof.prove(package, request)
+        prove_program(package, request, "float16 program", open_package)
         notes = _compressed(request, package, to)
     card = read_licence(request.checkpoint.path)
     facts = {

@@ -40,6 +40,26 @@ def prove_once(said: Path, request: ExportRequest, what: str, wrong: Callable[[P
         raise disagrees(what, found)
 
 
+def prove_program(file: Path, request: ExportRequest, what: str, opened: Callable[[Path, str, int], Runner]) -> None:
+    """Raises BuildError where a program does not answer as the request's checkpoint does, also beyond its boundaries.
+
+    `opened` opens one, by its file, task and threads. Compared once for a file: what came out stands beside it.
+    """
+    wrong = partial(_program_disagrees, file, request, what, opened)
+    prove_once(file.with_name("proof.json"), request, what, wrong)
+
+
+def _program_disagrees(
+    file: Path, request: ExportRequest, what: str, opened: Callable[[Path, str, int], Runner], folder: Path
+) -> str | None:
+    task = request.checkpoint.task
+    _, probe, lengths = expected(request, folder)
+    try:
+        return half_disagrees(partial(opened, file, task, request.threads), probe, lengths, task)
+    except Exception as error:  # whatever an engine raises of a program that it does not take
+        raise disagrees(what, " ".join(str(error).split())[:300] or type(error).__name__) from error
+
+
 def disagrees(what: str, wrong: str) -> BuildError:
     return BuildError(f"its {what} does not agree with the reference ({wrong}); nothing was quantized")
 

@@ -19,13 +19,13 @@ from exporter.quantization.policy import check_schemes
 from exporter.scheme import Scheme
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.folder.kit import kit, programs
-from exporter.targets.litert import proof
+from exporter.targets.folder.proven import prove_program
 from exporter.targets.litert.bundle import BUNDLE, write_bundle
 from exporter.targets.litert.convert import convert
 from exporter.targets.litert.describe import describe
 from exporter.targets.litert.held import FILE, weights_of
 from exporter.targets.litert.inspection import inspect
-from exporter.targets.litert.opened import open_folder
+from exporter.targets.litert.opened import open_file, open_folder
 from exporter.targets.litert.options import ENCODED, PREFILLED, USUAL_LENGTH, LitertOptions
 from exporter.targets.litert.places import name_tensors
 from exporter.targets.litert.precisions import PRECISIONS, cannot_express, usual
@@ -51,7 +51,7 @@ def export(request: ExportRequest) -> Exported:
     if precision == "fp32":
         shutil.copyfile(program, to)
     else:
-        proof.prove(program, request)
+        prove_program(program, request, "float32 program", open_file)
         notes = _quantized(request, program, told["places"], to)
     card = read_licence(request.checkpoint.path)
     checkpoint = request.checkpoint
