@@ -27,6 +27,7 @@ from exporter import machine
 from exporter.measure import quality
 from exporter.targets.coreml.convert import PACKAGE
 from exporter.targets.coreml.held import weights_of
+from exporter.tasks import known as tasks
 from exporter.types import Checkpoint
 
 PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -87,7 +88,7 @@ def evaluated(folder: Path, half: bool) -> dict[str, float]:
 
     reference = quality.Reference.load(folder.parent / "reference" / "reference.npz")
     with open_mil(folder / PACKAGE, THREADS, half, encoder=False) as runner:
-        found = quality.compare(runner, reference)
+        found, _ = tasks.compare(runner, reference)
         seconds = []
         for _ in range(ROUNDS):
             start = perf_counter()

@@ -21,6 +21,7 @@ from bench import record
 from bench.jobs import DECODER, ENCODER, OUT, THREADS, measure, options
 from exporter import Job
 from exporter.measure import latency, quality
+from exporter.tasks import known as tasks
 
 JOBS = {
     DECODER: ("torch:bf16", "onnx:fp32", "onnx:fp16", "onnx:int8-weight", "onnx:int8-dynamic", "onnx:int4-weight"),
@@ -81,13 +82,13 @@ def part(what: str, work: Path | None, done: Path | None, model: Path | None) ->
 
         assert model is not None
         runner: Any = open_checkpoint(model, reference.passages.task, THREADS)
-        quality.answer(runner, reference.passages, lambda done, total: None)
+        tasks.answer(runner, reference.passages, lambda done, total: None)
     else:
         from exporter.targets.onnx.layout import MODEL
         from exporter.targets.onnx_graph.session import OnnxDecoder
 
         runner = OnnxDecoder(done / what / MODEL, THREADS)
-        quality.compare(runner, reference, lambda done, total: None)
+        tasks.compare(runner, reference, lambda done, total: None)
     latency.warm_up(runner, reference.passages.ids, 8192)
     for _ in range(Job.model_fields["repeats"].default):
         latency.measure_round(runner, reference.passages.ids, 8192)

@@ -69,7 +69,9 @@ class MergeJob(BaseModel):
         ge=MIN_TOKENS,
         description="How many tokens of the text to measure on; of a classifier's, whole lines.",
     )
-    window: int | None = Field(None, ge=8, description="Tokens that a model sees at once. Default: 512; encoders 128.")
+    window: int | None = Field(
+        None, ge=8, description="Tokens that a model sees at once. Default: 512; encoders 128, question answering 384."
+    )
     stride: int | None = Field(None, ge=1, description="Tokens that windows move by. Default: half a window.")
     threads: int = Field(
         default_factory=usable_cores, ge=1, description="Threads of every engine. Default: the usable cores."

@@ -12,6 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from exporter.form import CLASSIFICATION as CLASSIFICATION
+from exporter.form import FEATURES as FEATURES
+from exporter.form import FILL_MASK as FILL_MASK
+from exporter.form import FORMS, QUESTIONS, TOKENS
+from exporter.form import GENERATION as GENERATION
+from exporter.form import TASKS as TASKS
 from exporter.runner import Floats as Floats  # a third party's target imports the arrays' names from here too
 from exporter.runner import Ids as Ids
 from exporter.runner import Runner
@@ -28,18 +34,13 @@ Combination = Literal["cat", "linear", "svd", "ties", "dare_linear", "dare_ties"
 MergeDtype = Literal["keep", "float32", "bfloat16", "float16"]
 BaseQuant = Literal["nf4", "fp4", "int8"]  # bitsandbytes'
 
-GENERATION = "text-generation"  # the tasks that are measured, in the words of optimum's TasksManager
-FEATURES = "feature-extraction"
-CLASSIFICATION = "text-classification"
-TASKS = (GENERATION, FEATURES, CLASSIFICATION)
-
 # By PEFT's names of what an adapter was trained for.
 TASK_OF_ADAPTER = {
     "CAUSAL_LM": GENERATION,
     "FEATURE_EXTRACTION": FEATURES,
     "SEQ_CLS": CLASSIFICATION,
-    "TOKEN_CLS": "token-classification",
-    "QUESTION_ANS": "question-answering",
+    "TOKEN_CLS": TOKENS,
+    "QUESTION_ANS": QUESTIONS,
     "SEQ_2_SEQ_LM": "text2text-generation",
 }
 
@@ -126,7 +127,7 @@ class Gates:
 
 def agreement(share: float) -> dict[str, Gates]:
     """How many of a classifier's decisions must stay. A generator's next tokens change more often: its KL judges."""
-    return {CLASSIFICATION: Gates(min_top1=share)}
+    return {task: Gates(min_top1=share) for task, form in FORMS.items() if form.answers == "classes"}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from exporter.checkpoint.problem import problem_of, problem_type
 from exporter.errors import JobError
 from exporter.measure.classification import compare_answers
 from exporter.measure.quality import Answers, Passages, Reference
-from exporter.pipeline.reference import tokenize
+from exporter.tasks.known import TASKS
 from exporter.types import CLASSIFICATION, FEATURES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Probe
 
 pytestmark = pytest.mark.quick
@@ -145,7 +145,7 @@ def test_a_classifier_reads_whole_lines_with_their_special_tokens(tmp_path: Path
     tokenizer_of(tmp_path, 500)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "word1 word2\n\n  word3 word4 word5  \n=====\nword1 word2\n" + words(60)
-    passages = tokenize(tokenizer, text, CLASSIFICATION, 100, 5, 2)
+    passages = TASKS[CLASSIFICATION].read(tokenizer, text, 100, 5, 2)
     pieces = [piece.tolist() for piece in passages]
     lines = [line.strip() for line in dict.fromkeys(text.split("\n")) if "word" in line]
     expected = [tokenizer(line, truncation=True, max_length=5)["input_ids"] for line in lines]
@@ -160,5 +160,5 @@ def test_a_text_of_one_line_is_refused_for_a_classifier(tmp_path: Path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = words(300).replace("\n", " ")
     with pytest.raises(JobError, match=r"has 1 different lines .* give --eval-text FILE"):
-        tokenize(tokenizer, text, CLASSIFICATION, 100, 64, 32)
-    assert len(tokenize(tokenizer, text, FEATURES, 256, 64, 32).offsets) == 5
+        TASKS[CLASSIFICATION].read(tokenizer, text, 100, 64, 32)
+    assert len(TASKS[FEATURES].read(tokenizer, text, 256, 64, 32).offsets) == 5

@@ -19,6 +19,7 @@ from pages import BLOCKS, PAGES, blocks, only_read, run_as_they_stand
 from exporter.checkpoint.recipes import RECIPES
 from exporter.command.cli import cli
 from exporter.command.flags import given
+from exporter.form import FEATURES, QUESTIONS
 from exporter.job import CompressJob, Job, MergeJob, load_job
 from exporter.measure import latency
 from exporter.measure.arithmetic import TOP_K
@@ -27,7 +28,8 @@ from exporter.pipeline.sections import job_schema, read_sections
 from exporter.quantization.policy import Policy
 from exporter.stages.merge.proof import LIMITS
 from exporter.targets import known
-from exporter.types import GENERATION, TASKS
+from exporter.tasks.known import TASKS
+from exporter.types import GENERATION
 
 DOCS = {page: text for page, text in PAGES.items() if page != "README.md"}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -192,10 +194,13 @@ def test_numbers_on_the_pages_are_those_of_the_code():
     for dtype, (error, kl) in LIMITS.items():
         assert f"| {dtype} | {error:g} | {kl:g} |" in DOCS["docs/merging.md"]
     page = " ".join(DOCS["docs/measuring.md"].split())
-    prefill, window = " and over ".join(map(str, latency.PREFILL_LENGTHS)), texts.WINDOWS[GENERATION]
+    prefill, window = " and over ".join(map(str, latency.PREFILL_LENGTHS)), TASKS[GENERATION].window
     for said in (
         f"the {TOP_K} most likely tokens",
-        f"Defaults are {default('eval_tokens'):,} tokens, windows of {window} (encoders {min(texts.WINDOWS.values())})",
+        (
+            f"Defaults are {default('eval_tokens'):,} tokens, windows of {window} (encoders {TASKS[FEATURES].window}, "
+            f"question answering {TASKS[QUESTIONS].window})"
+        ),
         f"shares {texts.PASSAGE} words in a row",
         f"boundaries up to {lengths.ALWAYS:,} tokens always",
         f"one forward over {prefill} tokens; decode is {latency.DECODED} tokens",

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.measure.gates import judge
-from exporter.measure.quality import Passages, Reference, answer, compare, compare_probe, windows
+from exporter.measure.quality import Passages, Reference, compare_probe
 from exporter.pipeline.reference import _alone
 from exporter.report.result import Figure, Result
 from exporter.runner import Floats, Ids
+from exporter.tasks.known import answer, compare
+from exporter.tasks.text_generation import windows
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, SINGLE_LABEL, Gates, Probe
 
 pytestmark = pytest.mark.quick
@@ -86,7 +88,7 @@ def test_windows_that_do_not_overlap_leave_their_first_tokens_out():
     answers = answer(Bigram(), passages, quiet)
     expected = [-exact_log_probabilities(Bigram(), ids)[at - 1, ids[at]] for at in range(200) if at % 64]
     np.testing.assert_allclose(answers.nll, expected, rtol=1e-5)
-    figures = compare(Bigram(0.5), Reference(passages, NO_PROBE, answers))
+    figures = compare(Bigram(0.5), Reference(passages, NO_PROBE, answers))[0]
     other = [-exact_log_probabilities(Bigram(0.5), ids)[at - 1, ids[at]] for at in range(200) if at % 64]
     assert figures["ppl"].value == pytest.approx(math.exp(np.mean(other)), rel=1e-5)
     assert figures["ppl_ratio"].value == pytest.approx(math.exp(np.mean(np.subtract(other, expected))), rel=1e-5)
@@ -95,7 +97,7 @@ def test_windows_that_do_not_overlap_leave_their_first_tokens_out():
 def test_perplexity_ratio_and_its_paired_error_are_those_of_the_exact_formulas():
     passages, disturbed = text_of(2000), Bigram(0.3)
     reference = Reference(passages, NO_PROBE, answer(Bigram(), passages, quiet))
-    figures = compare(disturbed, reference, quiet)
+    figures = compare(disturbed, reference, quiet)[0]
 
     ids = passages.ids
     rows = np.arange(len(ids) - 1)
@@ -120,7 +122,7 @@ def test_perplexity_ratio_and_its_paired_error_are_those_of_the_exact_formulas()
 def test_a_model_equals_itself_through_the_file(tmp_path: Path):
     passages = text_of(300)
     Reference(passages, NO_PROBE, answer(Bigram(), passages, quiet)).save(tmp_path / "reference.npz")
-    figures = compare(Bigram(), Reference.load(tmp_path / "reference.npz"), quiet)
+    figures = compare(Bigram(), Reference.load(tmp_path / "reference.npz"), quiet)[0]
     assert figures["ppl_ratio"] == Figure(1.0, 0.0)
     assert figures["kl"].value == pytest.approx(0.0, abs=1e-7)
     assert figures["top1"] == Figure(1.0, 0.0)
@@ -133,7 +135,7 @@ def test_kl_counts_mass_that_moves_to_tokens_outside_the_top():
     rows = np.arange(VOCABULARY)[:, None]
     thief.table[rows, order[:, :100]] = thief.table.max() + 5
     reference = Reference(passages, NO_PROBE, answer(Bigram(), passages, quiet))
-    assert compare(thief, reference, quiet)["kl"].value > math.log(2)
+    assert compare(thief, reference, quiet)[0]["kl"].value > math.log(2)
 
 
 class Broken(Bigram):
@@ -193,12 +195,12 @@ def test_encoders_are_compared_by_the_cosine_of_their_passages():
     passages = Passages(FEATURES, ids, np.array([0, 100, 200, 300]), 100, 50)
     reference = Reference(passages, NO_PROBE, answer(Bigram(), passages, quiet))
     same = Figure(pytest.approx(1.0, abs=1e-6), pytest.approx(0, abs=1e-6))
-    assert compare(Bigram(), reference, quiet) == {"cosine": same}
+    assert compare(Bigram(), reference, quiet)[0] == {"cosine": same}
     expected = []
     for passage in passages:
         a, b = Bigram().table[passage].mean(0), Bigram(1.0).table[passage].mean(0)
         expected.append(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-    figures = compare(Bigram(1.0), reference, quiet)
+    figures = compare(Bigram(1.0), reference, quiet)[0]
     assert figures["cosine"].value == pytest.approx(np.mean(expected), abs=1e-5)
     assert figures["cosine"].se == pytest.approx(np.std(expected, ddof=1) / math.sqrt(3), rel=1e-3)
 
@@ -211,7 +213,7 @@ class Classifier(Bigram):
 def test_classifiers_are_compared_by_their_probabilities_and_their_choice():
     passages = Passages(CLASSIFICATION, np.arange(200), np.array([0, 100, 200]), 100, 50, SINGLE_LABEL)
     reference = Reference(passages, NO_PROBE, answer(Classifier(), passages, quiet))
-    figures = compare(Classifier(5.0), reference, quiet)
+    figures = compare(Classifier(5.0), reference, quiet)[0]
     assert set(figures) == {"kl", "top1"}
     assert figures["kl"].value > 0
     assert all(figure.se is not None for figure in figures.values())
@@ -240,7 +242,7 @@ def test_a_gate_passes_only_by_two_standard_errors(value, error, passed, said):
 
 
 def test_a_gate_counts_passages_where_there_is_no_perplexity():
-    [gate] = judge(Gates(min_cosine=0.98), row(cosine=Figure(0.985, 0.004)), frozenset(), 4)
+    [gate] = judge(Gates(min_cosine=0.98), row(cosine=Figure(0.985, 0.004)), frozenset(), 4, "passage")
     assert "passages could decide it" in gate.detail
     assert "tokens" not in gate.detail
 

@@ -12,7 +12,7 @@ from conftest import SMALL
 
 from exporter import Job, run
 from exporter.checkpoint.model import load_model
-from exporter.measure.quality import Reference, compare
+from exporter.measure.quality import Reference
 from exporter.quantization.policy import Policy, read_policy
 from exporter.quantization.preparing import How, Prepared, prepare
 from exporter.quantization.quantizing import Quantizer
@@ -20,6 +20,7 @@ from exporter.quantization.simulation import simulated
 from exporter.report.table import value
 from exporter.scheme import Scheme
 from exporter.targets.torch.target import open_checkpoint
+from exporter.tasks.known import compare
 from exporter.types import GENERATION, Checkpoint
 
 FEW = {"speed": False, "eval_tokens": 512, "calib_tokens": 2048, "threads": 1}
@@ -119,7 +120,7 @@ def test_what_was_simulated_is_what_the_artifact_does(chosen, tiny):
     with open_checkpoint(tiny, "text-generation", 1) as runner:
         schemes = policy.resolved(list(policy.modules))
         with torch.no_grad(), simulated(runner._model, schemes):
-            figures = compare(runner, reference)
+            figures = compare(runner, reference)[0]
     assert figures["ppl"].value == pytest.approx(value(row_of(plain, "int8-static"), "ppl"), rel=2e-3)
     assert figures["kl"].value == pytest.approx(value(row_of(plain, "int8-static"), "kl"), rel=0.25)
 

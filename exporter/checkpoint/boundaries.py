@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from exporter.types import GENERATION
+from exporter.form import FORMS
 
 # Lists hold a value for each layer. chunk: Llama 4's chunked attention, and the scan of a state space model.
 _WINDOW = re.compile(r"(?:^|_)(?:windows?|window_size|window_length|chunk_size|chunk_length|local_attention)$")
@@ -41,7 +41,7 @@ def find_boundaries(config: Mapping[str, Any], task: str, max_length: int | None
     `max_length`: tokens that the model can take, None without a limit. A tokenizer's is only advice to a decoder.
     """
     positions = _positions(config)
-    limit = positions if task == GENERATION else max_length or positions
+    limit = positions if FORMS[task].cached else max_length or positions
     found = {one.tokens: one for one in sorted(_found(config, ""), reverse=True)}
     return tuple(sorted(one for one in found.values() if one.unbounded or limit is None or one.tokens < limit))
 
@@ -50,7 +50,7 @@ def positions_of(config: Mapping[str, Any], task: str, max_length: int | None) -
     """How many tokens the model takes; None where nothing says so, or where its rope goes on."""
     if any(one.unbounded for one in _found(config, "")):
         return None
-    return _positions(config) if task == GENERATION else max_length or _positions(config)
+    return _positions(config) if FORMS[task].cached else max_length or _positions(config)
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:

@@ -10,8 +10,8 @@ import numpy as np
 
 from exporter.checkpoint.model import load_model
 from exporter.checkpoint.tokenizer import rows_of
+from exporter.form import FORMS
 from exporter.runner import Floats, Ids
-from exporter.types import CLASSIFICATION, GENERATION
 
 
 class TorchRunner:
@@ -24,7 +24,7 @@ class TorchRunner:
         self._torch = torch
         self._model = model.eval()
         self._device = model.device
-        self._task = task
+        self._form = FORMS[task]
         self._cache: Any = None
 
     def __enter__(self) -> Self:
@@ -35,16 +35,16 @@ class TorchRunner:
 
     def logits(self, ids: Ids) -> Floats:
         out = self.batch(ids[None], np.ones_like(ids)[None])
-        return out if self._task == CLASSIFICATION else out[0]
+        return out[0] if self._form.per_token else out
 
     def segmented(self, ids: Ids, segments: Ids) -> Floats:
         known = "token_type_ids" in signature(self._model.forward).parameters
         extra = {"token_type_ids": segments[None]} if known else {}
         out = self._floats(self._forward(ids[None], attention_mask=np.ones((1, len(ids)), np.int64), **extra))
-        return out if self._task == CLASSIFICATION else out[0]
+        return out[0] if self._form.per_token else out
 
     def batch(self, ids: Ids, mask: Ids) -> Floats:
-        extra = {"use_cache": False} if self._task == GENERATION else {}
+        extra = {"use_cache": False} if self._form.cached else {}
         return self._floats(self._forward(ids, attention_mask=mask, **extra))
 
     def parameters(self) -> int:
@@ -69,7 +69,8 @@ class TorchRunner:
         return self._torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
     def _floats(self, out: Any) -> Floats:
-        tensor = out.logits if "logits" in out else out.last_hidden_state
+        tensors = [out[name] for name in self._form.outputs]
+        tensor = tensors[0] if len(tensors) == 1 else self._torch.stack(tensors, -1)
         result: Floats = tensor.float().cpu().numpy()
         return result
 
@@ -103,11 +104,11 @@ def open_checkpoint(
 def runner_of(model: Any, task: str, gpu: int | None) -> TorchRunner:
     """A loaded model's runner. On a GPU float32 stays float32: without TF32, which has 10 bits of its 23."""
     if gpu is None:
-        return (TorchDecoder if task == GENERATION else TorchRunner)(model, task)
+        return (TorchDecoder if FORMS[task].cached else TorchRunner)(model, task)
     import torch
 
     from exporter.checkpoint.on_cuda import CudaTorchDecoder, CudaTorchRunner
 
     torch.cuda.set_device(gpu)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    return (CudaTorchDecoder if task == GENERATION else CudaTorchRunner)(model.to(f"cuda:{gpu}"), task)
+    return (CudaTorchDecoder if FORMS[task].cached else CudaTorchRunner)(model.to(f"cuda:{gpu}"), task)

@@ -16,14 +16,12 @@ from exporter.report.result import Gate, Result
 from exporter.types import Gates
 
 
-def judge(limits: Gates, result: Result, asked: frozenset[str], scored: int) -> list[Gate]:
-    """A gate for each limit whose figure this task has, or that was `asked` for. `scored`: tokens or passages.
+def judge(limits: Gates, result: Result, asked: frozenset[str], scored: int, unit: str = "token") -> list[Gate]:
+    """A gate for each limit whose figure this task has, or that was `asked` for. `scored`: how many of its unit.
 
     A limit's name tells its sense and its figure: min_top1 is a lower limit on the row's top1.
     """
     gates = []
-    # What has a perplexity is scored token by token.
-    unit = "passages" if all(result.quality[name].value is None for name in ("ppl", "ppl_ratio")) else "tokens"
     for field in fields(limits):
         limit = getattr(limits, field.name)
         sense, name = field.name.split("_", 1)
@@ -31,7 +29,7 @@ def judge(limits: Gates, result: Result, asked: frozenset[str], scored: int) -> 
         if limit is None:
             continue
         if figure.value is not None:
-            gate = _judge_one(field.name, sense == "max", limit, figure.value, figure.se or 0.0, scored, unit)
+            gate = _judge_one(field.name, sense == "max", limit, figure.value, figure.se or 0.0, scored, f"{unit}s")
             if figure.detail is not None and not gate.passed:
                 gate = replace(gate, detail=figure.detail)
             gates.append(gate)
@@ -69,7 +67,7 @@ def unjudged(gates: Sequence[Gate], result: Result) -> Gate | None:
     return Gate("min_quality_gates", 1, 0, False, f"no quality gate judged it; give one: {flag} X")
 
 
-def _judge_one(name: str, at_most: bool, limit: float, value: float, error: float, scored: int, unit: str) -> Gate:
+def _judge_one(name: str, at_most: bool, limit: float, value: float, error: float, scored: int, units: str) -> Gate:
     if not math.isfinite(value):
         return Gate(name, limit, None, False, f"the value is {value}")
     # Distances to the limit, positive on the right side of it.
@@ -83,7 +81,8 @@ def _judge_one(name: str, at_most: bool, limit: float, value: float, error: floa
             limit,
             value,
             False,
-            f"within the limit, but not by two standard errors ({error:.2g} each): about {more} {unit} could decide it",
+            f"within the limit, but not by two standard errors ({error:.2g} each): "
+            f"about {more} {units} could decide it",
         )
     if room > -2 * error:
         return Gate(
@@ -91,8 +90,12 @@ def _judge_one(name: str, at_most: bool, limit: float, value: float, error: floa
             limit,
             value,
             False,
-            f"beyond the limit by less than two standard errors ({error:.2g} each): more {unit} could decide it",
+            f"beyond the limit by less than two standard errors ({error:.2g} each): more {units} could decide it",
         )
     return Gate(
-        name, limit, value, False, f"beyond the limit; more {unit} would not change it" if error else "beyond the limit"
+        name,
+        limit,
+        value,
+        False,
+        f"beyond the limit; more {units} would not change it" if error else "beyond the limit",
     )

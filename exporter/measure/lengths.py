@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from exporter.errors import BuildError
+from exporter.form import FORMS
 from exporter.measure.arithmetic import Doubles, divergence_of, log_softmax, mean, top_of
 from exporter.measure.quality import finite
 from exporter.report.result import Figure
 from exporter.runner import BoundedRunner, CachedRunner, Floats, Ids, Runner
-from exporter.types import CLASSIFICATION, GENERATION
 
 STEPS = 8  # decoded one by one after a prefill
 FIGURE = "length_drift"
@@ -133,14 +133,14 @@ def shape_of(boundary: int, tokens: int) -> tuple[int, int]:
 
 def positions(boundary: int, tokens: int, task: str) -> Ids:
     """Which of a long text are compared: the last ones beyond the boundary, for generation; else some of all."""
-    if task == GENERATION:
+    if FORMS[task].cached:
         return np.arange(max(boundary, tokens - _COMPARED), tokens)
     return np.unique(np.linspace(0, tokens - 1, min(tokens, _COMPARED)).astype(np.int64))
 
 
 def cuts_of(boundary: int, tokens: int, switch: bool, task: str) -> Ids:
     """Where a cache is continued: at the end, and across the boundary where both of its sides are computed alike."""
-    if task != GENERATION or tokens <= STEPS + 1:
+    if not FORMS[task].cached or tokens <= STEPS + 1:
         return np.zeros(0, np.int64)
     across = boundary - STEPS // 2
     found = [tokens - STEPS] + ([across] if not switch and 1 < across < tokens - STEPS else [])
@@ -167,7 +167,7 @@ def _ask(runner: Runner, length: Length, task: str) -> _Got:
 
 def _rows(runner: Runner, ids: Ids, task: str, at: Ids) -> Floats:
     out = finite(ids, runner.logits(ids))
-    return (out if task == CLASSIFICATION else out[at]).copy()
+    return (out[at] if FORMS[task].per_token else out).copy()
 
 
 def _continued(runner: CachedRunner, ids: Ids, cut: int) -> Iterator[Floats]:
@@ -185,18 +185,19 @@ def told_of(open_runner: Callable[[], Runner], length: Length, task: str) -> Tol
 
 def _answer(rows: Floats, task: str) -> Answer:
     none = np.zeros((0, 0), np.float32)
-    if task != GENERATION or not len(rows):
-        return Answer(none.astype(np.int64), none, np.zeros(0, np.float32), none if task == GENERATION else rows)
+    words = FORMS[task].answers == "vocabulary"
+    if not words or not len(rows):
+        return Answer(none.astype(np.int64), none, np.zeros(0, np.float32), none if words else rows)
     ids, logp, rest = top_of(log_softmax(rows))
     return Answer(ids.astype(np.int64), logp, rest, none)
 
 
 def _distance(answer: Answer, rows: Floats, told: Told, task: str) -> Doubles:
-    if task == GENERATION:
+    if FORMS[task].answers == "vocabulary":
         return divergence_of((answer.ids.astype(np.int32), answer.logp, answer.rest), log_softmax(rows))
     expected = answer.vectors.astype(np.float64)
     size = (expected**2).sum(-1)
-    if task == CLASSIFICATION:
+    if FORMS[task].answers == "classes":
         size = np.mean((np.concatenate([told.near.vectors, told.far.vectors]).astype(np.float64) ** 2).sum(-1))
     distance: Doubles = ((expected - rows) ** 2).sum(-1) / np.maximum(size, 1e-30)
     return distance
@@ -277,7 +278,7 @@ def _compare(runner: Runner, told: Told, task: str) -> _Found:
     for distances, answer, rows, how in texts:
         value, spread = mean(distances)
         said = f"relative error {value:.2g}, squared"
-        if task == GENERATION:
+        if FORMS[task].answers == "vocabulary":
             said = f"KL {value:.2g} nats, top-1 {(answer.ids[:, 0] == rows.argmax(-1)).mean():.0%}"
         at = f"at {length.tokens:,} tokens{how} ({max(below, 0.0):.2g} below)"
         ranked.append(_Found(max(value - 2 * spread, 0.0) / allowed, f"{said} {at}"))

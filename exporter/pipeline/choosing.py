@@ -18,13 +18,14 @@ from exporter import store
 from exporter.checkpoint.problem import problem_of
 from exporter.errors import JobError
 from exporter.forkserver import ForkServer, Start
+from exporter.form import FORMS
 from exporter.job import Job
 from exporter.pipeline.merging import merge_stage
 from exporter.pipeline.plan import make_plan
 from exporter.process import HUGE_PAGES, Operation, Progress, Session, Stepped, Steps, Worker, unheard
 from exporter.quantization.quantizing import POLICY
 from exporter.report.result import Result
-from exporter.types import FEATURES, GENERATION, REGRESSION, Checkpoint, Gates, Precision
+from exporter.types import FEATURES, REGRESSION, Checkpoint, Gates, Precision
 
 _ATTEMPTS = 4  # mixes that are tried for one artifact, until its gates pass
 _ROOM = 0.8  # of what a gate allows, for the simulated loss: the evaluation is another text and has an error of its own
@@ -93,7 +94,7 @@ def budget(limits: Gates, checkpoint: Checkpoint) -> float:
     if problem_of(checkpoint.path, checkpoint.task) == REGRESSION:
         return _BUDGET if limits.max_regression_error is None else _ROOM * limits.max_regression_error
     allowed = [limits.max_kl] if limits.max_kl is not None else []
-    if checkpoint.task == GENERATION and limits.max_ppl_ratio is not None:
+    if FORMS[checkpoint.task].answers == "vocabulary" and limits.max_ppl_ratio is not None:
         allowed.append(math.log(limits.max_ppl_ratio))
     return max(_ROOM * min(allowed), 0.0) if allowed else _BUDGET
 

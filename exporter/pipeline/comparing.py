@@ -14,7 +14,8 @@ from exporter.measure.samples import SAMPLES, changed_labels, changed_neighbours
 from exporter.pipeline.sampling import decoders
 from exporter.report.result import Figure
 from exporter.runner import Floats, Runner
-from exporter.types import CLASSIFICATION, GENERATION, REGRESSION, Checkpoint
+from exporter.tasks import known as tasks
+from exporter.types import CLASSIFICATION, FEATURES, GENERATION, REGRESSION, Checkpoint
 
 
 def compare(
@@ -30,15 +31,15 @@ def compare(
     """
     passages, expected = reference.passages, reference.answers.vectors
     told = json.loads((folder / SAMPLES).read_text(encoding="utf-8")) if (folder / SAMPLES).is_file() else None
+    figures, got = tasks.compare(runner, reference, progress, pool_of(folder))
     if passages.task == GENERATION:
-        figures = quality.compare(runner, reference, progress)
         return figures, told and continuations(runner, told, decoders(folder, checkpoint)[0])
-    got = quality.passage_vectors(runner, passages, progress, pool_of(folder))
-    figures = quality.compare_vectors(passages, expected, got)
+    if got is None:
+        return figures, None
     labels = Labels.load(folder / LABELS) if (folder / LABELS).is_file() else None
     if labels is not None:
         figures |= compare_labels(labels, expected, got)
-    if told is None:
+    if told is None or passages.task not in (FEATURES, CLASSIFICATION):
         return figures, None
     return figures, _changed(passages, expected, got, told["names"], labels, folder, checkpoint)
 

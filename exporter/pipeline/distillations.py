@@ -11,14 +11,16 @@ from exporter.job import CompressJob, Job
 from exporter.pipeline.labelled import class_names, kind_of, labelled_data
 from exporter.pipeline.rows import KINDS
 from exporter.pipeline.source import Source, look
-from exporter.pipeline.texts import CALIB_TEXT, WINDOWS, calibration_text, read_text, refuse_shared
+from exporter.pipeline.texts import CALIB_TEXT, calibration_text, read_text, refuse_shared
 from exporter.process import Session, Worker
 from exporter.stages.distill.options import DistillOptions
 from exporter.stages.prune.student import parse_shape
 from exporter.store import cache_folder, refuse_full_disk
-from exporter.types import CLASSIFICATION, FEATURES, Checkpoint
+from exporter.tasks.known import TASKS
+from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Checkpoint
 
 _DATA = "--distill-data"
+_TAUGHT = (GENERATION, FEATURES, CLASSIFICATION)
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,13 @@ def plan_distillation(
     if options is None:
         return None
     task = source.checkpoint.task
+    if task not in _TAUGHT:
+        raise JobError(f"a distillation teaches models for {', '.join(_TAUGHT)}, and this one is for {task}")
     if task == FEATURES and options.student and parse_shape(options.student).hidden:
         raise JobError("--distill-student hidden:…: vectors of another width have no cosine with these; take layers")
     if task == FEATURES and options.alpha == 1:
         raise JobError("--distill-alpha 1: an encoder has no task of its own to learn: give less, such as 0.5")
-    window = min(options.window or WINDOWS[task], source.max_length or WINDOWS[task])
+    window = min(options.window or TASKS[task].window, source.max_length or TASKS[task].window)
     if options.window is not None and options.window > window:
         raise JobError(f"--distill-window {options.window}: the model has {source.max_length} positions")
     told: dict[str, Any] = {"task": task, "window": window, "data": None, "text": "", "skip": 0}

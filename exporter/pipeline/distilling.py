@@ -13,11 +13,11 @@ from exporter import machine, store
 from exporter.pipeline.distillations import Distillation
 from exporter.pipeline.labelled import tokenize_examples
 from exporter.pipeline.merging import TOOLS
-from exporter.pipeline.reference import tokenize
 from exporter.pipeline.zeros import has_zeros
 from exporter.process import Progress, Session, Worker
 from exporter.stages.distill.options import DistillOptions
 from exporter.stages.prune.student import parse_shape
+from exporter.tasks.known import TASKS
 from exporter.types import GENERATION, Checkpoint
 
 _HELD_OUT = 1.1  # of what is learned on: one example in twenty is held out
@@ -137,7 +137,7 @@ def _lessons(
         passages, labels, _ = tokenize_examples(tokenizer, data, task, window)
         values = labels.values
     else:
-        passages = tokenize(tokenizer, text, task, skip + most, window, window)
+        passages = TASKS[task].read(tokenizer, text, skip + most, window, window)
     seen, special = 0, tokenizer.num_special_tokens_to_add()
     bounds = list(zip(passages.offsets[:-1].tolist(), passages.offsets[1:].tolist(), strict=True))
     for number, (begin, end) in enumerate(bounds):

@@ -10,6 +10,7 @@ from typing import Any
 
 from exporter import __version__
 from exporter.errors import EXIT_BUILD, EXIT_GATE, EXIT_OK
+from exporter.form import FORMS
 from exporter.job import Job
 from exporter.measure.gates import judge, unjudged
 from exporter.pipeline.readme import line_of, write_readmes
@@ -28,8 +29,9 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
     asked = frozenset(name for name, limit in asdict(job.gates(Gates())).items() if limit is not None)
     for row in rows:
         if row.status == "ok" and row.variant != known.REFERENCE:
-            limits = job.gates(known.get(row.target).precisions[row.precision].limits(described["model"]["task"]))
-            row.gates = judge(limits, row, asked, described["evaluation"]["tokens_scored"])
+            task = described["model"]["task"]
+            limits = job.gates(known.get(row.target).precisions[row.precision].limits(task))
+            row.gates = judge(limits, row, asked, described["evaluation"]["tokens_scored"], FORMS[task].unit)
             row.gates += filter(None, [unjudged(row.gates, row)])
             meaningless = dict.fromkeys(row.quality[name].detail for name in ("top1", "pearson", "spearman"))
             row.reason = "; ".join(filter(None, (row.reason, *meaningless))) or None

@@ -69,7 +69,7 @@ def labelled_data(job: Job, task: str, config: Mapping[str, Any], classes: int |
         return None
     if job.eval_text is not None:
         raise JobError("--eval-data and --eval-text are two texts to measure on: give one of them")
-    if task == GENERATION:
+    if task not in (CLASSIFICATION, FEATURES):
         raise JobError(
             f"--eval-data scores classifiers, regressors and embeddings, and this model is for {task}: give --eval-text"
         )

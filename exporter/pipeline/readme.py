@@ -27,13 +27,9 @@ from exporter.targets import known
 from exporter.targets.folder.files import model_name
 from exporter.targets.folder.kit import ANY, kit, render_in
 from exporter.targets.folder.markdown import FILTERS
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Target
+from exporter.tasks.known import TASKS
+from exporter.types import Target
 
-EXAMPLES = {
-    GENERATION: ("Once upon a time",),
-    FEATURES: ("A sentence.", "Another one."),
-    CLASSIFICATION: ("A sentence.",),
-}
 _WORDS = "tokenizer.json"
 _TAG = re.compile(r"[^a-z0-9._-]+")
 
@@ -72,7 +68,7 @@ def readme(
         about=target.precisions[precision].summary,
         task=manifest["task"],
         line=line_of(target, folder.name),
-        example=" ".join(map(shlex.quote, EXAMPLES[manifest["task"]])),
+        example=" ".join(map(shlex.quote, TASKS[manifest["task"]].example)),
         files=files,
         weights=[(file, _size(files[file]["bytes"])) for file in manifest["weights"]],
         size=_size(row["artifact"]["bytes"]),

@@ -15,11 +15,11 @@ from exporter.checkpoint.problem import problem_of
 from exporter.checkpoint.tokenizer import check_ids
 from exporter.device import CPU, named
 from exporter.errors import JobError
-from exporter.job import MIN_TEXTS, MIN_TOKENS
+from exporter.form import FORMS
 from exporter.measure.embedding import EMBEDDING, modules_identity, read_embedding
 from exporter.measure.labels import LABELS, doubt, score
 from exporter.measure.lengths import LENGTHS, Length, Lengths, Told, cuts_of, positions, shape_of, told_of
-from exporter.measure.quality import ANSWERS, Passages, Reference, answer, mean_pooled, reference_perplexity
+from exporter.measure.quality import ANSWERS, Passages, Reference, mean_pooled, reference_perplexity
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
 from exporter.pipeline.labelled import tokenize_examples
 from exporter.pipeline.lengths import lengths_of
@@ -30,16 +30,9 @@ from exporter.report.result import Figure, Result
 from exporter.runner import Floats, Ids
 from exporter.store import content_key, publish, reusable, write_manifest
 from exporter.targets import known
-from exporter.types import (
-    CLASSIFICATION,
-    FEATURES,
-    GENERATION,
-    MULTI_LABEL,
-    REGRESSION,
-    SINGLE_LABEL,
-    Checkpoint,
-    Probe,
-)
+from exporter.tasks import known as tasks
+from exporter.tasks.text_classification import OF_ITSELF
+from exporter.types import FEATURES, GENERATION, Checkpoint, Probe
 
 if TYPE_CHECKING:
     from exporter.checkpoint.opened import TorchRunner
@@ -70,19 +63,10 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     return manifest
 
 
-# What a model has of itself: by what is compared of it.
-_OF_ITSELF: Mapping[str, Mapping[str, float]] = {
-    GENERATION: {"kl": 0.0, "top1": 1.0},
-    FEATURES: {"cosine": 1.0},
-    SINGLE_LABEL: {"kl": 0.0, "top1": 1.0},
-    MULTI_LABEL: {"kl": 0.0, "top1": 1.0},
-    REGRESSION: {"regression_error": 0.0, "pearson": 1.0, "spearman": 1.0},
-}
-
-
-def _kind(reference: Mapping[str, Any]) -> str:
-    """A task, or a classifier's problem type, which an older exporter's manifest does not have."""
-    return GENERATION if reference["ppl"] is not None else reference.get("problem_type") or FEATURES
+def _of_itself(reference: Mapping[str, Any]) -> Mapping[str, float]:
+    """What a model has of itself: by its task, or a classifier's problem type; an older manifest has neither."""
+    task = reference.get("task") or (GENERATION if reference["ppl"] is not None else FEATURES)
+    return OF_ITSELF.get(reference.get("problem_type", "")) or tasks.TASKS[task].of_itself
 
 
 def reference_row(reference: dict[str, Any]) -> Result:
@@ -94,7 +78,7 @@ def reference_row(reference: dict[str, Any]) -> Result:
     row.quality["logit_error"] = Figure(0.0)
     if reference["ppl"] is not None:
         row.quality |= {"ppl": Figure(reference["ppl"], reference["ppl_se"]), "ppl_ratio": Figure(1.0, 0.0)}
-    row.quality |= {name: Figure(value) for name, value in _OF_ITSELF[_kind(reference)].items()}
+    row.quality |= {name: Figure(value) for name, value in _of_itself(reference).items()}
     row.quality |= {name: Figure(**value) for name, value in reference.get("labelled", {}).items()}
     row.samples = reference.get("samples")
     if (doubted := (reference.get("data") or {}).get("note")) is not None:
@@ -129,7 +113,7 @@ def measure_reference(
         labels, cut = None, 0
         embedding = None if modules is None else read_embedding(Path(modules))
         if data is None:
-            passages = tokenize(tokenizer, text, checkpoint.task, eval_tokens, window, stride)
+            passages = tasks.TASKS[checkpoint.task].read(tokenizer, text, eval_tokens, window, stride)
         else:
             passages, labels, cut = tokenize_examples(tokenizer, data, checkpoint.task, window, embedding)
         passages = replace(passages, problem_type=problem)
@@ -140,16 +124,18 @@ def measure_reference(
             check_ids(runner.rows(), passages.ids, "the evaluation's text")
             ids, mask = _probe_ids(passages, tokenizer.pad_token_id or 0)
             pool = mean_pooled if embedding is None else embedding.vector
-            answers = answer(runner, passages, session.counted("reference"), pool)
+            answers = tasks.answer(runner, passages, session.counted("reference"), pool)
             together = runner.batch(ids, mask)
             probe = Probe(ids, mask, together, _alone(runner, ids, mask, together))
             reference = Reference(passages, probe, answers)
             tried = sampled(checkpoint, tokenizer, text, samples, runner, max_length)
             facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
             facts["device"] = named(gpu)
-            facts["model_sha256"] = checkpoint.sha256
+            facts |= {"model_sha256": checkpoint.sha256, "task": checkpoint.task}
         perplexity = reference_perplexity(reference.answers)
-        scored = len(reference.answers.nll) or len(reference.answers.vectors)
+        scored = len(answers.nll) or len(answers.vectors)
+        if FORMS[checkpoint.task].unit == "passage":
+            scored = len(passages.offsets) - 1
         if not all(np.isfinite(array).all() for array in (reference.answers.nll, reference.answers.vectors)):
             raise JobError("the float model answers NaN or Inf on the text: no artifact can be compared with it")
         told = []
@@ -193,7 +179,7 @@ def _told(opened: Callable[[], TorchRunner], task: str, tokenizer: Any, text: st
     """The reference's answers around one boundary, of a model that has read nothing before."""
     boundary, tokens = int(one["boundary"]), int(one["tokens"])
     count, short = shape_of(boundary, tokens)
-    far = _texts(tokenizer, text, task, 1 if task != CLASSIFICATION else _CLASSIFIED, tokens)
+    far = _texts(tokenizer, text, task, 1 if FORMS[task].per_token else _CLASSIFIED, tokens)
     near = _texts(tokenizer, text, task, count, short)
     at, cuts = positions(boundary, tokens, task), cuts_of(boundary, tokens, one["switch"], task)
     length = Length(one["name"], boundary, near, far, at, cuts)
@@ -219,53 +205,6 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
-
-
-def tokenize(tokenizer: Any, text: str, task: str, tokens: int, window: int, stride: int) -> Passages:
-    """The first `tokens` ids of a text: one passage for generation, passages of `window` ids for embeddings.
-
-    A classifier reads whole short texts: each line is one, cut at the window as its users' are, until there are enough
-    `tokens`. Pieces of a long text would all be alike to it. Raises JobError.
-    """
-    if task == GENERATION:
-        ids = np.array(tokenizer(text)["input_ids"][:tokens], np.int64)
-        pieces = [ids]
-    elif task == CLASSIFICATION:
-        pieces = _short_texts(tokenizer, text, tokens, window)
-        ids = np.concatenate(pieces)
-    else:
-        cut = tokenizer(text, truncation=True, max_length=window, return_overflowing_tokens=True)["input_ids"]
-        cut = cut if isinstance(cut[0], list) else [cut]
-        # The last piece is shorter than a window: it is left out unless it is all there is.
-        whole = cut[: max(1, min(len(cut) - 1, tokens // window))]
-        pieces = [np.array(piece, np.int64) for piece in whole]
-        ids = np.concatenate(pieces)
-    if len(ids) < MIN_TOKENS:
-        raise JobError(
-            f"the text has {len(ids)} tokens, and at least {MIN_TOKENS} are needed to measure anything: "
-            "give a longer --eval-text"
-        )
-    offsets = np.cumsum([0, *(len(piece) for piece in pieces)]).astype(np.int64)
-    return Passages(task, ids, offsets, window, stride)
-
-
-def _short_texts(tokenizer: Any, text: str, tokens: int, window: int) -> list[Ids]:
-    """The ids of a text's lines, special tokens included; none twice, and none without a letter or a digit."""
-    lines = dict.fromkeys(line.strip() for line in text.splitlines())
-    pieces: list[Ids] = []
-    total = 0
-    for line in (line for line in lines if any(map(str.isalnum, line))):
-        if total >= tokens:
-            break
-        piece = np.array(tokenizer(line, truncation=True, max_length=window)["input_ids"], np.int64)
-        pieces.append(piece)
-        total += len(piece)
-    if len(pieces) < MIN_TEXTS:
-        raise JobError(
-            f"the text has {len(pieces)} different lines within {tokens} tokens, and a classifier is measured on at "
-            f"least {MIN_TEXTS}: give --eval-text FILE with a text of its own on each line, or more --eval-tokens"
-        )
-    return pieces
 
 
 def _probe_ids(passages: Passages, pad: int) -> tuple[Ids, Ids]:

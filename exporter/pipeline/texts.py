@@ -12,11 +12,11 @@ from exporter.checkpoint.recipes import Recipe
 from exporter.errors import JobError, not_utf8
 from exporter.job import CompressJob, MergeJob
 from exporter.pipeline.source import Source
-from exporter.types import GENERATION, TASKS
+from exporter.tasks.known import TASKS
+from exporter.types import GENERATION
 
 TOPICS = "pydoc_data.topics of the Python standard library"
 CALIB_TEXT = "--calib-text"
-WINDOWS = dict.fromkeys(TASKS, 128) | {GENERATION: 512}  # tokens that a model sees at once
 PASSAGE = 50  # words in a row that two texts do not share by chance
 # Characters of scripts that put no spaces between words count as words.
 _WORD = re.compile(r"[\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff]|[^\s\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff]+")
@@ -33,7 +33,7 @@ def evaluation_text(path: Path | None, recipe: Recipe | None) -> tuple[str, str]
 
 def window_of(job: MergeJob, task: str, max_length: int | None, usual: int | None = None) -> tuple[int, int]:
     """Window and stride of the evaluation, in tokens; `usual`: another window than the task's. Raises JobError."""
-    usual = usual or WINDOWS[task]
+    usual = usual or TASKS[task].window
     window = job.window or min(usual, max_length or usual)
     if max_length is not None and window > max_length:
         raise JobError(f"--window {window} is longer than this model's {max_length} positions")

@@ -1,6 +1,7 @@
 """How far a quantized model's answers are from the float model's: as the artifact's will be judged, without labels.
 
-Generation and one label of several: KL(float || quantized) in nats. Several labels at once: the same of each label's
+Generation, masks and one label of several, of a text or of each token: KL(float || quantized) in nats; of the two ends
+of an answer the KL of each over the places. Several labels at once: the same of each label's
 sigmoid. A number: the error over the standard deviation of the float answers. Feature extraction: 1 - cosine.
 """
 
@@ -33,7 +34,7 @@ def unit(kind: str) -> str:
 
 
 class Distance:
-    """Compares with the float model's outputs: [T, V] of generation, else [1, C] or [1, H], each for a window."""
+    """Compares with the float model's outputs: [T, V] or [T, C], else [1, C] or [1, H], each for a window."""
 
     def __init__(self, kind: str, outputs: Sequence[Tensor]) -> None:
         import torch

@@ -147,7 +147,7 @@ def _observe(model: Any, ids: Tensor) -> _Pass:
     finally:
         for hook in hooks:
             hook.remove()
-    seen.answer = answer.logits if "logits" in answer else answer.last_hidden_state
+    seen.answer = answer[0]
     return seen
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
 from exporter.checkpoint.linear import linear_layers, shared_weights
+from exporter.form import FORMS
 from exporter.quantization.distance import Distance, kind_of, unit
 from exporter.quantization.simulation import simulated
 from exporter.quantization.statistics import watched
 from exporter.scheme import Scheme
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ class LossMeter:
 
     def __init__(self, model: Any, task: str, windows: Tensor, originals: Mapping[str, Tensor] | None = None) -> None:
         self._model, self._task, self._originals = model, task, originals
-        self._pieces = max(windows.shape[1] // _SHORT, 1) if task == CLASSIFICATION else 1  # of a window
+        self._pieces = max(windows.shape[1] // _SHORT, 1) if not FORMS[task].per_token else 1  # of a window
         if self._pieces > 1:
             length = windows.shape[1] // self._pieces
             windows = windows[:, : self._pieces * length].reshape(-1, length)
@@ -162,15 +162,19 @@ def _skipping(blocks: Sequence[Any], outputs: Sequence[Any]) -> Iterator[None]:
 
 
 def _width(model: Any, task: str) -> int:
-    return int(getattr(model.config, "vocab_size", 1)) if task == GENERATION else 1
+    return FORMS[task].width(model.config) if FORMS[task].answers == "vocabulary" else 1
 
 
 def _outputs(model: Any, task: str, window: Tensor) -> Tensor:
-    """Logits [T, V], or [1, C]; for feature extraction the mean hidden state [1, H]."""
-    extra = {"use_cache": False} if task == GENERATION else {}
+    """Logits [T, V] or [T, C], or [1, C]; of an answer's two ends [2, T]; the mean hidden state [1, H]."""
+    import torch
+
+    form = FORMS[task]
+    extra = {"use_cache": False} if form.cached else {}
     out = model(input_ids=window[None], **extra)
-    if task == FEATURES:
-        mean: Tensor = out.last_hidden_state.mean(1)
-        return mean
-    logits: Tensor = out.logits[0] if task == GENERATION else out.logits
-    return logits
+    found: list[Tensor] = [out[name] for name in form.outputs]
+    if form.answers == "states":
+        return found[0].mean(1)
+    if len(found) > 1:
+        return torch.cat(found)
+    return found[0][0] if form.per_token else found[0]

@@ -76,14 +76,17 @@ def render_html(report: Report) -> str:
     )
 
 
+# Figures that plots are drawn of, with what they are called there and what the reference has of itself.
+_QUALITY = {"ppl_ratio": ("Perplexity ratio", 1.0), "cosine": ("1 − cosine", 0.0), "kl": ("KL, nats", 0.0)}
+
+
 def _plots(report: Report) -> list[dict[str, str]]:
     """Quality against size and against speed, each drawn twice: for a wide page and for a phone."""
+    quality, baseline = _QUALITY[_judged_by(report)]
+    y_title = f"{quality}, ± 2 se · lower is better"
+    speed, speed_title = "latency", "Prefill latency p50, ms · lower is better"
     if table.generates(report):
-        quality, baseline, y_title = "Perplexity ratio", 1.0, "Perplexity ratio, ± 2 se · lower is better"
         speed, speed_title = "decode speed", "Decode, tokens/s · higher is better"
-    else:
-        quality, baseline, y_title = "1 − cosine", 0.0, "1 − cosine, ± 2 se · lower is better"
-        speed, speed_title = "latency", "Prefill latency p50, ms · lower is better"
     plots = []
     for what, x_title in (("size", "Size, MB · lower is better"), (speed, speed_title)):
         title, points = f"{quality} against {what}", _points(report, what)
@@ -98,19 +101,23 @@ def _plots(report: Report) -> list[dict[str, str]]:
     return plots
 
 
+def _judged_by(report: Report) -> str:
+    """The figure that tells most of this task: its name in a row's quality."""
+    had = (name for name in _QUALITY if any(table.value(row, name) is not None for row in report["results"]))
+    return next(had, "kl")
+
+
 def _points(report: Report, what: str) -> list[charts.Point]:
-    points = []
+    name, points = _judged_by(report), []
     for row in report["results"]:
         x = {
             "size": None if (size := row["artifact"]["bytes"]) is None else size / 1e6,
             "decode speed": row["speed"]["decode_tokens_per_s"],
             "latency": table.latency(row, "prefill", "p50"),
         }[what]
-        if table.generates(report):
-            y, error = table.value(row, "ppl_ratio"), table.error(row, "ppl_ratio")
-        else:
-            cosine, error = table.value(row, "cosine"), table.error(row, "cosine")
-            y = None if cosine is None else max(0.0, 1 - cosine)
+        y, error = table.value(row, name), table.error(row, name)
+        if name == "cosine" and y is not None:
+            y = max(0.0, 1 - y)
         if x is None or y is None:
             continue
         verdict = table.verdict(report, row)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from exporter.form import FORMS
 from exporter.report import timing
-from exporter.types import GENERATION
 
 Row = Mapping[str, Any]
 
@@ -72,7 +72,7 @@ def scored(report: Row) -> str:
     count = report["evaluation"]["tokens_scored"]
     if count is None:
         return ""
-    one = "token" if generates(report) else "passage"
+    one = FORMS[report["model"]["task"]].unit
     return f"{count:,} {one}{'' if count == 1 else 's'}"
 
 
@@ -205,13 +205,15 @@ _SIZE = (
     Column("Size", "MB", lambda row: megabytes(row["artifact"]["bytes"])),
     Column("Size", "×", lambda row: times(row["artifact"]["size_ratio"])),
 )
+_PPL = Column("PPL ratio", "± se", lambda row: _with_error(value(row, "ppl_ratio"), error(row, "ppl_ratio")))
+_KL = Column("KL", "nats", lambda row: _small(value(row, "kl")))
 _TOP1 = Column("Top-1", "agree", lambda row: _percent(value(row, "top1")))
 _PREFILL = Column("Prefill", "tok/s", lambda row: rate(row["speed"]["prefill_tokens_per_s"]), timed=True)
 _RSS = Column("RSS", "MB", lambda row: megabytes(row["memory"]["peak_rss_bytes"]))
 _GENERATION = (
     *_SIZE,
-    Column("PPL ratio", "± se", lambda row: _with_error(value(row, "ppl_ratio"), error(row, "ppl_ratio"))),
-    Column("KL", "nats", lambda row: _small(value(row, "kl"))),
+    _PPL,
+    _KL,
     _TOP1,
     _PREFILL,
     Column("Decode", "tok/s", lambda row: rate(row["speed"]["decode_tokens_per_s"]), timed=True),
@@ -219,8 +221,9 @@ _GENERATION = (
 )
 _ENCODER = (
     *_SIZE,
+    _PPL,
     Column("Cosine", "mean", lambda row: _floored(value(row, "cosine"), 5)),
-    Column("KL", "nats", lambda row: _small(value(row, "kl"))),
+    _KL,
     _TOP1,
     Column("Accuracy", "labels", lambda row: _percent(value(row, "accuracy"))),
     Column("F1", "macro", lambda row: _floored(value(row, "f1"), 4)),
@@ -260,8 +263,8 @@ _DETAILS = (
 
 
 def generates(report: Row) -> bool:
-    """Whether the model generates text: it has a perplexity and a decode loop then, else a cosine and a latency."""
-    return bool(report["model"]["task"] == GENERATION)
+    """Whether the model generates text: it has a decode loop then, else a latency."""
+    return FORMS[report["model"]["task"]].cached
 
 
 def columns(report: Row) -> list[Column]:

@@ -69,7 +69,7 @@ def answer(model: Any, ids: Tensor) -> Tensor:
 
     with torch.inference_mode():
         said = model(input_ids=ids)
-    answered: Tensor = said.logits if "logits" in said else said.last_hidden_state
+    answered: Tensor = said[0]
     return answered.float()
 
 

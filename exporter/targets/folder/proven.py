@@ -14,12 +14,13 @@ import numpy as np
 
 from exporter.checkpoint.opened import open_checkpoint
 from exporter.errors import BuildError
+from exporter.form import FORMS
 from exporter.measure.arithmetic import divergence_of, log_softmax, top_of
 from exporter.measure.lengths import LENGTHS, Lengths, compare_lengths, told_of
 from exporter.measure.quality import ANSWERS, Reference, finite, mean_pooled
 from exporter.runner import Floats, Runner
 from exporter.store import read_manifest
-from exporter.types import CLASSIFICATION, GENERATION, ExportRequest, Probe
+from exporter.types import ExportRequest, Probe
 
 HALF_KL, HALF_COSINE = 1e-3, 0.999  # of float16 weights, as the gates of a float16 artifact
 _HALF_ERROR = 0.01  # of a classifier's largest answer
@@ -99,14 +100,14 @@ def _half_off_probe(runner: Runner, probe: Probe, task: str) -> str | None:
     answers = probe.answers if probe.alone is None else probe.alone
     lengths = probe.mask.sum(axis=1)
     asked = [(row[:length], whole[:length]) for row, length, whole in zip(probe.ids, lengths, answers, strict=True)]
-    if task == CLASSIFICATION:
+    if not FORMS[task].per_token:
         asked = [(ids, whole[None]) for (ids, _), whole in zip(asked, answers, strict=True)]
     pairs = [(expected, finite(ids, runner.logits(ids))) for ids, expected in asked]
-    if task == GENERATION:
+    if FORMS[task].answers == "vocabulary":
         parts = [divergence_of(top_of(log_softmax(expected)), log_softmax(got)) for expected, got in pairs]
         kl = float(np.concatenate(parts).mean())
         return f"KL {kl:.2g} nats on the probe" if not kl <= HALF_KL else None
-    if task == CLASSIFICATION:
+    if FORMS[task].answers == "classes":
         error = max(float(np.abs(expected - got).max()) for expected, got in pairs)
         allowed = _HALF_ERROR * max(1.0, *(float(np.abs(expected).max()) for expected, _ in pairs))
         return f"logit error {error:.2g} on the probe" if not error <= allowed else None

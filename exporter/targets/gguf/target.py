@@ -39,7 +39,7 @@ from exporter.targets.gguf.types import (
 )
 from exporter.targets.gguf.zeros import zeros_of
 from exporter.types import (
-    CLASSIFICATION,
+    FEATURES,
     GENERATION,
     Exported,
     ExportRequest,
@@ -144,8 +144,8 @@ def calibrates(precision: str, options: GgufOptions) -> bool:
 
 
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
-    if task == CLASSIFICATION:
-        return "classifiers are not exported to GGUF"
+    if task not in (GENERATION, FEATURES):
+        return f"{task} is no task of llama.cpp: its programs generate text and make embeddings"
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to GGUF yet"
     return None

@@ -84,6 +84,8 @@ class LitertEncoder(LitertRunner):
         super().__init__(file, threads)
         self._lengths = self._of(ENCODE)
         self.max_length = self._lengths[-1].tokens
+        [output] = self._lengths[0].outputs.values()
+        self._per_token = len(self._lengths[0].tensor(output).shape) == 3
 
     def logits(self, ids: Ids) -> Floats:
         return self._answer(ids, np.ones_like(ids), np.zeros_like(ids))
@@ -94,11 +96,7 @@ class LitertEncoder(LitertRunner):
     def batch(self, ids: Ids, mask: Ids) -> Floats:
         """One after the other: a signature has one text."""
         answers = [self._answer(row, seen, np.zeros_like(row)) for row, seen in zip(ids, mask, strict=True)]
-        return np.stack(answers) if answers[0].shape[0] == ids.shape[1] and self._whole else np.concatenate(answers)
-
-    @property
-    def _whole(self) -> bool:
-        return "last_hidden_state" in self._lengths[0].outputs
+        return np.stack(answers) if self._per_token else np.concatenate(answers)
 
     def _answer(self, ids: Ids, mask: Ids, segments: Ids) -> Floats:
         chosen = next((one for one in self._lengths if one.tokens >= len(ids)), None)
@@ -112,7 +110,7 @@ class LitertEncoder(LitertRunner):
         chosen.call()
         [output] = chosen.outputs
         answer: Floats = chosen.get(output)
-        return answer[0, : len(ids)] if self._whole else answer
+        return answer[0, : len(ids)] if self._per_token else answer
 
 
 class LitertDecoder(LitertRunner):

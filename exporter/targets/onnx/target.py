@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.form import FORMS
 from exporter.targets.folder.kit import kit
 from exporter.targets.folder.limits import bfloat16, float16, float32
 from exporter.targets.onnx.bf16 import bfloat16_graph
@@ -116,7 +117,7 @@ def _write_float(request: ExportRequest, fusing: Callable[[ir.Model], None], mod
 def _at_precision(model: ir.Model, request: ExportRequest) -> tuple[ir.Model, list[str], Labels]:
     """The float graph brought to the request's precision, notes, and what a policy told of its weights."""
     checkpoint, precision = request.checkpoint, request.precision
-    decoder = checkpoint.task == GENERATION
+    decoder = FORMS[checkpoint.task].answers == "vocabulary"
     if request.policy is not None:
         modules = module_rows(load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code))
         return model, *quantize_by_policy(model, request.policy, modules, decoder)

@@ -46,8 +46,8 @@ def cached_decoder(model: torch.nn.Module, inputs: Sequence[str]) -> torch.nn.Mo
     return CachedDecoder().eval()
 
 
-def encoder(model: torch.nn.Module, inputs: Sequence[str], output: str) -> torch.nn.Module:
-    """A model without a cache: forward(*inputs) -> the tensor that its output calls `output`."""
+def encoder(model: torch.nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> torch.nn.Module:
+    """A model without a cache: forward(*inputs) -> the tensors that its output calls so."""
     import torch
 
     class Encoder(torch.nn.Module):
@@ -55,9 +55,8 @@ def encoder(model: torch.nn.Module, inputs: Sequence[str], output: str) -> torch
             super().__init__()
             self.wrapped = model
 
-        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             result = self.wrapped(**dict(zip(inputs, tensors, strict=True)), return_dict=True)
-            answer: torch.Tensor = getattr(result, output)
-            return answer
+            return tuple(getattr(result, name) for name in outputs)
 
     return Encoder().eval()

@@ -15,7 +15,7 @@ from exporter import onnxruntimes
 from exporter.device import CUDA, Gpu
 from exporter.errors import BuildError
 from exporter.runner import Floats, Ids
-from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner, bind, options_of
+from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner, bind, joined, options_of
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -94,8 +94,7 @@ class CudaRunner(OnnxRunner):
             return profiled(session, self._outputs[0], self._feeds(ids[None], np.ones_like(ids)[None]))
 
     def _answer(self, feeds: dict[str, Any]) -> Floats:
-        answer: Floats = self._values(self._outputs[:1], feeds)[0].numpy().astype(np.float32, copy=False)
-        return answer
+        return joined([value.numpy() for value in self._values(self._answers, feeds)])
 
     def _values(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
         binding = bind(self._session, names, feeds, CUDA, self._gpu.number)

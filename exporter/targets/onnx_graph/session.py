@@ -23,6 +23,12 @@ def usual_inputs(ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, 
     }
 
 
+def joined(answers: Sequence[Any]) -> Floats:
+    """A graph's answer as float32; several of them as one, with an axis for them at the end."""
+    answer: Floats = (answers[0] if len(answers) == 1 else np.stack(answers, -1)).astype(np.float32, copy=False)
+    return answer
+
+
 def options_of(threads: int) -> Any:
     """How every session is opened: onnxruntime.SessionOptions."""
     import onnxruntime
@@ -71,6 +77,7 @@ class OnnxRunner:
         self.engine = f"onnxruntime {onnxruntime.__version__} {provider}"
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
+        self._answers = [name for name in self._outputs if not name.startswith("present.")]
 
     def __enter__(self) -> Self:
         return self
@@ -90,9 +97,7 @@ class OnnxRunner:
         return self._answer(self._feeds(ids, mask))
 
     def _answer(self, feeds: dict[str, Any]) -> Floats:
-        """The first output."""
-        answer: Floats = self._session.run(self._outputs[:1], feeds)[0].astype(np.float32, copy=False)
-        return answer
+        return joined(self._session.run(self._answers, feeds))
 
     def first_not_finite(self, ids: Ids) -> str | None:
         """What is NaN or infinite first on [T] token ids; None where it cannot be found any more."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import split_experts
 from exporter.checkpoint.model import trust_code
-from exporter.errors import BuildError, unknown
+from exporter.errors import BuildError
+from exporter.form import FORMS
 from exporter.targets.onnx_graph.attention_operator import standard, use_operator
 from exporter.targets.onnx_graph.cache_wrapper import cached_decoder, encoder
 from exporter.targets.onnx_graph.choices import chosen_by_tensors
@@ -22,13 +23,12 @@ from exporter.targets.onnx_graph.file import LIMIT, save_graph
 from exporter.targets.onnx_graph.tracing import Shapes, by_torch_export, by_torchscript
 from exporter.targets.traced_model.cache import answer_shapes
 from exporter.targets.traced_model.wrapped import encoder_inputs
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION
+from exporter.types import GENERATION
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
-OUTPUTS = {FEATURES: "last_hidden_state", CLASSIFICATION: "logits"}
 BATCH, NEW, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 # Sizes at the trace: above 1, which exporters take for a constant, and all different from one another.
 SAMPLE = {BATCH: 2, NEW: 3, PAST: 5, TOTAL: 8}
@@ -90,24 +90,24 @@ def trace_encoder(
     fuse: Callable[[ir.Model], None] | None = None,
     limit: int = LIMIT,
 ) -> None:
-    """Writes a model for feature-extraction or text-classification as a float32 ONNX graph (opset 18 or 23).
+    """Writes a model that reads whole texts as a float32 ONNX graph (opset 18 or 23).
 
     Inputs, all int64 [batch_size, sequence_length]: input_ids, attention_mask, and token_type_ids where the model and
-    its tokenizer have them. Output: last_hidden_state float32 [batch_size, sequence_length, H], or logits
-    [batch_size, classes]. Exporters, options, metadata and errors are as with trace_causal_lm.
+    its tokenizer have them. Outputs, float32: those of its task's form, such as last_hidden_state [batch_size,
+    sequence_length, H], logits [batch_size, classes], or start_logits [batch_size, sequence_length]. Exporters,
+    options, metadata and errors are as with trace_causal_lm.
     """
-    if task not in OUTPUTS:
-        raise BuildError(unknown("task", task, OUTPUTS))
+    form = FORMS[task]
     model = load_model(checkpoint, task, trust_remote_code)
     # sdpa's graph looks for NaN in rows that are masked whole: a fifth of MiniLM's time at 512 tokens, for rows that
     # no text has.
     model.set_attn_implementation("eager")
     beyond = set() if attention is None else use_operator(model, attention)
     names = encoder_inputs(checkpoint, model)
-    width = model.config.num_labels if task == CLASSIFICATION else model.config.hidden_size
-    output = (BATCH, width) if task == CLASSIFICATION else (BATCH, NEW, width)
+    one = [] if len(form.outputs) > 1 else [form.width(model.config)]  # several outputs have no axis of their own
+    output: tuple[str | int, ...] = (BATCH, NEW, *one) if form.per_token else (BATCH, *one)
     inputs: Shapes = dict.fromkeys(names, (BATCH, NEW))
-    graph = _traced(model, encoder(model, names, OUTPUTS[task]), inputs, {OUTPUTS[task]: output}, dynamo)
+    graph = _traced(model, encoder(model, names, form.outputs), inputs, dict.fromkeys(form.outputs, output), dynamo)
     del model
     if fuse is not None:
         fuse(graph)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.form import FORMS
 from exporter.targets.onnx_graph import fused_operators, shell
 from exporter.targets.onnx_graph.attention_operator import KERNEL_SIZES, write_out
 from exporter.targets.onnx_graph.file import load_graph, made_once, save_graph
@@ -152,7 +153,7 @@ def _quantized(model: ir.Model, request: ExportRequest) -> tuple[float, tuple[st
 
     checkpoint = request.checkpoint
     modules = module_rows(load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code))
-    result = quantize(model, request.policy, modules, checkpoint.task == GENERATION)
+    result = quantize(model, request.policy, modules, FORMS[checkpoint.task].answers == "vocabulary")
     common.RemoveUnusedNodesPass()(model)
     model.graph.sort()
     return result

@@ -14,7 +14,7 @@ import numpy as np
 
 from exporter.errors import BuildError
 from exporter.runner import Floats, Ids
-from exporter.targets.onnx_graph.session import usual_inputs
+from exporter.targets.onnx_graph.session import joined, usual_inputs
 from exporter.targets.tensorrt.build import PLAN
 from exporter.targets.tensorrt.cache import StepInputs
 from exporter.targets.tensorrt.log import Log
@@ -77,8 +77,9 @@ class EngineRunner:
         return out[0] if out.ndim == 3 else out
 
     def _forward(self, ids: Ids, mask: Ids, segments: Ids | None = None) -> Floats:
-        answer: Floats = self._run(self._feeds(ids, mask, segments))[self._outputs[0]].float().cpu().numpy()
-        return answer
+        outputs = self._run(self._feeds(ids, mask, segments))
+        answers = (outputs[name] for name in self._outputs if not name.startswith("present."))
+        return joined([answer.float().cpu().numpy() for answer in answers])
 
     def _feeds(self, ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, torch.Tensor]:
         """The usual inputs on the device, for [B, T] new ids and a mask [B, past + T]."""

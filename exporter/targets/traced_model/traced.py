@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError
+from exporter.form import FORMS
 from exporter.targets.traced_model.attention import FUSED, PLAIN
 from exporter.targets.traced_model.cache import StateShape, buffered_cache, state_shape
-from exporter.targets.traced_model.wrapped import OUTPUTS, wrap_decoder, wrap_encoder
-from exporter.types import CLASSIFICATION, GENERATION, Checkpoint
+from exporter.targets.traced_model.wrapped import wrap_decoder, wrap_encoder
+from exporter.types import Checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -89,13 +90,13 @@ def trace_decoder(checkpoint: Checkpoint, length: int, stateful: bool, fused: bo
     program = _traced(Decoder(), model, given)
     states = {} if state is None else {KEYS: state, VALUES: state}
     answer: Dimensions = (1, NEW, wrapped.vocabulary)
-    return Traced(program, model, integers, masks, OUTPUTS[GENERATION], answer, states, wrapped.window)
+    return Traced(program, model, integers, masks, "logits", answer, states, wrapped.window)
 
 
 def trace_encoder(checkpoint: Checkpoint, length: int, fused: bool) -> Traced:
-    """A model for feature extraction or text classification: input_ids, attention_mask and, where its tokenizer has
-    them, token_type_ids, all [B, T]; out last_hidden_state [B, T, H] or logits [B, C]. The mask of the attention's
-    scores is made inside. Raises BuildError as above.
+    """A model that reads whole texts: input_ids, attention_mask and, where its tokenizer has them, token_type_ids, all
+    [B, T]; out last_hidden_state or logits [B, T, H], or logits [B, C]. The mask of the attention's scores is made
+    inside. Raises BuildError as above.
     """
     import torch
 
@@ -105,7 +106,7 @@ def trace_encoder(checkpoint: Checkpoint, length: int, fused: bool) -> Traced:
         "input_ids": torch.full(shape, 5, dtype=torch.int32),
         "attention_mask": torch.ones(shape, dtype=torch.int32),
     } | {name: torch.zeros(shape, dtype=torch.int32) for name in wrapped.inputs[2:]}
-    answer: Dimensions = (BATCH, wrapped.width) if checkpoint.task == CLASSIFICATION else (BATCH, NEW, wrapped.width)
+    answer: Dimensions = (BATCH, NEW, wrapped.width) if FORMS[checkpoint.task].per_token else (BATCH, wrapped.width)
     program = _traced(wrapped.module, wrapped.model, given)
     return Traced(program, wrapped.model, dict.fromkeys(wrapped.inputs, (BATCH, NEW)), {}, wrapped.output, answer, {})
 

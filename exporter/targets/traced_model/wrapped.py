@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.model import load_model
 from exporter.errors import BuildError
+from exporter.form import FORMS
 from exporter.targets.traced_model.attention import use_attention
 from exporter.targets.traced_model.cache import Shapes, answer_shapes
 from exporter.targets.traced_model.masks import CAUSAL, HIDDEN, SLIDING, as_argument, masks_of
 from exporter.targets.traced_model.rotary import use_tables
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Checkpoint
+from exporter.types import Checkpoint
 
 if TYPE_CHECKING:
     import torch
-
-OUTPUTS = {FEATURES: "last_hidden_state", CLASSIFICATION: "logits", GENERATION: "logits"}
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,10 @@ def wrap_decoder(checkpoint: Checkpoint, length: int, way: str) -> Decoder:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model for feature extraction or text classification. `module` takes `inputs` by position, int32 [B, T] each.
+    """A model that reads whole texts. `module` takes `inputs` by position, int32 [B, T] each.
 
-    It returns the `output`: last_hidden_state [B, T, width], or logits [B, width].
+    It returns the `output`: last_hidden_state or logits [B, T, width], or logits [B, width]. Several logits of its
+    task's form, such as those of an answer's begin and end, are one, with an axis for them at the end.
     """
 
     module: torch.nn.Module
@@ -95,7 +95,7 @@ def wrap_encoder(checkpoint: Checkpoint, length: int, way: str) -> Encoder:
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise BuildError(f"{type(model).__name__} cannot be exported: sliding windows of encoders are not traced yet")
     use_tables(model, length)
-    output, causal = OUTPUTS[checkpoint.task], _looks_back_only(model)
+    form, causal = FORMS[checkpoint.task], _looks_back_only(model)
     names = encoder_inputs(checkpoint.path, model)
 
     class Wrapper(torch.nn.Module):
@@ -112,10 +112,11 @@ def wrap_encoder(checkpoint: Checkpoint, length: int, way: str) -> Encoder:
             answer = self.wrapped(
                 input_ids=input_ids, attention_mask=hidden.to(torch.float32) * HIDDEN, return_dict=True, **given
             )
-            return getattr(answer, output)
+            found = [getattr(answer, name) for name in form.outputs]
+            return found[0] if len(found) == 1 else torch.stack(found, -1)
 
-    width = config.num_labels if checkpoint.task == CLASSIFICATION else config.hidden_size
-    return Encoder(Wrapper().eval(), model, tuple(names), output, width)
+    output = form.outputs[0] if len(form.outputs) == 1 else "logits"
+    return Encoder(Wrapper().eval(), model, tuple(names), output, form.width(config))
 
 
 def _looks_back_only(model: Any) -> bool:

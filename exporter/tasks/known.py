@@ -1,0 +1,37 @@
+"""The tasks by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from exporter.form import FORMS
+from exporter.measure.quality import Answers, Passages, Pool, Progress, Reference, mean_pooled
+from exporter.runner import Runner
+from exporter.tasks.feature_extraction import FEATURE_EXTRACTION
+from exporter.tasks.fill_mask import FILL_MASK
+from exporter.tasks.question_answering import QUESTION_ANSWERING
+from exporter.tasks.task import Compared, Task
+from exporter.tasks.text_classification import TEXT_CLASSIFICATION
+from exporter.tasks.text_generation import TEXT_GENERATION
+from exporter.tasks.token_classification import TOKEN_CLASSIFICATION
+
+_ALL = (
+    TEXT_GENERATION, FILL_MASK, FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, QUESTION_ANSWERING,
+)  # fmt: skip
+TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
+assert set(TASKS) == set(FORMS)
+
+
+def answer(runner: Runner, passages: Passages, progress: Progress, pool: Pool = mean_pooled) -> Answers:
+    """The reference's answers to all passages."""
+    return TASKS[passages.task].answer(runner, passages, progress, pool)
+
+
+def compare(
+    runner: Runner,
+    reference: Reference,
+    progress: Progress = lambda done, total: None,
+    pool: Pool = mean_pooled,
+) -> Compared:
+    """Every figure of a row's quality that the task has, by its name there; and the artifact's vectors, if any."""
+    return TASKS[reference.passages.task].compare(runner, reference, progress, pool)
