@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+READING = "reading.py"  # of a task: what its model is fed, and what becomes of its answer
 ANY = "any"  # the kit of every target: what is common to their READMEs and programs
 
 
@@ -22,8 +23,13 @@ def kit(target: str) -> Path:
 
 
 def programs(target: str, task: str) -> dict[str, Path]:
-    """The files of targets/TARGET/TASK and of targets/any/TASK by their names; none where nobody has the task."""
+    """The files of targets/TARGET/TASK and of targets/any/TASK by their names; none where nobody has the task.
+
+    A task that has a reading.py in targets/any/TASK is run by targets/TARGET/any, which asks it for all that is its own.
+    """
     folders = [kit(name) / task for name in (ANY, target)]
+    if (folders[0] / READING).is_file() and (kit(target) / ANY).is_dir():
+        folders += [kit(name) / ANY for name in (ANY, target)]
     found = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
     return {path.name: path for path in found if path.is_file()}
 
