@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from exporter.measure.gates import judge
-from exporter.measure.labels import PAIRS, Labels, compare_labels, doubt, score
+from exporter.measure.labels import PAIRS, Labels
+from exporter.measure.scored import compare_labels, doubt, score
 from exporter.report.labelled import labelled_lines
 from exporter.report.result import Result
 from exporter.types import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Gates

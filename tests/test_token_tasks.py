@@ -19,10 +19,11 @@ from exporter import Job, run
 from exporter.checkpoint.opened import open_checkpoint
 from exporter.form import FILL_MASK, QUESTIONS, TOKENS
 from exporter.measure.quality import ANSWERS, Reference
+from exporter.measure.spans import LONGEST, best_span
 from exporter.targets import known
 from exporter.targets.onnx.layout import MODEL
 from exporter.tasks.known import TASKS, answer, compare
-from exporter.tasks.question_answering import LONGEST, best_span, spans_of
+from exporter.tasks.question_answering import spans_of
 
 node = clients.node
 

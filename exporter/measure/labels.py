@@ -25,6 +25,7 @@ from exporter.runner import Floats
 from exporter.types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 LABELS = "labels.npz"  # beside the reference's answers
+TAGS, ANSWERS = "tags", "answers"  # of token classification, and of question answering
 PAIRS = "pairs"  # of texts, with how alike they are: passages 2i and 2i + 1
 MIN_EXAMPLES = 8  # fewer cannot carry a standard error that means anything
 _RESAMPLES, _SEED = 500, 20_260
@@ -38,62 +39,43 @@ Statistic = Callable[[Doubles], Mapping[str, Doubles]]  # weights [resamples, ex
 class Labels:
     """What each example is: `values` are a class's number [N], yes or no of each [N, C], or numbers [N, outputs].
 
-    `kind` is a classifier's problem type, or PAIRS with numbers [pairs, 1]; `names` are the classes' of a classifier.
+    `kind` is a classifier's problem type, PAIRS with numbers [pairs, 1], TAGS with the class of each compared token
+    [S], or ANSWERS with the characters [S, 2] at which each compared token begins and ends in its text. `names` are the
+    classes' of a classifier. `bounds` [N + 1]: where the tokens of each example begin; `texts`: of each question its
+    text and the right answers, as JSON. Both of TAGS and ANSWERS alone.
     """
 
     kind: str
     values: Doubles
     names: tuple[str, ...] = ()
+    bounds: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
-        np.savez(path, kind=np.array(self.kind), values=self.values, names=np.array(self.names, dtype=np.str_))
+        names, texts = (np.array(words, dtype=np.str_) for words in (self.names, self.texts))
+        bounds = np.array(self.bounds, np.int64)
+        np.savez(path, kind=np.array(self.kind), values=self.values, names=names, bounds=bounds, texts=texts)
 
     @classmethod
     def load(cls, path: Path) -> Labels:
         with np.load(path, allow_pickle=False) as data:
-            return cls(str(data["kind"]), data["values"], tuple(map(str, data["names"])))
+            bounds = tuple(data["bounds"].tolist()) if "bounds" in data else ()  # an older exporter's have neither
+            texts = tuple(map(str, data["texts"])) if "texts" in data else ()
+            return cls(str(data["kind"]), data["values"], tuple(map(str, data["names"])), bounds, texts)
 
 
-def check_packages(file: Path | None = None) -> None:
-    """Raises MissingPackage where labelled data cannot be read, or scored."""
+def check_packages(file: Path | None = None, kind: str = "") -> None:
+    """Raises MissingPackage where labelled data of a `kind` cannot be read, or scored."""
     lacks = [] if find_spec("sklearn") else ["scikit-learn"]
+    if kind == TAGS and find_spec("seqeval") is None:
+        lacks.append("seqeval")
     if file is not None and file.suffix == ".parquet" and find_spec("pyarrow") is None:
         lacks.append("pyarrow")
     if lacks:
         raise MissingPackage("labelled data (--eval-data)", lacks, "data")
 
 
-def score(labels: Labels, vectors: Floats) -> dict[str, Figure]:
-    """The reference's figures, of its [passages, C] or [passages, H] answers; and none of them drops."""
-    figures = compare_labels(labels, vectors, vectors)
-    none = {name: Figure(0.0) for name in figures if name.endswith(("_drop", "_rise"))}
-    return {name: one for name, one in (figures | none).items() if name != "mcnemar_p"}
-
-
-def doubt(labels: Labels, figures: Mapping[str, Figure]) -> str | None:
-    """Why a reference's figures make one doubt that the labels mean the model's classes; None where they do not."""
-    if labels.kind in (SINGLE_LABEL, MULTI_LABEL):
-        _, counts = np.unique(labels.values, axis=0, return_counts=True)
-        common, right = float(counts.max()) / len(labels.values), figures["accuracy"].value or 0.0
-        if len(counts) > 1 and right < common:
-            return (
-                f"it is right on {right:.1%} of the labelled examples, and {common:.1%} have the most common label: "
-                f"are the labels the model's? Its classes are {', '.join(labels.names[:8])}"
-            )
-    elif (figures["label_spearman"].value or 0.0) <= 0:
-        return "what it answers does not rise with the labels: are they of this model, and larger where it is?"
-    return None
-
-
-def compare_labels(labels: Labels, expected: Floats, got: Floats) -> dict[str, Figure]:
-    """An artifact's figures on labelled examples, and how far each is below the reference's."""
-    if labels.kind in (SINGLE_LABEL, MULTI_LABEL):
-        return _classified(labels, expected, got)
-    a, b = (_numbers(labels.kind, one) for one in (expected, got))
-    return _correlated(labels, a, b)
-
-
-def _numbers(kind: str, vectors: Floats) -> Doubles:
+def numbers_of(kind: str, vectors: Floats) -> Doubles:
     """A model's numbers [examples, outputs]: of a pair, the cosine of its texts."""
     whole: Doubles = vectors.astype(np.float64)
     return pair_cosines(whole)[:, None] if kind == PAIRS else whole
@@ -115,7 +97,7 @@ def decided(kind: str, vectors: Floats) -> NDArray[np.bool_]:
     return largest
 
 
-def _classified(labels: Labels, expected: Floats, got: Floats) -> dict[str, Figure]:
+def classified(labels: Labels, expected: Floats, got: Floats) -> dict[str, Figure]:
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
     a, b = decided(labels.kind, expected), decided(labels.kind, got)
@@ -130,7 +112,7 @@ def _classified(labels: Labels, expected: Floats, got: Floats) -> dict[str, Figu
         *shown, labels=classes, average="macro", zero_division=0.0
     )
     own = {"f1": f1, "precision": precision, "recall": recall, "matthews": _matthews(labels.kind, true, b, classes)}
-    drop = _paired(right_a, right_b)
+    drop = paired(right_a, right_b)
     errors = _bootstrap(_macro(labels.kind, true, a, classes), _macro(labels.kind, true, b, classes), len(true))
     figures = {"accuracy": Figure(accuracy, math.sqrt(accuracy * (1 - accuracy) / len(true)))}
     figures |= {name: Figure(float(value), errors[name][0]) for name, value in own.items()}
@@ -198,7 +180,7 @@ def _bootstrap(before: Statistic, after: Statistic, examples: int) -> dict[str, 
     """The standard errors of each figure of the artifact, and of what it is below the reference's."""
     own: dict[str, list[Doubles]] = {}
     drops: dict[str, list[Doubles]] = {}
-    for weights in _resampled(examples):
+    for weights in resampled(examples):
         a, b = before(weights), after(weights)
         for name in b:
             own.setdefault(name, []).append(b[name])
@@ -206,7 +188,7 @@ def _bootstrap(before: Statistic, after: Statistic, examples: int) -> dict[str, 
     return {name: tuple(float(np.concatenate(one[name]).std(ddof=1)) for one in (own, drops)) for name in own}  # type: ignore[misc]
 
 
-def _resampled(examples: int) -> Iterator[Doubles]:
+def resampled(examples: int) -> Iterator[Doubles]:
     """[some resamples, examples]: how often each example is drawn."""
     rng = np.random.default_rng(_SEED)
     for _ in range(_RESAMPLES // _CHUNK):
@@ -214,7 +196,7 @@ def _resampled(examples: int) -> Iterator[Doubles]:
         yield np.stack([np.bincount(row, minlength=examples) for row in drawn]).astype(np.float64)
 
 
-def _paired(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> Figure:
+def paired(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> Figure:
     """How much more often the reference is right, with the error of matched proportions."""
     count = len(right_a)
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
@@ -238,7 +220,7 @@ def _worse(labels: Labels, truth: NDArray[np.bool_], a: NDArray[np.bool_], b: ND
     drops = []
     for number in map(int, np.flatnonzero(truth.any(0))):
         mine = truth[:, number]
-        drops.append((_paired(a[mine, number], b[mine, number]), number, int(mine.sum())))
+        drops.append((paired(a[mine, number], b[mine, number]), number, int(mine.sum())))
     drops.sort(key=lambda one: -(one[0].value or 0.0))
     worse = [one for one in drops if (one[0].value or 0.0) > 0]
     told = []
@@ -252,7 +234,7 @@ def _worse(labels: Labels, truth: NDArray[np.bool_], a: NDArray[np.bool_], b: ND
     return Figure(drops[0][0].value, drops[0][0].se, ", ".join(told) + more or None)
 
 
-def _correlated(labels: Labels, a: Doubles, b: Doubles) -> dict[str, Figure]:
+def correlated(labels: Labels, a: Doubles, b: Doubles) -> dict[str, Figure]:
     """Of numbers [examples, outputs]: correlations with the labels, their mean over the outputs, and their drops."""
     before, after = _correlations(labels.values, a), _correlations(labels.values, b)
     rng = np.random.default_rng(_SEED)

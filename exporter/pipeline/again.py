@@ -10,7 +10,7 @@ from exporter import machine, store
 from exporter.device import gpu_number, was_asked
 from exporter.errors import BuildError, JobError
 from exporter.job import Job, load_job
-from exporter.measure.labels import LABELS, check_packages
+from exporter.measure.labels import LABELS, Labels, check_packages
 from exporter.pipeline.judging import finish
 from exporter.pipeline.measuring import Bench, Failed, nobody
 from exporter.pipeline.reference import reference_row
@@ -50,8 +50,8 @@ def _bench(output: Path, told: dict[str, Any], progress: Progress, failed: Faile
     reference = store.read_manifest(output / "reference")
     if reference is None:
         raise JobError(f"{output}/reference is not there: run the job again to have a reference")
-    if (output / "reference" / LABELS).is_file():
-        check_packages()
+    if (labels := output / "reference" / LABELS).is_file():
+        check_packages(kind=Labels.load(labels).kind)
     model = report["model"]
     checkpoint = Checkpoint(
         Path(reference["checkpoint"]),

@@ -9,8 +9,9 @@ from typing import Any
 
 from exporter.measure import quality
 from exporter.measure.embedding import EMBEDDING, Embedding
-from exporter.measure.labels import LABELS, PAIRS, Labels, compare_labels, truth
+from exporter.measure.labels import LABELS, PAIRS, Labels, truth
 from exporter.measure.samples import SAMPLES, changed_labels, changed_neighbours, changed_order, continuations, texts_of
+from exporter.measure.scored import compare_labels
 from exporter.pipeline.sampling import decoders
 from exporter.report.result import Figure
 from exporter.runner import Floats, Runner

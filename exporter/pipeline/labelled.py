@@ -17,12 +17,22 @@ from exporter.checkpoint.problem import problem_type
 from exporter.errors import JobError
 from exporter.job import Job
 from exporter.measure.embedding import Embedding
-from exporter.measure.labels import MIN_EXAMPLES, PAIRS, Labels, check_packages
+from exporter.measure.labels import ANSWERS, MIN_EXAMPLES, PAIRS, TAGS, Labels, check_packages
 from exporter.measure.quality import Passages
+from exporter.pipeline.labelled_tokens import (
+    KINDS,
+    answered_examples,
+    columns_for,
+    read_answered,
+    read_tagged,
+    tagged_examples,
+)
 from exporter.pipeline.rows import Rows, columns_of, read_rows
 from exporter.runner import Ids
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
+_KINDS = {FEATURES: PAIRS, **KINDS}
+_SCORED = (CLASSIFICATION, *_KINDS)
 _WINDOW = 512  # tokens of an example that are read, where the model takes as many: each is a whole text
 
 
@@ -69,14 +79,15 @@ def labelled_data(job: Job, task: str, config: Mapping[str, Any], classes: int |
         return None
     if job.eval_text is not None:
         raise JobError("--eval-data and --eval-text are two texts to measure on: give one of them")
-    if task not in (CLASSIFICATION, FEATURES):
-        raise JobError(
-            f"--eval-data scores classifiers, regressors and embeddings, and this model is for {task}: give --eval-text"
-        )
+    if task not in _SCORED:
+        scored = "classifiers, taggers, regressors, answers to questions and embeddings"
+        raise JobError(f"--eval-data scores {scored}, and this model is for {task}: give --eval-text")
     path = job.eval_data.expanduser()
-    check_packages(path)
     kind = kind_of(task, config)
+    check_packages(path, kind)
     rows = read_rows(path)
+    if kind in (TAGS, ANSWERS):
+        return _of_tokens(job, rows, kind, config)
     columns, guessed = columns_of(job, rows, kind == PAIRS)
     texts = _texts(rows, columns["text"])
     pairs = None if columns["pair"] is None else _texts(rows, columns["pair"])
@@ -90,6 +101,22 @@ def labelled_data(job: Job, task: str, config: Mapping[str, Any], classes: int |
     return LabelledData(kind, texts, pairs, values, names, about | {"labels": meant})
 
 
+def _of_tokens(job: Job, rows: Rows, kind: str, config: Mapping[str, Any]) -> LabelledData:
+    """Sentences with tags, or questions with answers."""
+    columns, guessed = columns_for(job, rows, kind)
+    names = class_names(config) if kind == TAGS else ()
+    if kind == TAGS:
+        values, meant = tagged_examples(rows, columns, names)
+        texts = tuple(" ".join(words) for words, _ in values)
+    else:
+        values, meant = answered_examples(rows, columns), "texts"
+        texts = tuple(text for _, text, _ in values)
+    if len(values) < MIN_EXAMPLES:
+        raise JobError(f"{rows.path} has {len(values)} examples, and at least {MIN_EXAMPLES} are needed to score any")
+    about = {"file": rows.path.name, "examples": len(values), "kind": kind, "columns": columns, "guessed": guessed}
+    return LabelledData(kind, texts, None, tuple(values), names, about | {"labels": meant})
+
+
 def usual_window(data: LabelledData | None, embedding: Embedding | None) -> int | None:
     """The window of labelled data: what a sentence-transformers folder reads, or long enough for a whole text."""
     if data is None:
@@ -99,8 +126,8 @@ def usual_window(data: LabelledData | None, embedding: Embedding | None) -> int 
 
 def kind_of(task: str, config: Mapping[str, Any]) -> str:
     """What labels of a model are: a classifier's problem type, or PAIRS."""
-    if task == FEATURES:
-        return PAIRS
+    if task in _KINDS:
+        return _KINDS[task]
     problem = problem_type(config)
     return REGRESSION if problem == SINGLE_LABEL and len(class_names(config)) == 1 else problem
 
@@ -115,7 +142,7 @@ def _check_gates(job: Job, task: str, config: Mapping[str, Any]) -> None:
         if job.eval_data is None:
             raise JobError(f"{flag} is of labelled data: give it with --eval-data FILE")
         ranks = name == "max_spearman_drop"
-        if ranks == (kind in (SINGLE_LABEL, MULTI_LABEL)):
+        if ranks == (kind in (SINGLE_LABEL, MULTI_LABEL, TAGS, ANSWERS)):
             other = "--max-accuracy-drop or --max-f1-drop" if ranks else "--max-spearman-drop"
             raise JobError(f"{flag} is not measured of this model ({kind}): give {other}")
 
@@ -206,6 +233,9 @@ def _found(rows: Rows, index: int, column: str, value: Any, numbered: Mapping[st
     )
 
 
+_READ = {TAGS: read_tagged, ANSWERS: read_answered}
+
+
 def tokenize_examples(
     tokenizer: Any, data: Mapping[str, Any], task: str, window: int, embedding: Embedding | None = None
 ) -> tuple[Passages, Labels, int]:
@@ -214,6 +244,8 @@ def tokenize_examples(
     A classifier's pair is one passage, with the segments that its tokenizer tells apart. A text of `embedding` is read
     as its settings say.
     """
+    if data["kind"] in _READ:
+        return _READ[data["kind"]](tokenizer, data, window)
     texts, pairs = data["texts"], data["pairs"]
     if task == CLASSIFICATION:
         asked = [(text,) for text in texts] if pairs is None else list(zip(texts, pairs, strict=True))

@@ -17,9 +17,10 @@ from exporter.device import CPU, named
 from exporter.errors import JobError
 from exporter.form import FORMS
 from exporter.measure.embedding import EMBEDDING, modules_identity, read_embedding
-from exporter.measure.labels import LABELS, doubt, score
+from exporter.measure.labels import LABELS
 from exporter.measure.lengths import LENGTHS, Length, Lengths, Told, cuts_of, positions, shape_of, told_of
 from exporter.measure.quality import ANSWERS, Passages, Reference, mean_pooled, reference_perplexity
+from exporter.measure.scored import doubt, score
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
 from exporter.pipeline.labelled import tokenize_examples
 from exporter.pipeline.lengths import lengths_of

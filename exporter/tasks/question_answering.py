@@ -16,14 +16,14 @@ import numpy as np
 from exporter.errors import JobError
 from exporter.form import QUESTIONS
 from exporter.job import MIN_TEXTS
-from exporter.measure.arithmetic import divergence, log_softmax, mean
+from exporter.measure.arithmetic import Doubles, divergence, log_softmax, mean
 from exporter.measure.quality import Passages
+from exporter.measure.spans import best_span
 from exporter.report.result import Figure
 from exporter.runner import Floats, Ids
 from exporter.tasks.task import Task, passages_of
 from exporter.tasks.vectors import answering, comparing, of_tokens
 
-LONGEST = 30  # tokens of an answer, as in SQuAD's own scripts and transformers' pipeline
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -49,32 +49,38 @@ def _read(tokenizer: Any, text: str, tokens: int, window: int, stride: int) -> P
             f"measured on at least {MIN_TEXTS}: give --eval-text FILE with a paragraph on each line, or more "
             "--eval-tokens"
         )
-    return pairs_of(tokenizer, pairs, window)
+    return pairs_of(tokenizer, pairs, window)[0]
 
 
-def pairs_of(tokenizer: Any, pairs: list[tuple[str, str]], window: int) -> Passages:
-    """Questions with their texts, which are cut at the window; what is compared are the text's places and the first."""
+def pairs_of(tokenizer: Any, pairs: list[tuple[str, str]], window: int) -> tuple[Passages, Doubles]:
+    """Questions with their texts, which are cut at the window; what is compared are the text's places and the first.
+
+    Also [S, 2], the characters of its text at which each of those places begins and ends; 0 and 0 of the first.
+    """
     if not tokenizer.is_fast:
         raise JobError("its tokenizer cannot tell a question from its text: question-answering needs a tokenizer.json")
     pieces: list[Ids] = []
     segments: list[Ids] = []
     places: list[Ids] = []
+    characters: list[Doubles] = []
     start = 0
     for question, text in pairs:
         words = tokenizer(question, add_special_tokens=False)["input_ids"]
         if len(words) > window // 2:  # so that the text has at least half of it
             question = tokenizer.decode(words[: window // 2])
-        told = tokenizer(question, text, truncation="only_second", max_length=window)
+        told = tokenizer(question, text, truncation="only_second", max_length=window, return_offsets_mapping=True)
         ids = np.array(told["input_ids"], np.int64)
         pieces.append(ids)
         segments.append(np.array(told.get("token_type_ids", np.zeros(len(ids))), np.int64))
         second = [0, *(at for at, which in enumerate(told.sequence_ids(0)) if which == 1)]
         places.append(start + np.array(second, np.int64))
+        characters.append(np.array([(0, 0), *(told["offset_mapping"][at] for at in second[1:])], np.float64))
         start += len(ids)
     joined = np.concatenate(segments)
     apart = joined if joined.any() else None
     compared = np.concatenate(places)
-    return passages_of(QUESTIONS, pieces, window, window, segments=apart, compared=compared)
+    passages = passages_of(QUESTIONS, pieces, window, window, segments=apart, compared=compared)
+    return passages, np.concatenate(characters)
 
 
 def spans_of(passages: Passages, vectors: Floats) -> Iterator[Floats]:
@@ -83,17 +89,6 @@ def spans_of(passages: Passages, vectors: Floats) -> Iterator[Floats]:
     bounds = np.searchsorted(passages.compared, passages.offsets)
     for begin, end in pairwise(bounds):
         yield vectors[begin:end]
-
-
-def best_span(logits: Floats) -> tuple[int, int]:
-    """(begin, end) of [T, 2] with the largest sum, of at most LONGEST tokens; (0, 0) is no answer."""
-    begin, end = logits[:, :1].astype(np.float64), logits[None, :, 1]
-    length = np.arange(len(logits)) - np.arange(len(logits))[:, None]
-    allowed = (length >= 0) & (length < LONGEST)
-    allowed[0, 1:] = False
-    scores = np.where(allowed, begin + end, -np.inf)
-    first, last = np.unravel_index(int(scores.argmax()), scores.shape)
-    return int(first), int(last)
 
 
 def _figures(passages: Passages, expected: Floats, got: Floats) -> dict[str, Figure]:

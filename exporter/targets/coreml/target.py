@@ -32,6 +32,7 @@ from exporter.targets.folder.files import copy_configuration, model_name
 from exporter.targets.folder.kit import kit, programs
 from exporter.targets.folder.proven import prove_program
 from exporter.targets.traced_model.cache import refused_cache
+from exporter.targets.traced_model.wrapped import refused_encoder
 from exporter.types import GENERATION, Exported, ExportRequest, Preparation, Target
 
 PROGRAM = "program.json"  # what a caller must know of the package
@@ -150,7 +151,7 @@ def read_package(path: Path) -> Mapping[str, Any]:
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to Core ML yet"
-    return refused_cache(config) if task == GENERATION else None
+    return refused_cache(config) if task == GENERATION else refused_encoder(config)
 
 
 def prepare(wanted: Preparation) -> str | None:

@@ -25,7 +25,7 @@ def kit(target: str) -> Path:
 def programs(target: str, task: str) -> dict[str, Path]:
     """The files of targets/TARGET/TASK and of targets/any/TASK by their names; none where nobody has the task.
 
-    A task that has a reading.py in targets/any/TASK is run by targets/TARGET/any, which asks it for all that is its own.
+    A task that has a reading.py in targets/any/TASK is run by targets/TARGET/any, which asks it for what is its own.
     """
     folders = [kit(name) / task for name in (ANY, target)]
     if (folders[0] / READING).is_file() and (kit(target) / ANY).is_dir():

@@ -145,7 +145,7 @@ def calibrates(precision: str, options: GgufOptions) -> bool:
 
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if task not in (GENERATION, FEATURES):
-        return f"{task} is no task of llama.cpp: its programs generate text and make embeddings"
+        return "llama.cpp has programs for text generation and embeddings alone"
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to GGUF yet"
     return None

@@ -33,6 +33,7 @@ from exporter.targets.litert.quantize import HALF, Forms, quantize
 from exporter.targets.litert.ranges import output_ranges
 from exporter.targets.litert.zeros import zeros_of
 from exporter.targets.traced_model.cache import refused_cache
+from exporter.targets.traced_model.wrapped import refused_encoder
 from exporter.types import GENERATION, Exported, ExportRequest, Preparation, Target
 
 FLOAT, PLACES = "float.tflite", "places.json"  # in the scratch folder
@@ -150,7 +151,7 @@ def _notes(precision: str, forms: Forms, places: Mapping[str, Sequence[str]]) ->
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to LiteRT yet"
-    return refused_cache(config) if task == GENERATION else None
+    return refused_cache(config) if task == GENERATION else refused_encoder(config)
 
 
 def prepare(wanted: Preparation) -> str | None:

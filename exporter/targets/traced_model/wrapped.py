@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.model import load_model
-from exporter.errors import BuildError
 from exporter.form import FORMS
 from exporter.targets.traced_model.attention import use_attention
 from exporter.targets.traced_model.cache import Shapes, answer_shapes
@@ -62,6 +61,12 @@ class Decoder:
         ).logits
 
 
+def refused_encoder(config: Mapping[str, Any]) -> str | None:
+    """Why an encoder with this config.json is not wrapped; None where it is."""
+    sliding = "sliding_attention" in (config.get("layer_types") or ())
+    return "sliding windows of encoders are not traced yet; try onnx" if sliding else None
+
+
 def wrap_decoder(checkpoint: Checkpoint, length: int, way: str) -> Decoder:
     """A causal LM for up to `length` tokens that attends in a `way` of attention.py. Raises BuildError."""
     model = _loaded(checkpoint, way)
@@ -92,8 +97,6 @@ def wrap_encoder(checkpoint: Checkpoint, length: int, way: str) -> Encoder:
 
     model = _loaded(checkpoint, way)
     config = model.config
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise BuildError(f"{type(model).__name__} cannot be exported: sliding windows of encoders are not traced yet")
     use_tables(model, length)
     form, causal = FORMS[checkpoint.task], _looks_back_only(model)
     names = encoder_inputs(checkpoint.path, model)
