@@ -10,7 +10,6 @@ Encoders are compared by the cosine of mean-pooled last hidden states, classifie
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import BuildError, JobError
-from exporter.measure.arithmetic import Doubles, divergence, divergence_of, log_softmax, mean, top_of
+from exporter.measure.arithmetic import Doubles, divergence, divergence_of, exponential, log_softmax, mean, top_of
 from exporter.measure.classification import compare_answers
+from exporter.measure.perplexity import Forms
 from exporter.report.result import Figure
 from exporter.runner import BatchRunner, CachedRunner, Floats, Ids, Runner, SegmentRunner
 from exporter.types import CLASSIFICATION, GENERATION, Probe
@@ -31,7 +31,6 @@ Progress = Callable[[int, int], None]  # (done, total) windows
 ANSWERS = "reference.npz"  # in the folder of the reference
 _STEPPED = 8  # tokens of a whole window that are decoded one by one
 Pool = Callable[[Floats], Floats]  # a text's last hidden states [T, H] to its vector [D]
-_LARGEST = 700  # nats: beyond them a perplexity is no float64
 
 
 @dataclass(frozen=True)
@@ -214,8 +213,13 @@ def _at(logp: Floats, tokens: Ids) -> Doubles:
     return np.take_along_axis(logp, tokens[:, None], -1)[:, 0].astype(np.float64)
 
 
-def compare(runner: Runner, reference: Reference, progress: Progress = lambda done, total: None) -> dict[str, Figure]:
-    """Every figure of a row's quality that this task has, by its name there."""
+def compare(
+    runner: Runner,
+    reference: Reference,
+    progress: Progress = lambda done, total: None,
+    forms: Forms | None = None,
+) -> dict[str, Figure]:
+    """Every figure of a row's quality that this task has, by its name there. `forms`: of the perplexity, if asked."""
     passages, answers = reference.passages, reference.answers
     if passages.task != GENERATION:
         return compare_vectors(passages, answers.vectors, passage_vectors(runner, passages, progress))
@@ -227,18 +231,12 @@ def compare(runner: Runner, reference: Reference, progress: Progress = lambda do
         kl[span] = divergence_of((top, answers.top_logp[span], answers.rest_logp[span]), logp)
         agree[span] = logp.argmax(-1) == top[:, 0]
     return {
-        "ppl": _exponential(nll),
-        "ppl_ratio": _exponential(nll - answers.nll),
+        "ppl": exponential(*mean(nll)),
+        "ppl_ratio": exponential(*mean(nll - answers.nll)),
         "kl": divergence(kl),
         "top1": Figure(*mean(agree)),
+        **(forms.figures(nll) if forms else {}),
     }
-
-
-def _exponential(nll: Doubles) -> Figure:
-    """exp of a mean, and its standard error to first order."""
-    value, se = mean(nll)
-    ratio = math.exp(value) if value < _LARGEST else math.inf
-    return Figure(ratio, ratio * se)
 
 
 def compare_vectors(passages: Passages, expected: Floats, got: Floats) -> dict[str, Figure]:
@@ -253,7 +251,7 @@ def compare_vectors(passages: Passages, expected: Floats, got: Floats) -> dict[s
 
 def reference_perplexity(answers: Answers) -> Figure:
     """Perplexity of the reference; without a value for a task that has none."""
-    return _exponential(answers.nll) if len(answers.nll) else Figure()
+    return exponential(*mean(answers.nll)) if len(answers.nll) else Figure()
 
 
 def compare_probe(runner: Runner, probe: Probe, task: str, window: Ids | None = None) -> dict[str, Figure]:

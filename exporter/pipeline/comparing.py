@@ -10,6 +10,7 @@ from typing import Any
 from exporter.measure import quality
 from exporter.measure.embedding import EMBEDDING, Embedding
 from exporter.measure.labels import LABELS, PAIRS, Labels, compare_labels, truth
+from exporter.measure.perplexity import PERPLEXITY, Forms
 from exporter.measure.samples import SAMPLES, changed_labels, changed_neighbours, changed_order, continuations, texts_of
 from exporter.pipeline.sampling import decoders
 from exporter.report.result import Figure
@@ -31,7 +32,8 @@ def compare(
     passages, expected = reference.passages, reference.answers.vectors
     told = json.loads((folder / SAMPLES).read_text(encoding="utf-8")) if (folder / SAMPLES).is_file() else None
     if passages.task == GENERATION:
-        figures = quality.compare(runner, reference, progress)
+        forms = Forms.load(folder / PERPLEXITY) if (folder / PERPLEXITY).is_file() else None
+        figures = quality.compare(runner, reference, progress, forms)
         return figures, told and continuations(runner, told, decoders(folder, checkpoint)[0])
     got = quality.passage_vectors(runner, passages, progress, pool_of(folder))
     figures = quality.compare_vectors(passages, expected, got)
