@@ -2,9 +2,9 @@
 
 A perplexity per token depends on the tokenizer: one that cuts a text into fewer tokens has more to say with each. The
 same negative log-likelihood over what every tokenizer leaves as it is, the text's bytes, characters or words, can be
-compared: exp(sum over the scored tokens / how many of them those tokens cover), as the word perplexities of language
-model papers and the byte and word perplexities of EleutherAI's lm-evaluation-harness are defined (arXiv:2405.14782,
-appendix A.2), where a word is what stands between white space.
+compared: exp(sum over the scored tokens / how many of them those tokens cover). So lm-evaluation-harness has
+word_perplexity, byte_perplexity and bits_per_byte, where a word is what stands between white space; bits per byte are
+those of The Pile (arXiv:2101.00027), too.
 
 What is counted is the text of exactly the tokens that were scored: neither the first token of a window, nor what the
 evaluation left out, nor a special token that the tokenizer wrote. Of a word or a character that is scored in part, the

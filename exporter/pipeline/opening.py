@@ -62,6 +62,7 @@ def measure_quality(
         groups: dict[str, Any] = {"artifact": artifact, "quality": figures, "generation": agreed}
         if isinstance(runner, StandInRunner):
             groups["speed"] = {"untimed": runner.untimed}
+            groups["generation"] |= {"not_timed": runner.untimed} if agreed else {}
         if isinstance(runner, DeviceRunner):
             groups["memory"] = {"device_bytes": runner.device_memory_bytes}
     if (beside := Path(reference).with_name(LENGTHS)).is_file():  # an older exporter's reference has none
