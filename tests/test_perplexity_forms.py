@@ -12,7 +12,7 @@ from conftest import SMALL, last_json
 from hypothesis import given
 from hypothesis import strategies as st
 from test_quality import Bigram, quiet, text_of
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from exporter.errors import JobError
 from exporter.job import Job
@@ -67,6 +67,19 @@ def trained(vocabulary: int = 400, trim: bool = False, bos: bool = False) -> Fas
             single="<s> $A </s>" if bos == "both" else "<s> $A", special_tokens=[("<s>", 0)]
         )
     return Fast(tokenizer)
+
+
+def test_bytes_that_stand_in_for_unknown_letters_are_counted_once():
+    """As sentencepiece's: white space is a letter, one more begins the text, and unknown letters are bytes."""
+    pieces = ["<unk>", *(f"<0x{number:02X}>" for number in range(256)), *"▁abcdefghijklmnopqrstuvwxyz"]
+    words = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(words, [], byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    told = tokenizer.encode(TEXT)
+    covered = cover(TEXT, told.offsets, UNITS)
+    assert covered["byte"].tolist() == [0, *[1] * len(TEXT.encode())]  # what begins the text is none of it
+    assert covered["character"].sum() == pytest.approx(len(TEXT))
+    assert covered["word"].sum() == pytest.approx(len(TEXT.split()))
 
 
 class Uniform:

@@ -191,10 +191,10 @@ class Bench:
     def _generations(self, jobs: Sequence[tuple[Result, Worker]], rounds: int, budget: Budget) -> None:
         """After the rounds: they take longer, and what they take of memory is not the artifact's alone."""
         runs: list[list[dict[str, Any]]] = [[] for _ in jobs]
-        number = 0
-        while number < min(rounds, generation.RUNS) and budget.another(number):
+        number, most = 0, min(rounds, generation.RUNS)
+        while number < most and budget.another(number):
             for (row, worker), mine in zip(jobs, runs, strict=True):
-                self._progress("generating", sum(map(len, runs)), len(jobs))
+                self._progress("generating", sum(map(len, runs)), most * len(jobs))
                 self.attempt(row, partial(_generated, worker, mine))
             number += 1
         for (row, _), mine in zip(jobs, runs, strict=True):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from exporter.report.table import rate
+from exporter.report.table import name, rate
 
 
-def generation_lines(row: Mapping[str, Any]) -> Iterator[str]:
-    """Nothing for a row of which nothing was measured, or an older exporter's."""
+def generation_lines(reference: str, row: Mapping[str, Any]) -> Iterator[str]:
+    """Nothing for a row of which nothing was measured, or an older exporter's. `reference` is that row's name."""
     told = row.get("generation") or {}
-    if told.get("greedy_agreement") is not None:
+    if told.get("greedy_agreement") is not None and name(row) != reference:
         same = round(told["greedy_agreement"] * told["prompts"])
         yield (
             f"{same} of {told['prompts']} prompts of {told['prompt_tokens']} tokens are continued as the reference "

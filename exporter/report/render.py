@@ -10,6 +10,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,10 @@ def render_html(report: Report) -> str:
         builds={table.name(row): lines for row, lines in _told(report, build_lines)},
         devices={table.name(row): lines for row, lines in _told(report, device_lines)},
         labels={table.name(row): lines for row, lines in _told(report, labelled_lines)},
-        generation={table.name(row): lines for row, lines in _told(report, generation_lines)},
+        generation={
+            table.name(row): lines
+            for row, lines in _told(report, partial(generation_lines, report["evaluation"]["reference"]))
+        },
         forms=perplexity_line(report["evaluation"]),
         samples=list(side_by_side(report)),
         sampled=list(samples_lines(report)),
@@ -159,8 +163,9 @@ def render_markdown(report: Report) -> str:
         lines += ["", "**Pruning**", "", *(f"- {_text(line)}" for line in pruned)]
     for one in trained(report["model"]):
         lines += ["", f"**{one['title']}**", "", *(f"- {_text(line)}" for line in one["lines"])]
+    generates = partial(generation_lines, report["evaluation"]["reference"])
     told = (
-        ("Labels", labelled_lines), ("Generation", generation_lines), ("Policy", _policy_lines),
+        ("Labels", labelled_lines), ("Generation", generates), ("Policy", _policy_lines),
         ("Zeros", zeros_lines), ("Engine", build_lines), ("Device", device_lines),
     )  # fmt: skip
     for title, about in told:
