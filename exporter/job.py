@@ -138,7 +138,9 @@ class Job(CompressJob):
         description="Perplexity in another form too, beside the tokens': word, byte, character or sequence; again for "
         "more.",
     )
-    generation: bool = Field(True, description="Compare and time greedy generation; --no-generation leaves it out.")
+    generation: bool = Field(
+        True, description="Compare greedy continuations with the reference's, and time whole generations."
+    )
     policy: Literal["auto", "off"] | Path = Field(
         "auto",
         description="How each linear layer is quantized. auto: the cheapest mix that keeps the gates, found by "
