@@ -99,7 +99,7 @@ def done(run_here, converter_cache, tmp_path_factory):
     targets = [word for target in TARGETS for word in ("-t", target)]
     told = run_here(
         "run", "-m", "tiny", "--eval-tokens", 512, "--threads", 1, "--repeats", 1, *targets,
-        "--min-greedy-agreement", 0.1, "-o", output, "--format", "json",
+        "--min-greedy-agreement", 0.2, "-o", output, "--format", "json",
     )  # fmt: skip
     return last_json(told), output
 
@@ -138,7 +138,7 @@ def test_every_row_has_its_agreement(done):
         found = row["generation"]
         assert (found["prompts"], found["prompt_tokens"], found["new_tokens"]) == (8, 32, 32)
         assert found["agreed_tokens_mean"] == np.mean(found["agreed_tokens"])
-        assert 0.1 <= found["greedy_agreement"] <= 1
+        assert 0.2 <= found["greedy_agreement"] <= 1
         assert found["not_compared"] is None
     gates = [gate for gate in rows["gguf:q8_0"]["gates"] if gate["name"] == "min_greedy_agreement"]
     assert [gate["passed"] for gate in gates] == [True]
@@ -227,7 +227,7 @@ def test_a_broken_artifact_agrees_little_and_its_gate_fails(done, run_here):
     assert found["agreed_tokens_mean"] < 8
     assert found["greedy_agreement"] < 0.2
     gates = {gate["name"]: gate for gate in rows["onnx:fp32"]["gates"]}
-    assert found["greedy_agreement"] >= 0.1 or not gates["min_greedy_agreement"]["passed"]
+    assert not gates["min_greedy_agreement"]["passed"]
     for name in ("torch:bf16", "gguf:q8_0"):  # measured again, they are what they were
         for key in AGREEMENT:
             assert rows[name]["generation"][key] == rows_of(before)[name]["generation"][key]
