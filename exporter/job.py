@@ -135,6 +135,14 @@ class Job(CompressJob):
     sample: tuple[str, ...] = Field(
         (), description="A prompt to continue side by side in the report; again for more. Default: three of the text's."
     )
+    perplexity: tuple[Literal["token", "word", "byte", "character", "sequence"], ...] = Field(
+        (),
+        description="Perplexity in another form too, beside the tokens': word, byte, character or sequence; again for "
+        "more.",
+    )
+    generation: bool = Field(
+        True, description="Compare greedy continuations with the reference's, and time whole generations."
+    )
     policy: Literal["auto", "off"] | Path = Field(
         "auto",
         description="How each linear layer is quantized. auto: the cheapest mix that keeps the gates, found by "
@@ -175,6 +183,9 @@ class Job(CompressJob):
     max_spearman_drop: float | None = Field(
         None, ge=0, le=2, description="Gate: rank correlation with its numbers below the reference's."
     )
+    min_greedy_agreement: float | None = Field(
+        None, ge=0, le=1, description="Gate: share of prompts that are continued word for word as the reference does."
+    )
     device: str = Field(
         AUTO,
         description="What the engines run on: auto, cpu, cuda or cuda:N. auto: a GPU, where one is and the engine can.",
@@ -190,7 +201,7 @@ class Job(CompressJob):
     _off = field_validator("policy", mode="before")(off_is_a_word)
     _device = field_validator("device")(check_device)
 
-    @field_validator("target", "sample", mode="before", json_schema_input_type=str | tuple[str, ...])
+    @field_validator("target", "sample", "perplexity", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value
@@ -206,8 +217,8 @@ class Job(CompressJob):
         return self.model_dump(
             mode="json",
             exclude={
-                "device", "force", "offline", "output", "remeasure", "repeats", "speed", "speed_budget", "threads",
-                "wait",
+                "device", "force", "generation", "offline", "output", "remeasure", "repeats", "speed", "speed_budget",
+                "threads", "wait",
             },
         )  # fmt: skip
 

@@ -60,6 +60,19 @@ class CachedRunner(Runner, Protocol):
 
 
 @runtime_checkable
+class BatchCachedRunner(CachedRunner, Protocol):
+    """A runner whose cache takes several sequences of one length at once; `step` is not for what these have read."""
+
+    def prefill_batch(self, ids: Ids) -> Floats:
+        """Empties the cache, reads [B, T] ids into it, and returns the last positions' logits [B, V]."""
+        ...
+
+    def step_batch(self, tokens: Ids) -> Floats:
+        """Decodes one token [B] after each of those in the cache: their logits [B, V]."""
+        ...
+
+
+@runtime_checkable
 class TokenizingRunner(Runner, Protocol):
     """A runner whose artifact carries a tokenizer of its own, which its users get."""
 

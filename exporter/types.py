@@ -123,6 +123,7 @@ class Gates:
     max_accuracy_drop: float | None = None
     max_f1_drop: float | None = None
     max_spearman_drop: float | None = None
+    min_greedy_agreement: float | None = None
 
 
 def agreement(share: float) -> dict[str, Gates]:

@@ -20,14 +20,14 @@ from exporter.types import Gates
 pytestmark = pytest.mark.quick
 
 DOCS = (Path(__file__).parent.parent / "docs" / "report.md").read_text(encoding="utf-8")
-OPEN = {"artifact", "quality", "speed", "memory", "build"}
+OPEN = {"artifact", "quality", "generation", "speed", "memory", "build"}
 
 
 def whole(report: dict[str, Any]) -> dict[str, Any]:
     """One of reports.py's with what only a run knows."""
     report["job"] = {"model": "tiny"}
     report["evaluation"] |= {"max_length": 2048, "window": 512, "stride": 256, "kl": "a lower bound"}
-    report["evaluation"] |= {"pooling": None, "data": None}
+    report["evaluation"] |= {"perplexity": None, "pooling": None, "data": None}
     return report
 
 
@@ -136,8 +136,9 @@ def documented(section: str) -> set[str]:
     ("section", "part"),
     [
         ("The report", "Document"), ("`model`", "Model"), ("`evaluation`", "Evaluation"), ("`machine`", "Machine"),
-        ("A row of `results`", "Row"), ("`artifact`", "Artifact"), ("`quality`", "Quality"), ("`speed`", "Speed"),
-        ("`memory`", "Memory"), ("`build`", "Build"), ("`gates`", "Gate"), ("`winners`", "Winner"),
+        ("A row of `results`", "Row"), ("`artifact`", "Artifact"), ("`quality`", "Quality"),
+        ("`generation`", "Generation"), ("`speed`", "Speed"), ("`memory`", "Memory"), ("`build`", "Build"),
+        ("`gates`", "Gate"), ("`winners`", "Winner"),
     ],
 )  # fmt: skip
 def test_the_documentation_has_the_same_keys(section, part):

@@ -60,7 +60,7 @@ def test_every_figure_is_in_its_group(old):
             assert found == mine[key], key
     assert {key for key in old if old[key] != new[key]} == {"schema_version", "job", "model", "evaluation", "results"}
     assert new["model"] == {**old["model"], "prune": None, "distill": None}
-    assert new["evaluation"] == {**old["evaluation"], "tokens": None, "pooling": None, "data": None}
+    assert new["evaluation"] == {**old["evaluation"], "tokens": None, "perplexity": None, "pooling": None, "data": None}
 
 
 def test_who_won_is_found_in_its_rows(old):

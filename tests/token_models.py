@@ -38,8 +38,8 @@ def text(paragraphs: int = 120) -> str:
     return "\n".join(lines)
 
 
-def words(folder: Path, length: int = 256) -> None:
-    """A tokenizer that tells two texts apart as BERT's does."""
+def words(folder: Path, segments: bool, length: int = 256) -> None:
+    """A tokenizer that tells two texts apart as BERT's does; `segments`: its model is told which of them a token is of."""
     plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*SPECIAL, *WORDS))}, unk_token="[UNK]"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     plain.post_processor = processors.TemplateProcessing(
@@ -48,7 +48,8 @@ def words(folder: Path, length: int = 256) -> None:
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     named = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    fast = t.PreTrainedTokenizerFast(tokenizer_object=plain, model_max_length=length, **named)
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if segments else [])]
+    fast = t.PreTrainedTokenizerFast(tokenizer_object=plain, model_max_length=length, model_input_names=inputs, **named)
     fast.save_pretrained(folder)
 
 
@@ -62,5 +63,5 @@ def checkpoint(folder: Path, family: str, task: str) -> Path:
             if parameter.ndim == 2:
                 parameter.normal_(0, 0.15)
     model.save_pretrained(folder)
-    words(folder)
+    words(folder, family == "Bert")
     return folder

@@ -79,15 +79,23 @@ class TorchDecoder(TorchRunner):
     """A text-generation model, with transformers' own KV cache."""
 
     def prefill(self, ids: Ids) -> Floats:
-        out = self._forward(ids[None], use_cache=True)
+        last: Floats = self.prefill_batch(ids[None])[0]
+        return last
+
+    def step(self, token: int) -> Floats:
+        last: Floats = self.step_batch(np.array([token]))[0]
+        return last
+
+    def prefill_batch(self, ids: Ids) -> Floats:
+        out = self._forward(ids, use_cache=True)
         self._cache = out.past_key_values
         return self._last(out)
 
-    def step(self, token: int) -> Floats:
-        return self._last(self._forward(np.array([[token]]), use_cache=True, past_key_values=self._cache))
+    def step_batch(self, tokens: Ids) -> Floats:
+        return self._last(self._forward(tokens[:, None], use_cache=True, past_key_values=self._cache))
 
     def _last(self, out: Any) -> Floats:
-        last: Floats = out.logits[0, -1].float().cpu().numpy()
+        last: Floats = out.logits[:, -1].float().cpu().numpy()
         return last
 
 

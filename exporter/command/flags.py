@@ -34,12 +34,12 @@ HEADINGS: Mapping[str, Sequence[str]] = {
     ),
     "Evaluation": (
         "task", "eval_tokens", "window", "stride", "eval_data", "text_column", "pair_column", "label_column",
-        "sample",
+        "sample", "perplexity",
     ),
     "Gates": (
         "max_kl", "min_top1", "max_tokenizer_errors", "min_cosine", "max_regression_error", "min_pearson",
         "min_spearman", "max_size_ratio", "max_logit_error", "proven_length", "max_accuracy_drop", "max_f1_drop",
-        "max_spearman_drop",
+        "max_spearman_drop", "min_greedy_agreement",
     ),
     "Pruning": ("prune",),
     "Distillation": ("distill",),
@@ -48,7 +48,8 @@ HEADINGS: Mapping[str, Sequence[str]] = {
     ),
     "Quantization-aware training": ("qat",),
     "Running": (
-        "device", "threads", "offline", "trust_remote_code", "speed", "repeats", "speed_budget", "remeasure", "wait",
+        "device", "threads", "offline", "trust_remote_code", "speed", "repeats", "speed_budget", "generation",
+        "remeasure", "wait",
     ),
 }  # fmt: skip
 _SECTIONS = "sections"  # the parameter that holds them, while flags are read

@@ -12,6 +12,7 @@ from exporter.runner import Floats
 
 TOP_K = 256
 Doubles = NDArray[np.float64]
+LARGEST = 700  # nats: beyond them a perplexity is no float64
 Top = tuple[NDArray[np.int32], Floats, Floats]  # ids and their log-probabilities [T, k], and the rest's [T]
 
 
@@ -28,6 +29,12 @@ def mean(values: Doubles) -> tuple[float, float]:
     if len(values) < 2:
         return float(values.mean()), 0.0
     return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def exponential(value: float, se: float) -> Figure:
+    """exp of a mean, and its standard error to first order."""
+    ratio = math.exp(value) if value < LARGEST else math.inf
+    return Figure(ratio, ratio * se)
 
 
 def divergence(kl: Doubles) -> Figure:

@@ -10,7 +10,6 @@ Encoders are compared by the cosine of mean-pooled last hidden states, classifie
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import BuildError, JobError
 from exporter.form import FORMS
-from exporter.measure.arithmetic import Doubles, log_softmax, mean
+from exporter.measure.arithmetic import Doubles, exponential, log_softmax, mean
 from exporter.report.result import Figure
 from exporter.runner import BatchRunner, CachedRunner, Floats, Ids, Runner
 from exporter.types import CLASSIFICATION, Probe
@@ -29,7 +28,6 @@ Progress = Callable[[int, int], None]  # (done, total) windows
 ANSWERS = "reference.npz"  # in the folder of the reference
 _STEPPED = 8  # tokens of a whole window that are decoded one by one
 Pool = Callable[[Floats], Floats]  # a text's last hidden states [T, H] to its vector [D]
-_LARGEST = 700  # nats: beyond them a perplexity is no float64
 
 
 @dataclass(frozen=True)
@@ -148,16 +146,9 @@ def mean_pooled(states: Floats) -> Floats:
     return vector
 
 
-def exponential(nll: Doubles) -> Figure:
-    """exp of a mean, and its standard error to first order."""
-    value, se = mean(nll)
-    ratio = math.exp(value) if value < _LARGEST else math.inf
-    return Figure(ratio, ratio * se)
-
-
 def reference_perplexity(answers: Answers) -> Figure:
     """Perplexity of the reference; without a value for a task that has none."""
-    return exponential(answers.nll) if len(answers.nll) else Figure()
+    return exponential(*mean(answers.nll)) if len(answers.nll) else Figure()
 
 
 def compare_probe(runner: Runner, probe: Probe, task: str, window: Ids | None = None) -> dict[str, Figure]:

@@ -5,7 +5,7 @@ Figures say how much an artifact differs; these say how it looks. What is shown 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,23 +26,33 @@ _ALIKE = 1e-3  # of the standard deviation: what is nearer than that has no orde
 Decode = Callable[[Sequence[int]], str]
 
 
-def greedy(runner: Runner, ids: Ids, stop: Sequence[int], count: int) -> list[int]:
-    """The most likely next tokens after [T] ids, one after another, with the artifact's own cache where it has one."""
-    cached = isinstance(runner, CachedRunner)
-    longest = runner.max_length if isinstance(runner, BoundedRunner) else len(ids) + count
+def most_likely(runner: Runner, ids: Ids) -> Iterator[int]:
+    """The most likely next tokens after [T] ids, one after another, with the artifact's own cache where it has one.
+
+    It never ends by itself; each token is asked of the engine when it is wanted.
+    """
+    cached = runner if isinstance(runner, CachedRunner) else None
     out: list[int] = []
-    logits = runner.prefill(ids) if isinstance(runner, CachedRunner) else runner.logits(ids)[-1]
+    logits = runner.logits(ids)[-1] if cached is None else cached.prefill(ids)
     while True:
         if np.isnan(logits).any() or not np.isfinite(logits).any():
             raise NotFinite(np.append(ids, out), logits)
         token = int(logits.argmax())
         out.append(token)
+        yield token
+        again = np.append(ids, out).astype(np.int64)
+        logits = runner.logits(again)[-1] if cached is None else cached.step(token)
+
+
+def greedy(runner: Runner, ids: Ids, stop: Sequence[int], count: int) -> list[int]:
+    """The most likely next tokens after [T] ids: up to `count`, an end of the text, or the engine's longest text."""
+    longest = runner.max_length if isinstance(runner, BoundedRunner) else len(ids) + count
+    out: list[int] = []
+    for token in most_likely(runner, ids):
+        out.append(token)
         if token in stop or len(out) == count or len(ids) + len(out) >= longest:
-            return out
-        if cached and isinstance(runner, CachedRunner):
-            logits = runner.step(token)
-        else:
-            logits = runner.logits(np.append(ids, out).astype(np.int64))[-1]
+            break
+    return out
 
 
 def continuation(decode: Decode, prompt: Sequence[int], answer: Sequence[int]) -> str:

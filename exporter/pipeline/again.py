@@ -90,9 +90,9 @@ def _bench(output: Path, told: dict[str, Any], progress: Progress, failed: Faile
     steps = Steps(stepped, ["check", *(f"quality {row.variant}" for row in measured), "speed"])
     bench.quality(rows, steps)
     steps("speed")
-    bench.speed(rows, job.repeats, job.speed_budget)
+    bench.speed(rows, job.repeats, job.speed_budget, job.generation)
     described = {key: report[key] for key in ("name", "model", "evaluation")}
-    described["evaluation"] = {"pooling": None, "data": None, **described["evaluation"]}
+    described["evaluation"] = {"perplexity": None, "pooling": None, "data": None, **described["evaluation"]}
     described["job"] = job.model_dump(mode="json")
     return finish(job, described | {"machine": here}, rows, output)
 

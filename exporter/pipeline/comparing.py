@@ -10,6 +10,7 @@ from typing import Any
 from exporter.measure import quality
 from exporter.measure.embedding import EMBEDDING, Embedding
 from exporter.measure.labels import LABELS, PAIRS, Labels, truth
+from exporter.measure.perplexity import PERPLEXITY, Forms
 from exporter.measure.samples import SAMPLES, changed_labels, changed_neighbours, changed_order, continuations, texts_of
 from exporter.measure.scored import compare_labels
 from exporter.pipeline.sampling import decoders
@@ -32,7 +33,8 @@ def compare(
     """
     passages, expected = reference.passages, reference.answers.vectors
     told = json.loads((folder / SAMPLES).read_text(encoding="utf-8")) if (folder / SAMPLES).is_file() else None
-    figures, got = tasks.compare(runner, reference, progress, pool_of(folder))
+    forms = Forms.load(folder / PERPLEXITY) if (folder / PERPLEXITY).is_file() else None
+    figures, got = tasks.compare(runner, reference, progress, pool_of(folder), forms)
     if passages.task == GENERATION:
         return figures, told and continuations(runner, told, decoders(folder, checkpoint)[0])
     if got is None:

@@ -15,17 +15,18 @@ from typing import Any
 from exporter.device import AUTO
 from exporter.errors import BuildError, ExporterError
 from exporter.forkserver import Start, fresh, shared
-from exporter.measure import quality
+from exporter.measure import generation, quality
 from exporter.measure.latency import Budget, Round, summarize
 from exporter.measure.lengths import FIGURE, PROVEN
 from exporter.measure.load import OtherLoad
 from exporter.pipeline.figures import Figures, Measured
+from exporter.pipeline.generating import time_generations
 from exporter.pipeline.opening import measure_quality, open_for_speed, time_round
 from exporter.process import Progress, Steps, Worker, WorkerFailed
 from exporter.report.result import Result
 from exporter.store import MANIFEST, disk_full, read_manifest, write_text
 from exporter.targets import known
-from exporter.types import Checkpoint, Variant
+from exporter.types import GENERATION, Checkpoint, Variant
 
 Failed = Callable[[Variant, ExporterError], None]  # told of each artifact that fails, when it does
 
@@ -56,7 +57,7 @@ class Bench:
         self._output, self._checkpoint, self._threads = output, checkpoint, threads
         self._figures, self._start, self._device = figures, start, device
         self._max_length = max_length or 1 << 20
-        self._progress, self._failed = progress, failed
+        self._progress, self._failed, self._generates = progress, failed, False
 
     def attempt(self, row: Result, do: Callable[[], None]) -> None:
         """Does something for a row that is still ok; whatever it raises makes it a failed one.
@@ -132,14 +133,16 @@ class Bench:
         if self._figures is not None:
             self._figures.keep(kind, row.variant, self._figures.depends_on(kind, row.variant, told), measured)
 
-    def speed(self, rows: Sequence[Result], rounds: int, budget: float) -> None:
+    def speed(self, rows: Sequence[Result], rounds: int, budget: float, generates: bool = False) -> None:
         """Rounds interleaved between all variants, so that a drift of the machine hits all alike.
 
         Their processes stay open together where that fits into memory; else one is measured after the other. `budget`:
         seconds for all of it, see Budget. What an earlier run measured in as many rounds is not measured again.
+        `generates`: whole generations are timed too, of a model that generates.
         """
         import psutil
 
+        self._generates = generates and self._checkpoint.task == GENERATION
         timed = [row for row in rows if row.status == "ok" and row.speed["untimed"] is None]
         measured = [row for row in timed if not self._timed_before(row, rounds, budget)]
         # An engine can hold an artifact's weights three times: as read, as constants, and packed for its kernels.
@@ -158,6 +161,8 @@ class Bench:
             return False
         before = groups["speed"]
         if before["rounds"] < rounds and not (before["rounds_asked"] >= rounds and before["budget_s"] >= budget):
+            return False
+        if self._generates and "generation" not in groups:
             return False
         row.add(groups)
         return True
@@ -178,8 +183,22 @@ class Bench:
                     self.attempt(row, partial(_round, row, worker, mine))
                 number += 1
             about |= {"rounds_asked": rounds, "other_cores": load.cores()}
+            if self._generates:
+                self._generations(list(zip(rows, workers, strict=True)), rounds, budget)
         for row, mine in zip(rows, times, strict=True):
             self.attempt(row, partial(self._summed_up, row, mine, about))
+
+    def _generations(self, jobs: Sequence[tuple[Result, Worker]], rounds: int, budget: Budget) -> None:
+        """After the rounds: they take longer, and what they take of memory is not the artifact's alone."""
+        runs: list[list[dict[str, Any]]] = [[] for _ in jobs]
+        number, most = 0, min(rounds, generation.RUNS)
+        while number < most and budget.another(number):
+            for (row, worker), mine in zip(jobs, runs, strict=True):
+                self._progress("generating", sum(map(len, runs)), most * len(jobs))
+                self.attempt(row, partial(_generated, worker, mine))
+            number += 1
+        for (row, _), mine in zip(jobs, runs, strict=True):
+            row.generation |= generation.summarize(mine) if mine else {}
 
     def _summed_up(self, row: Result, times: list[Round], about: dict[str, Any]) -> None:
         row.speed |= summarize(times) | about
@@ -187,6 +206,8 @@ class Bench:
         peak = row.memory["peak_rss_bytes"]
         speed = {name: value for name, value in row.speed.items() if name != "untimed"}
         groups = {"artifact": opened, "speed": speed, "memory": {"peak_rss_bytes": peak}}
+        if self._generates:
+            groups["generation"] = {name: row.generation[name] for name in generation.TIMED}
         self._keep("speed", row, self._timing(row), groups)
 
     def _timing(self, row: Result) -> dict[str, Any]:
@@ -208,6 +229,10 @@ class Bench:
             "reference": self._output / "reference" / quality.ANSWERS,
             "threads": self._threads,
         }
+
+
+def _generated(worker: Worker, runs: list[dict[str, Any]]) -> None:
+    runs.append(worker(time_generations))
 
 
 def _round(row: Result, worker: Worker, times: list[Round]) -> None:

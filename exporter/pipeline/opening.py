@@ -14,6 +14,7 @@ from exporter.measure import latency, quality
 from exporter.measure.lengths import FIGURE, LENGTHS, PROVEN, Lengths, compare_lengths
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
 from exporter.pipeline.comparing import compare
+from exporter.pipeline.generating import agreement_of
 from exporter.process import Session
 from exporter.runner import (
     BoundedRunner,
@@ -48,6 +49,7 @@ def measure_quality(
             counted = session.counted(f"quality {named}")
             compared, samples = compare(runner, told, Path(reference).parent, checkpoint, counted)
             figures |= compared
+            agreed = agreement_of(runner, Path(reference).parent, told.passages)
         except quality.NotFinite as error:
             first = runner.first_not_finite(error.ids) if isinstance(runner, TracingRunner) else None
             raise BuildError(f"{error}; first of its graph, {first}" if first else str(error)) from error
@@ -57,9 +59,10 @@ def measure_quality(
         artifact: dict[str, Any] = {"engine": runner.engine, "device": named_device(where)}
         if isinstance(runner, PlacedRunner):
             artifact["placement"] = runner.placement(longest)
-        groups: dict[str, Any] = {"artifact": artifact, "quality": figures}
+        groups: dict[str, Any] = {"artifact": artifact, "quality": figures, "generation": agreed}
         if isinstance(runner, StandInRunner):
             groups["speed"] = {"untimed": runner.untimed}
+            groups["generation"] |= {"not_timed": runner.untimed} if agreed else {}
         if isinstance(runner, DeviceRunner):
             groups["memory"] = {"device_bytes": runner.device_memory_bytes}
     if (beside := Path(reference).with_name(LENGTHS)).is_file():  # an older exporter's reference has none

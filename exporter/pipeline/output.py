@@ -15,10 +15,14 @@ from exporter.types import Gates
 
 
 def continues(now: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
-    """Whether nothing of an earlier job is lost with this one: only gates differ, or targets came. Both: identities."""
-    free = {*Gates.__dataclass_fields__, "target"}
+    """Whether nothing of an earlier job is lost with this one: only gates differ, or something came. Both: identities.
+
+    What can come: targets, and forms of the perplexity.
+    """
+    more = ("target", "perplexity")
+    free = {*Gates.__dataclass_fields__, *more}
     rest, before = ({key: it for key, it in job.items() if key not in free} for job in (now, earlier))
-    return rest == before and set(earlier.get("target", ())) <= set(now["target"])
+    return rest == before and all(set(earlier.get(key, ())) <= set(now[key]) for key in more)
 
 
 def refuse_other_results(output: Path, job: Job, sections: Sections) -> None:

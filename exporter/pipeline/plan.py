@@ -18,6 +18,7 @@ from exporter.errors import BuildError, JobError
 from exporter.job import Job
 from exporter.measure.embedding import Embedding, read_embedding
 from exporter.pipeline.combinations import Asked, check
+from exporter.pipeline.covering import check_forms
 from exporter.pipeline.distillations import Distillation, check_options, plan_distillation
 from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.lengths import lengths_of
@@ -133,6 +134,7 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     source = look(job, worker)
     task = source.checkpoint.task
     check_samples(job, task)
+    check_forms(job, task)
     data = labelled_data(job, task, source.config, source.labels)
     if data is not None:
         text_name, text = data.about["file"], data.text

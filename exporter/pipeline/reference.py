@@ -17,11 +17,15 @@ from exporter.device import CPU, named
 from exporter.errors import JobError
 from exporter.form import FORMS
 from exporter.measure.embedding import EMBEDDING, modules_identity, read_embedding
+from exporter.measure.generation import itself
 from exporter.measure.labels import LABELS
 from exporter.measure.lengths import LENGTHS, Length, Lengths, Told, cuts_of, positions, shape_of, told_of
+from exporter.measure.perplexity import PERPLEXITY
 from exporter.measure.quality import ANSWERS, Passages, Reference, mean_pooled, reference_perplexity
 from exporter.measure.scored import doubt, score
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
+from exporter.pipeline.covering import facts_of, forms_of, own_forms
+from exporter.pipeline.generating import KEY, continued
 from exporter.pipeline.labelled import tokenize_examples
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.plan import Plan
@@ -47,6 +51,7 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     """The manifest of the reference's answers, stored beside the artifacts."""
     progress("reference", 0, 0)
     how: dict[str, Any] = {"eval_tokens": plan.job.eval_tokens, "window": plan.window, "stride": plan.stride}
+    how |= {"perplexity": plan.job.perplexity, "generation": plan.job.generation}
     how |= lengths_of(plan.job, plan.source)
     made_of = [checkpoint.sha256, checkpoint.task, plan.text, plan.job.sample, how, machine.versions()]
     key = content_key(["reference with lengths and samples, on whole texts, answered alone", *made_of])
@@ -81,6 +86,8 @@ def reference_row(reference: dict[str, Any]) -> Result:
         row.quality |= {"ppl": Figure(reference["ppl"], reference["ppl_se"]), "ppl_ratio": Figure(1.0, 0.0)}
     row.quality |= {name: Figure(value) for name, value in _of_itself(reference).items()}
     row.quality |= {name: Figure(**value) for name, value in reference.get("labelled", {}).items()}
+    row.quality |= own_forms(reference)
+    row.generation |= reference.get("generation") or {}
     row.samples = reference.get("samples")
     if (doubted := (reference.get("data") or {}).get("note")) is not None:
         row.reason += f"; {doubted}"
@@ -102,6 +109,8 @@ def measure_reference(
     data: dict[str, Any] | None = None,
     modules: str | None = None,
     samples: Sequence[str] | None = None,
+    perplexity: Sequence[str] = (),
+    generation: bool = False,
     max_length: int | None = None,
     gpu: int | None = None,
 ) -> dict[str, Any]:
@@ -118,6 +127,7 @@ def measure_reference(
         else:
             passages, labels, cut = tokenize_examples(tokenizer, data, checkpoint.task, window, embedding)
         passages = replace(passages, problem_type=problem)
+        forms = forms_of(tokenizer, text, passages, perplexity)
         tokenized = TokenizedTexts.of(tokenizer, text)
         how: dict[str, Any] = {"trust": checkpoint.trust_remote_code, "gpu": gpu}
         opened = partial(open_checkpoint, checkpoint.path, checkpoint.task, threads, **how)
@@ -130,10 +140,12 @@ def measure_reference(
             probe = Probe(ids, mask, together, _alone(runner, ids, mask, together))
             reference = Reference(passages, probe, answers)
             tried = sampled(checkpoint, tokenizer, text, samples, runner, max_length)
+            if generation and checkpoint.task == GENERATION:
+                tried |= continued(runner, tokenizer, passages, tried["stop"], max_length)
             facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
             facts["device"] = named(gpu)
             facts |= {"model_sha256": checkpoint.sha256, "task": checkpoint.task}
-        perplexity = reference_perplexity(reference.answers)
+        own = reference_perplexity(reference.answers)
         scored = len(answers.nll) or len(answers.vectors)
         if FORMS[checkpoint.task].unit == "passage":
             scored = len(passages.offsets) - 1
@@ -144,10 +156,11 @@ def measure_reference(
             session.progress("reference beyond its boundaries", done, len(lengths))
             told.append(_told(opened, checkpoint.task, tokenizer, text, one))
         reach = int(min(window, np.diff(passages.offsets).max()))
-        facts |= {"scored": scored, "tokens": len(passages.ids)}
+        facts |= {"scored": scored, "tokens": len(passages.ids), "perplexity": facts_of(forms, reference.answers.nll)}
         facts["samples"] = reference_samples(tried)
+        facts["generation"] = itself(tried[KEY]) if KEY in tried else None
         facts["pooling"] = None if embedding is None else embedding.words()
-        facts |= {"ppl": perplexity.value, "ppl_se": perplexity.se, "problem_type": problem}
+        facts |= {"ppl": own.value, "ppl_se": own.se, "problem_type": problem}
         if labels is not None and data is not None:
             figures = score(labels, reference.answers.vectors)
             facts["labelled"] = {name: asdict(figure) for name, figure in figures.items()}
@@ -155,6 +168,8 @@ def measure_reference(
         with publish(Path(folder)) as building:
             reference.save(building / ANSWERS)
             save_samples(tried, tokenizer, building)
+            if forms is not None:
+                forms.save(building / PERPLEXITY)
             if labels is not None:
                 labels.save(building / LABELS)
             if embedding is not None:

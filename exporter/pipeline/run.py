@@ -90,7 +90,7 @@ def _run(job: Job, output: Path, progress: Progress, failed: Failed, stepped: St
     bench.quality(rows, steps)
     if job.speed:
         steps("speed")
-        bench.speed(rows, job.repeats, job.speed_budget)
+        bench.speed(rows, job.repeats, job.speed_budget, job.generation)
     told = _describe(plan, checkpoint, reference, (merged, pruned, distilled, training))
     return finish(job, told | {"machine": here}, rows, output)
 
@@ -138,6 +138,7 @@ def _describe(plan: Plan, checkpoint: Checkpoint, reference: dict[str, Any], sta
             "reference": str(known.REFERENCE),
             "kl": "over the reference's 256 most likely tokens and one bucket for the rest: a lower bound",
             "max_length": plan.source.max_length,
+            "perplexity": reference.get("perplexity"),
             "pooling": reference.get("pooling"),
             "data": reference.get("data"),
         },

@@ -12,6 +12,7 @@ from exporter.pipeline.choosing import choose_policy, prepare_policy
 from exporter.pipeline.distillations import check_teacher
 from exporter.pipeline.distilling import distill_checkpoint
 from exporter.pipeline.exporting import export_artifact
+from exporter.pipeline.generating import time_generations
 from exporter.pipeline.merging import merge_adapters
 from exporter.pipeline.opening import measure_quality, open_for_speed, time_round
 from exporter.pipeline.plan import check_calibration
@@ -44,6 +45,7 @@ OPERATIONS: dict[str, Operation] = {
         measure_quality,
         open_for_speed,
         time_round,
+        time_generations,
     )
 }
 

@@ -106,6 +106,31 @@ class Quality(_Group):
     )
 
 
+class Generation(_Group):
+    """Greedy generation as its users feel it; of models that continue a text."""
+
+    greedy_agreement: float | None = Field(
+        description="Share of the prompts whose every new token is the reference's own, 0 to 1."
+    )
+    agreed_tokens: list[int] | None = Field(
+        description="Of each prompt the new tokens that are the reference's, up to the first that differs, or its end."
+    )
+    agreed_tokens_mean: float | None = Field(description="Their mean; a lower bound where some never differ.")
+    agreed_tokens_median: float | None = Field(description="Their median.")
+    prompts: int | None = Field(description="Prompts that were continued, from all over the evaluation's text.")
+    prompt_tokens: int | None = Field(description="Tokens of each.")
+    new_tokens: int | None = Field(description="New tokens of each at most; the end of a text ends it.")
+    not_compared: str | None = Field(description="Why there is no agreement.")
+    end_to_end_s: float | None = Field(description="Seconds of a whole generation, prompt and new tokens; the median.")
+    end_to_end_prompt: int | None = Field(description="Tokens of its prompt.")
+    end_to_end_new: int | None = Field(description="Tokens that it generates.")
+    end_to_end_runs: int | None = Field(description="How often it was timed.")
+    tokens_per_s: dict[str, float | None] | None = Field(
+        description="New tokens per second of so many sequences at once, by their number: all of theirs together."
+    )
+    not_timed: str | None = Field(description="Why one of these has no figure.")
+
+
 class Speed(_Group):
     """On this machine, beside the other processes that `other_cores` tells of."""
 
@@ -151,6 +176,7 @@ class Build(_Group):
 GROUPS: dict[str, type[BaseModel]] = {
     "artifact": Artifact,
     "quality": Quality,
+    "generation": Generation,
     "speed": Speed,
     "memory": Memory,
     "build": Build,
@@ -167,6 +193,7 @@ class Row(_Closed):
     path: str | None = Field(description="The artifact's folder in the output; null: it is not there.")
     artifact: Artifact
     quality: Quality
+    generation: Generation
     speed: Speed
     memory: Memory
     build: Build
@@ -215,6 +242,11 @@ class Evaluation(_Closed):
     reference: str = Field(description="The variant that is the reference.")
     kl: str = Field(description="What the KL is computed over.")
     max_length: int | None = Field(description="Tokens that the model can take.")
+    perplexity: dict[str, Any] | None = Field(
+        None,
+        description="Forms of the perplexity that were asked for: how much of the text the scored tokens cover "
+        "(`covered`), and the reference's `figures`; null: none was.",
+    )
     pooling: str | None = Field(None, description="The model's own modules that make a text's vector; null: the mean.")
     data: dict[str, Any] | None = Field(
         None,

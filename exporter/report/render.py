@@ -10,12 +10,15 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from exporter.report import charts, table, timing, winners
 from exporter.report.built import build_lines
 from exporter.report.devices import device_lines
+from exporter.report.forms import perplexity_line
+from exporter.report.generation import generation_lines
 from exporter.report.labelled import data_line, labelled_lines
 from exporter.report.merged import merge_lines
 from exporter.report.pruned import NOTHING_BESIDE, prune_lines
@@ -25,6 +28,7 @@ from exporter.report.training import trained
 from exporter.report.zeros import zeros_lines
 
 Report = Mapping[str, Any]
+_TOLD = ("data", "perplexity")  # of the evaluation, in words of their own
 _REASON = 300  # characters of a reason in the short forms: GitHub refuses a comment of more than 65,536
 
 
@@ -64,6 +68,11 @@ def render_html(report: Report) -> str:
         builds={table.name(row): lines for row, lines in _told(report, build_lines)},
         devices={table.name(row): lines for row, lines in _told(report, device_lines)},
         labels={table.name(row): lines for row, lines in _told(report, labelled_lines)},
+        generation={
+            table.name(row): lines
+            for row, lines in _told(report, partial(generation_lines, report["evaluation"]["reference"]))
+        },
+        forms=perplexity_line(report["evaluation"]),
         samples=list(side_by_side(report)),
         sampled=list(samples_lines(report)),
         data=data_line(report["evaluation"]["data"]) if report["evaluation"].get("data") else None,
@@ -161,9 +170,10 @@ def render_markdown(report: Report) -> str:
         lines += ["", "**Pruning**", "", *(f"- {_text(line)}" for line in pruned)]
     for one in trained(report["model"]):
         lines += ["", f"**{one['title']}**", "", *(f"- {_text(line)}" for line in one["lines"])]
+    generates = partial(generation_lines, report["evaluation"]["reference"])
     told = (
-        ("Labels", labelled_lines), ("Policy", _policy_lines), ("Zeros", zeros_lines), ("Engine", build_lines),
-        ("Device", device_lines),
+        ("Labels", labelled_lines), ("Generation", generates), ("Policy", _policy_lines),
+        ("Zeros", zeros_lines), ("Engine", build_lines), ("Device", device_lines),
     )  # fmt: skip
     for title, about in told:
         for row, said in _told(report, about):
@@ -210,7 +220,8 @@ def _markdown_details(report: Report) -> list[str]:
     machine = report["machine"]
     plain = {
         **{f"model {key}": value for key, value in report["model"].items() if not isinstance(value, list | dict)},
-        **{f"evaluation {key}": value for key, value in report["evaluation"].items() if key != "data"},
+        **{f"evaluation {key}": value for key, value in report["evaluation"].items() if key not in _TOLD},
+        "evaluation perplexity": perplexity_line(report["evaluation"]),
         "labelled data": data_line(report["evaluation"]["data"]) if report["evaluation"].get("data") else None,
         **{key: value for key, value in machine.items() if not isinstance(value, dict | list)},
         "load average": ", ".join(str(load) for load in machine["load_average"] or ()) or None,

@@ -27,6 +27,7 @@ class Result:
     path: str | None = None
     artifact: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Figure] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
     speed: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     build: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Result:
         """What a gate can be named after: a figure of the quality, or another group's number, which has no error."""
         if name in self.quality:
             return self.quality[name]
-        numbers = self.artifact | self.speed | self.memory | self.build
+        numbers = self.artifact | self.generation | self.speed | self.memory | self.build
         # What a name's gate is about is said beside its figures.
         detail = self.artifact["wider"] if name in ("named_share", "bits_per_weight") else None
         return Figure(numbers.get(name), detail=detail)

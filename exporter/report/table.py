@@ -6,10 +6,12 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from exporter.form import FORMS
 from exporter.report import timing
+from exporter.report.forms import FORMS as PERPLEXITIES
 
 Row = Mapping[str, Any]
 
@@ -168,6 +170,15 @@ def error(row: Row, figure: str) -> float | None:
     return (row["quality"].get(figure) or {}).get("se")
 
 
+def _figure(name: str, with_error: bool, row: Row) -> str | None:
+    return _with_error(value(row, name), error(row, name) if with_error else None)
+
+
+def generation(row: Row, name: str) -> Any:
+    """What of its generation a row has; None where there is nothing, as in a report of an older exporter."""
+    return (row.get("generation") or {}).get(name)
+
+
 def latency(row: Row, phase: str, percentile: str) -> float | None:
     """Milliseconds, or None: `phase` is prefill or decode, `percentile` p50, p90 or p99."""
     return ((row["speed"]["latency_ms"] or {}).get(phase) or {}).get(percentile)
@@ -213,8 +224,10 @@ _RSS = Column("RSS", "MB", lambda row: megabytes(row["memory"]["peak_rss_bytes"]
 _GENERATION = (
     *_SIZE,
     _PPL,
+    *(Column("PPL", form, partial(_figure, f"ppl_{form}", False)) for form in PERPLEXITIES),
     _KL,
     _TOP1,
+    Column("Greedy", "agree", lambda row: _percent(generation(row, "greedy_agreement"))),
     _PREFILL,
     Column("Decode", "tok/s", lambda row: rate(row["speed"]["decode_tokens_per_s"]), timed=True),
     _RSS,
@@ -236,6 +249,8 @@ _ENCODER = (
 )
 _DETAILS = (
     Column("Perplexity", "", lambda row: _with_error(value(row, "ppl"), None)),
+    *(Column("PPL", f"{form} ± se", partial(_figure, f"ppl_{form}", True)) for form in PERPLEXITIES),
+    Column("Bits", "byte ± se", partial(_figure, "bits_per_byte", True)),
     Column("KL se", "nats", lambda row: _small(error(row, "kl"))),
     Column("Top-1 se", "", lambda row: _percent(error(row, "top1"))),
     Column("Cosine", "mean", lambda row: _floored(value(row, "cosine"), 5)),
@@ -247,6 +262,9 @@ _DETAILS = (
     Column("Cache KL", "nats", lambda row: _small(value(row, "cache_kl"))),
     Column("Prefill", "ms p50 / p90 / p99", lambda row: _percentiles(row, "prefill"), timed=True),
     Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode"), timed=True),
+    Column("Agreed", "tokens mean", lambda row: rate(generation(row, "agreed_tokens_mean"))),
+    Column("Agreed", "tokens median", lambda row: rate(generation(row, "agreed_tokens_median"))),
+    Column("End to end", "s", lambda row: rate(generation(row, "end_to_end_s"))),
     Column("Named", "share", lambda row: _percent(row["artifact"].get("named_share"))),
     Column("Weights", "bits", lambda row: times(row["artifact"].get("bits_per_weight"))),
     Column("Zeros", "share", lambda row: _percent((row["artifact"].get("zeros") or {}).get("share"))),

@@ -29,7 +29,7 @@ def print_table(report: Report, console: Console) -> None:
     report = table.clean(report)
     columns = every = table.columns(report)
     wide = console.options.update(width=1000)
-    for gap, least in ((1, ""), (0, ""), (0, "RSS"), (0, "Prefill"), (0, "KL"), (0, "Top-1")):
+    for gap, least in ((1, ""), (0, ""), (0, "Greedy"), (0, "RSS"), (0, "Prefill"), (0, "KL"), (0, "Top-1")):
         columns = [column for column in columns if column.title != least]
         view = _terminal_table(report, columns, gap)
         if view.__rich_measure__(console, wide).maximum <= console.width:

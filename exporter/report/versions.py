@@ -44,7 +44,7 @@ def _regrouped(report: Mapping[str, Any]) -> dict[str, Any]:
     if "model" in report:
         later_stages = {stage: report["model"].get(stage) for stage in ("prune", "distill")}
         report["model"] = {**report["model"], **later_stages}
-    for later in ("tokens", "pooling", "data"):
+    for later in ("tokens", "perplexity", "pooling", "data"):
         report["evaluation"].setdefault(later, None)  # in its place where it is there: the page lists them in order
     if report["schema_version"] == VERSION:
         return report

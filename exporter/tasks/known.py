@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from exporter.form import FORMS
+from exporter.measure.perplexity import Forms
 from exporter.measure.quality import Answers, Passages, Pool, Progress, Reference, mean_pooled
 from exporter.runner import Runner
 from exporter.tasks.feature_extraction import FEATURE_EXTRACTION
@@ -32,6 +33,7 @@ def compare(
     reference: Reference,
     progress: Progress = lambda done, total: None,
     pool: Pool = mean_pooled,
+    forms: Forms | None = None,
 ) -> Compared:
     """Every figure of a row's quality that the task has, by its name there; and the artifact's vectors, if any."""
-    return TASKS[reference.passages.task].compare(runner, reference, progress, pool)
+    return TASKS[reference.passages.task].compare(runner, reference, progress, pool, forms)

@@ -11,11 +11,13 @@ import numpy as np
 from exporter.errors import JobError
 from exporter.form import FORMS, Form
 from exporter.job import MIN_TOKENS
+from exporter.measure.perplexity import Forms
 from exporter.measure.quality import Answers, Passages, Pool, Progress, Reference
 from exporter.report.result import Figure
 from exporter.runner import Floats, Ids, Runner
 
 Compared = tuple[dict[str, Figure], Floats | None]  # a row's figures; the vectors that they are of, where there are any
+Compares = Callable[[Runner, Reference, Progress, Pool, Forms | None], Compared]
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,16 @@ class Task:
 
     `window`: tokens of a sample, unless the job says otherwise. `read` makes the samples of a plain text: (tokenizer,
     text, how many tokens, window, stride) to Passages; it raises JobError. `answer` asks the reference, `compare` an
-    artifact; `of_itself` are the figures that `compare` finds of a model beside itself, of a text classifier by its
-    problem type in text_classification.py. `example`: arguments of an artifact's program.
+    artifact, of its perplexity in the other forms too that were asked for; `of_itself` are the figures that `compare`
+    finds of a model beside itself, of a text classifier by its problem type in text_classification.py. `example`:
+    arguments of an artifact's program.
     """
 
     name: str
     window: int
     read: Callable[[Any, str, int, int, int], Passages]
     answer: Callable[[Runner, Passages, Progress, Pool], Answers]
-    compare: Callable[[Runner, Reference, Progress, Pool], Compared]
+    compare: Compares
     of_itself: Mapping[str, float]
     example: tuple[str, ...]
 

@@ -8,10 +8,11 @@ from itertools import pairwise
 import numpy as np
 
 from exporter.errors import BuildError
+from exporter.measure.perplexity import Forms
 from exporter.measure.quality import Answers, Passages, Pool, Progress, Reference, checked, finite
 from exporter.report.result import Figure
 from exporter.runner import Floats, Ids, Runner, SegmentRunner
-from exporter.tasks.task import Compared
+from exporter.tasks.task import Compared, Compares
 
 Asked = Callable[[Runner, Passages, Progress, Pool], Floats]  # the vectors [S, D] of all samples
 Distance = Callable[[Passages, Floats, Floats], dict[str, Figure]]  # (samples, the reference's vectors, the artifact's)
@@ -27,10 +28,10 @@ def answering(asked: Asked) -> Callable[[Runner, Passages, Progress, Pool], Answ
     return answer
 
 
-def comparing(asked: Asked, distance: Distance) -> Callable[[Runner, Reference, Progress, Pool], Compared]:
+def comparing(asked: Asked, distance: Distance) -> Compares:
     """`compare` of the same."""
 
-    def compare(runner: Runner, reference: Reference, progress: Progress, pool: Pool) -> Compared:
+    def compare(runner: Runner, reference: Reference, progress: Progress, pool: Pool, forms: Forms | None) -> Compared:
         got = asked(runner, reference.passages, progress, pool)
         return distance(reference.passages, reference.answers.vectors, got), got
 

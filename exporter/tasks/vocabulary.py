@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from exporter.measure.arithmetic import Doubles, divergence, divergence_of, mean, top_of
-from exporter.measure.quality import Answers, Passages, Pool, Progress, Reference, exponential
+from exporter.measure.arithmetic import Doubles, divergence, divergence_of, exponential, mean, top_of
+from exporter.measure.perplexity import Forms
+from exporter.measure.quality import Answers, Passages, Pool, Progress, Reference
 from exporter.report.result import Figure
 from exporter.runner import Floats, Ids, Runner
-from exporter.tasks.task import Compared
+from exporter.tasks.task import Compared, Compares
 
 # Log-probabilities [n, V] of some places of the text at a time, and the tokens [n] that stand there.
 Scored = Callable[[Runner, Passages, Progress], Iterator[tuple[Floats, Ids]]]
@@ -38,10 +39,10 @@ def answering(scored: Scored) -> Callable[[Runner, Passages, Progress, Pool], An
     return answer
 
 
-def comparing(scored: Scored) -> Callable[[Runner, Reference, Progress, Pool], Compared]:
+def comparing(scored: Scored) -> Compares:
     """`compare` of the same."""
 
-    def compare(runner: Runner, reference: Reference, progress: Progress, pool: Pool) -> Compared:
+    def compare(runner: Runner, reference: Reference, progress: Progress, pool: Pool, forms: Forms | None) -> Compared:
         answers = reference.answers
         count, start = len(answers.nll), 0
         nll, kl, agree = np.empty(count), np.empty(count), np.empty(count)
@@ -54,10 +55,11 @@ def comparing(scored: Scored) -> Callable[[Runner, Reference, Progress, Pool], C
             agree[span] = logp.argmax(-1) == top[:, 0]
         assert start == count
         return {
-            "ppl": exponential(nll),
-            "ppl_ratio": exponential(nll - answers.nll),
+            "ppl": exponential(*mean(nll)),
+            "ppl_ratio": exponential(*mean(nll - answers.nll)),
             "kl": divergence(kl),
             "top1": Figure(*mean(agree)),
+            **(forms.figures(nll) if forms else {}),
         }, None
 
     return compare

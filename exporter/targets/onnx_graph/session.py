@@ -131,19 +131,28 @@ class OnnxDecoder(OnnxRunner):
         return np.zeros((batch, value.shape[1], 0, value.shape[3]), kind)
 
     def prefill(self, ids: Ids) -> Floats:
-        self._length = 0
-        self._cache = [self._empty(name, 1) for name in self._past]
-        return self._extend(ids)
+        last: Floats = self.prefill_batch(ids[None])[0]
+        return last
 
     def step(self, token: int) -> Floats:
-        return self._extend(np.array([token], np.int64))
+        last: Floats = self.step_batch(np.array([token], np.int64))[0]
+        return last
+
+    def prefill_batch(self, ids: Ids) -> Floats:
+        self._length = 0
+        self._cache = [self._empty(name, len(ids)) for name in self._past]
+        return self._extend(ids)
+
+    def step_batch(self, tokens: Ids) -> Floats:
+        return self._extend(tokens[:, None])
 
     def _extend(self, ids: Ids) -> Floats:
-        self._length += len(ids)
-        mask = np.ones((1, self._length), np.int64)
-        feeds = super()._feeds(ids[None], mask) | dict(zip(self._past, self._cache, strict=True))
+        """The last logits [B, V] after [B, T] more ids."""
+        self._length += ids.shape[1]
+        mask = np.ones((len(ids), self._length), np.int64)
+        feeds = super()._feeds(ids, mask) | dict(zip(self._past, self._cache, strict=True))
         logits, *self._cache = self._values([self._outputs[0], *self._present], feeds)
-        last: Floats = logits.numpy()[0, -1].astype(np.float32, copy=False)
+        last: Floats = logits.numpy()[:, -1].astype(np.float32, copy=False)
         return last
 
     def _values(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:

@@ -46,7 +46,7 @@ class DecoderProof(OnnxDecoder):
         return self._profile.batched(ids, mask, super().batch)
 
     def _extend(self, ids: Ids) -> Floats:
-        self._profile.admit(self._length + len(ids))
+        self._profile.admit(self._length + ids.shape[1])
         return super()._extend(ids)
 
 
