@@ -39,7 +39,7 @@ def text(paragraphs: int = 120) -> str:
 
 
 def words(folder: Path, segments: bool, length: int = 256) -> None:
-    """A tokenizer that tells two texts apart as BERT's does; `segments`: its model is told which of them a token is of."""
+    """A tokenizer of two texts, as BERT's; `segments`: its model is told which of them a token is of."""
     plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*SPECIAL, *WORDS))}, unk_token="[UNK]"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     plain.post_processor = processors.TemplateProcessing(

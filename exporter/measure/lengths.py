@@ -184,8 +184,7 @@ def told_of(open_runner: Callable[[], Runner], length: Length, task: str) -> Tol
 
 
 def _answer(rows: Floats, task: str) -> Answer:
-    none = np.zeros((0, 0), np.float32)
-    words = FORMS[task].answers == "vocabulary"
+    none, words = np.zeros((0, 0), np.float32), FORMS[task].answers == "vocabulary"
     if not words or not len(rows):
         return Answer(none.astype(np.int64), none, np.zeros(0, np.float32), none if words else rows)
     ids, logp, rest = top_of(log_softmax(rows))
