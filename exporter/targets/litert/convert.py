@@ -43,11 +43,6 @@ class Converted:
 
 def convert(checkpoint: Checkpoint, options: LitertOptions, file: Path) -> Converted:
     """Writes the float32 program of a checkpoint. Raises BuildError."""
-    if 4 * checkpoint.parameters > LIMIT:
-        raise BuildError(
-            f"its float32 weights are {4 * checkpoint.parameters:,} bytes, and the .tflite file that all are "
-            f"made from has {LIMIT:,} at most; try gguf or onnx"
-        )
     decoder = checkpoint.task == GENERATION
     asked = options.max_length if decoder else max(options.asked() or (0,)) or None
     flag = "--litert-max-length" if decoder else "--litert-lengths"
@@ -55,6 +50,17 @@ def convert(checkpoint: Checkpoint, options: LitertOptions, file: Path) -> Conve
     if decoder:
         return _decoder(checkpoint, _lengths(options, PREFILLED, length), length, limited, file)
     return _encoder(checkpoint, _lengths(options, ENCODED, length), limited, file)
+
+
+def too_large(parameters: int) -> str | None:
+    """Why no file holds a model of so many numbers; None: one does. All precisions are made of the float32 one."""
+    size = 4 * parameters
+    if size <= LIMIT:
+        return None
+    return (
+        f"its float32 weights are {size:,} bytes, and the .tflite file that all precisions are made from has {LIMIT:,} "
+        "at most; try gguf or onnx"
+    )
 
 
 def _lengths(options: LitertOptions, usual: tuple[int, ...], longest_text: int) -> tuple[int, ...]:
@@ -71,6 +77,7 @@ def _encoder(checkpoint: Checkpoint, lengths: tuple[int, ...], limited: str, fil
     import torch
 
     wrapped = wrap_encoder(checkpoint, lengths[-1], GROUPED)
+    _refuse_large(wrapped.model)
 
     class Encode(torch.nn.Module):
         def __init__(self) -> None:
@@ -92,6 +99,7 @@ def _decoder(checkpoint: Checkpoint, lengths: tuple[int, ...], size: int, limite
     import torch
 
     wrapped = wrap_decoder(checkpoint, size, GROUPED)
+    _refuse_large(wrapped.model)
     layers = range(len(wrapped.layers))
 
     class Step(torch.nn.Module):
@@ -124,6 +132,12 @@ def _decoder(checkpoint: Checkpoint, lengths: tuple[int, ...], size: int, limite
     }
     _write(Step(), given, wrapped.model, file)
     return Converted(wrapped.model, limited)
+
+
+def _refuse_large(model: Any) -> None:
+    """Of a model that a stage gave its shape nothing was known before."""
+    if (why := too_large(sum(one.numel() for one in model.parameters()))) is not None:
+        raise BuildError(why)
 
 
 def _write(module: torch.nn.Module, given: Mapping[str, Mapping[str, torch.Tensor]], model: Any, file: Path) -> None:
