@@ -80,7 +80,8 @@ def main() -> None:
     parser.add_argument("--model", choices=list(TARGETS), help="this one alone, and keep the other")
     arguments = parser.parse_args()
     about = record.begin("litert", THREADS)
-    kept = json.loads((record.RESULTS / "litert.json").read_text(encoding="utf-8")) if arguments.model else None
+    file = record.RESULTS / "litert.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if arguments.model and file.is_file() else None
     text = arguments.text
     given = {"calib_text": second_half(text), "calib_tokens": CALIBRATED}
     reports = {one["label"]: one for one in kept["reports"]} if kept else {}
