@@ -213,19 +213,3 @@ def test_its_program_answers_as_the_artifact(kind, artifacts, models):
     else:
         powers = np.exp(expected[0])
         assert [said[f"LABEL_{label}"] for label in range(3)] == pytest.approx(list(powers / powers.sum()), rel=1e-4)
-
-
-def test_a_bundle_holds_the_program_and_its_tokenizer(models, place, artifacts):
-    from litert_lm_builder import litertlm_peek
-
-    checkpoint, task, _ = models("llama")
-    artifacts("llama", "fp32")
-    folder = place / "bundle"
-    exported = export(checkpoint, task, "int8-weight", folder, place / "llama-scratch", options={"bundle": True})
-    assert exported.extras == ("model.litertlm",)
-    (place / "peeked").mkdir()
-    with (place / "peeked.txt").open("w") as told:
-        litertlm_peek.peek_litertlm_file(str(folder / "model.litertlm"), str(place / "peeked"), told)
-    program = (folder / "model.tflite").read_bytes()
-    assert any(program in path.read_bytes() for path in (place / "peeked").rglob("*") if path.is_file())
-    assert f"max_num_tokens: {CACHE}" in (place / "peeked.txt").read_text()
