@@ -5,7 +5,6 @@ from __future__ import annotations
 from bench.cells import (
     QUALITY,
     Result,
-    circumstances,
     heading,
     is_decoder,
     markdown,
@@ -23,8 +22,8 @@ def litert(result: Result) -> str:
         names = ["target", "size, MB", "× fp32", *([] if decoder else ["max error"]), *QUALITY[decoder]]
         names += ["prefill, tok/s", "decode, tok/s"] if decoder else ["ms at 128"]
         rows = [cells(row, decoder) for row in report["results"]]
-        title = f"{heading(report)}, {circumstances(report)}:"
-        lines += [title, "", *markdown([*names, "peak RSS, MB", "policy, s", "gates"], rows), ""]
+        title = f"{heading(report)}, {busy(report)}:"
+        lines += [title, "", *markdown([*names, "peak RSS, MB", "gates"], rows), ""]
     figures, machine = result["figures"], result["machine"]
     lines += [converted(name, parts) for name, parts in figures["conversion"].items()]
     engine = figure(result["reports"][0]["results"][1], "artifact.engine")
@@ -38,6 +37,12 @@ def litert(result: Result) -> str:
     return "\n".join([*lines, here])
 
 
+def busy(report: Result) -> str:
+    """What else ran while the rows were timed."""
+    others = figure(report["results"][0], "speed.other_cores")
+    return f"{report['machine']['threads']} threads, other processes on {number(others, '.1f')} cores meanwhile"
+
+
 def cells(row: Result, decoder: bool) -> list[str]:
     found = [variant(row), megabytes(figure(row, "artifact.bytes"))]
     found += [number(figure(row, "artifact.size_ratio"), ".3f")]
@@ -49,7 +54,7 @@ def cells(row: Result, decoder: bool) -> list[str]:
     else:
         found.append(number(figure(row, "speed.latency_ms.prefill_128.p50"), ".1f"))
     found.append(megabytes(figure(row, "memory.peak_rss_bytes"), ",.0f"))
-    return [*found, number(figure(row, "build.quantization.seconds"), ",.0f"), verdict(row)]
+    return [*found, verdict(row)]
 
 
 def converted(name: str, parts: Result) -> str:
