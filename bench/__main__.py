@@ -21,6 +21,7 @@ PROGRAMS = {  # each name, and whether it reads the text
     "tensorrt": True,
     "gguf": True,
     "coreml": True,
+    "litert": True,
     "prune": True,
     "merge": False,
     "calibration": False,

@@ -21,6 +21,7 @@ from bench.cells import (
 )
 from bench.families.section import families
 from bench.gpu.section import NOTHING, gpu
+from bench.litert_section import litert
 from bench.prune_section import prune
 from bench.rows import figure, variant, verdict
 
@@ -248,6 +249,7 @@ SECTIONS: dict[str, Callable[[Result], str]] = {
     "gguf": gguf,
     "tensorrt": tensorrt,
     "coreml": coreml,
+    "litert": litert,
     "prune": prune,
     "merge": merge,
     "calibration": calibration,

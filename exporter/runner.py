@@ -73,6 +73,13 @@ class BatchCachedRunner(CachedRunner, Protocol):
 
 
 @runtime_checkable
+class PiecewiseRunner(CachedRunner, Protocol):
+    """A runner whose `logits` read a longer text than `at_once` tokens in pieces, through its cache."""
+
+    at_once: int
+
+
+@runtime_checkable
 class TokenizingRunner(Runner, Protocol):
     """A runner whose artifact carries a tokenizer of its own, which its users get."""
 

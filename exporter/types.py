@@ -202,7 +202,8 @@ class ExportRequest:
 class Preparation:
     """What is known before any work of a variant that was asked for; `options` as in ExportRequest.
 
-    `window`: tokens of the longest text that the artifact will be measured on.
+    `window`: tokens of the longest text that the artifact will be measured on. `parameters`: of what will be exported,
+    a tied weight counted once; None where a stage changes the model's shape first.
     """
 
     path: Path  # of the checkpoint before the stages: its tokenizer and configuration are final, its weights are not
@@ -213,6 +214,7 @@ class Preparation:
     cache: Path
     offline: bool
     window: int
+    parameters: int | None
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,13 @@ def without(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "package"), [("onnx:int8-weight", "onnxruntime"), ("torch:int8-dynamic", "torchao")]
+    ("target", "package"),
+    [
+        ("onnx:int8-weight", "onnxruntime"),
+        ("torch:int8-dynamic", "torchao"),
+        ("litert:int8-dynamic", "litert_torch"),
+        ("litert:fp32", "ai_edge_litert"),
+    ],
 )
 def test_a_missing_package(refused, without, target, package):
     line = refused("-m", "tiny", "--target", target, status=4, env=without(package))

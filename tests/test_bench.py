@@ -85,6 +85,11 @@ FIGURES = {  # of each program, one of each kind that its text shows; a run's fi
         "figures.rows.all-minilm-l6-v2 to coreml:int4.size_over_ideal": 1.4, "versions.coremltools": "10.0",
         "reports.2.results.-1.build.quantization.seconds": 900,
     },
+    "litert": {
+        "reports.0.results.2.quality.kl.value": 0.7, "reports.1.results.1.quality.logit_error.value": 0.5,
+        "reports.1.results.-1.speed.latency_ms.prefill_128.p50": 99.9, "reports.0.results.1.artifact.bytes": 1_000_000,
+        "figures.conversion.smollm2-135m.bare.s": 4.0, "versions.litert-torch": "1.0",
+    },
     "prune": {
         "reports.0.results.1.quality.ppl_ratio.value": 1.5, "figures.calibrated_tokens": 1,
         "reports.1.results.1.artifact.bytes": 7_000_000, "machine.cores": 3,

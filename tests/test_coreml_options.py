@@ -22,7 +22,7 @@ pytestmark = pytest.mark.quick
     ],
 )
 def test_options_that_do_not_fit(precision, options, line, tmp_path):
-    asked = Preparation(tmp_path, {}, GENERATION, precision, CoremlOptions(**options), tmp_path, True, 64)
+    asked = Preparation(tmp_path, {}, GENERATION, precision, CoremlOptions(**options), tmp_path, True, 64, None)
     try:
         told = prepare(asked)
     except JobError as error:

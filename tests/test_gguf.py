@@ -172,7 +172,7 @@ def test_what_is_no_matrix_is_refused(content, says, tmp_path, exported):
 
 def preparation(path, cache, precision="q4_k_m", offline=False, **options):
     config, options = json.loads((path / "config.json").read_text()), GgufOptions(**options)
-    return Preparation(path, config, GENERATION, precision, options, cache, offline, window=512)
+    return Preparation(path, config, GENERATION, precision, options, cache, offline, 512, None)
 
 
 @pytest.mark.parametrize("precision", ["iq2_xs", "iq3_xxs"])

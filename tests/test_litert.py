@@ -9,28 +9,23 @@ import pytest
 import torch
 import transformers
 from clients import client
-from coreml_models import TASKS, VOCABULARY, random_model
+from coreml_models import TASKS, VOCABULARY
+from litert_models import CACHE, FLOATS, IDS, artifacts_in, close, export, load, models_in, torch_answer
 
 from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.errors import BuildError
 from exporter.measure.held import held
-from exporter.measure.quality import NotFinite, finite
 from exporter.measure.samples import greedy
 from exporter.pipeline.packing import pack
 from exporter.quantization.grid import quantized, rounded_input
 from exporter.scheme import Scheme
-from exporter.targets.litert.flatbuffer import floats_of, read_model, write_model
 from exporter.targets.litert.held import weights_of
-from exporter.targets.litert.places import module_of
 from exporter.targets.litert.precisions import usual
-from exporter.targets.litert.target import FLOAT, LITERT
+from exporter.targets.litert.target import LITERT
 from exporter.targets.litert.zeros import zeros_of
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Checkpoint, ExportRequest
+from exporter.types import FEATURES, GENERATION
 
 pytest.importorskip("litert_torch", reason="needs the extra [litert]")
-CACHE, LENGTHS = 62, "8,32"  # a cache that no number of prefills fills
-IDS = np.random.default_rng(0).integers(1, VOCABULARY, CACHE)
-FLOATS = 2e-6  # of the largest answer: float32's own, of another order of sums; 1.2e-6 was the most
 
 
 @pytest.fixture(scope="module")
@@ -40,63 +35,12 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(place):
-    """models(kind): a checkpoint's folder, its task and the float32 model."""
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            folder, task = random_model(place / kind, kind)
-            made[kind] = folder, task, load(folder, task)
-        return made[kind]
-
-    return get
-
-
-def load(folder, task):
-    classes = {FEATURES: transformers.AutoModel, CLASSIFICATION: transformers.AutoModelForSequenceClassification}
-    kind = classes.get(task, transformers.AutoModelForCausalLM)
-    return kind.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-def export(checkpoint, task, precision, folder, scratch, **more):
-    """An artifact's folder, with the manifest that opening one needs."""
-    folder.mkdir(parents=True)
-    scratch.mkdir(parents=True, exist_ok=True)
-    known = Checkpoint(checkpoint, task, checkpoint.name, "0" * 64, more.pop("parameters", 0))
-    asked = {"lengths": LENGTHS} | ({"max_length": CACHE} if task == GENERATION else {})
-    options = LITERT.options(**asked | more.pop("options", {}))
-    exported = LITERT.export(ExportRequest(known, precision, folder, scratch, 1, options, **more))
-    (folder / "manifest.json").write_text(json.dumps({"task": task, "variant": f"litert:{precision}"}))
-    return exported
+    return models_in(place)
 
 
 @pytest.fixture(scope="module")
-def artifacts(models, place):
-    """artifacts(kind, precision): an artifact's folder; the float program is made once for all of a kind."""
-    made = {}
-
-    def get(kind, precision):
-        if (kind, precision) not in made:
-            checkpoint, task, _ = models(kind)
-            folder = place / f"{kind}-{precision}"
-            export(checkpoint, task, precision, folder, place / f"{kind}-scratch")
-            made[kind, precision] = folder
-        return made[kind, precision]
-
-    return get
-
-
-def answer(model, given, task, **more):
-    with torch.no_grad():
-        out = model(input_ids=torch.tensor(np.atleast_2d(given)), **more)
-    found = (out.last_hidden_state if task == FEATURES else out.logits).numpy()
-    return found if np.ndim(given) == 2 or task == CLASSIFICATION else found[0]
-
-
-def close(got, expected, share):
-    assert got.shape == expected.shape
-    error = np.abs(got - expected).max() / max(1.0, np.abs(expected).max())
-    assert error < share, error
+def artifacts(place, models):
+    return artifacts_in(place, models)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
@@ -107,14 +51,14 @@ def test_a_decoder_answers_as_torch_at_and_between_its_signatures_lengths(kind, 
         assert (runner.engine.split()[0], runner.engine.split()[-1]) == ("ai-edge-litert", "XNNPACK")
         assert runner.max_length == CACHE
         for length in (1, 5, 8, 9, 32, 33, 45, CACHE):
-            close(runner.logits(IDS[:length]), answer(model, IDS[:length], task), FLOATS)
+            close(runner.logits(IDS[:length]), torch_answer(model, IDS[:length], task), FLOATS)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_with_its_cache_it_is_what_it_is_without(kind, artifacts, models):
     """From a prompt that is padded to the last row of the cache; what an earlier text left there is not seen."""
     _, task, model = models(kind)
-    expected = answer(model, IDS, task)
+    expected = torch_answer(model, IDS, task)
     with LITERT.open(artifacts(kind, "fp32"), 1) as runner:
         for begin in (13, 1, 40):
             steps = [runner.prefill(IDS[:begin]), *(runner.step(int(token)) for token in IDS[begin:])]
@@ -131,13 +75,13 @@ def test_an_encoder_pads_to_the_next_signature_on_either_side(kind, artifacts, m
     segments = np.arange(12) // 6
     with LITERT.open(artifacts(kind, "fp32"), 1) as runner:
         for length in (1, 8, 9, 32):
-            close(runner.logits(IDS[:length]), answer(model, IDS[:length], task), FLOATS)
-        got, expected = runner.batch(rows, mask), answer(model, rows, task, attention_mask=torch.tensor(mask))
+            close(runner.logits(IDS[:length]), torch_answer(model, IDS[:length], task), FLOATS)
+        got, expected = runner.batch(rows, mask), torch_answer(model, rows, task, attention_mask=torch.tensor(mask))
         if task == FEATURES:
             got, expected = got[mask == 1], expected[mask == 1]
         close(got, expected, FLOATS)
         kinds = torch.tensor(segments[None])
-        close(runner.segmented(rows[0], segments), answer(model, rows[0], task, token_type_ids=kinds), FLOATS)
+        close(runner.segmented(rows[0], segments), torch_answer(model, rows[0], task, token_type_ids=kinds), FLOATS)
         with pytest.raises(BuildError, match="33 tokens are more than its longest signature takes, 32"):
             runner.logits(IDS[:33])
 
@@ -183,7 +127,7 @@ def test_quantized_weights_are_those_that_were_meant(kind, precision, artifacts,
     # XNNPACK rounds inputs with zero points, not symmetrically as the simulation does; weights alone are exact.
     share = 1e-5 if precision == "int8-weight" else 0.05
     with LITERT.open(folder, 1) as runner:
-        close(runner.logits(IDS[:20]), answer(rounded(model, precision), IDS[:20], task), share)
+        close(runner.logits(IDS[:20]), torch_answer(rounded(model, precision), IDS[:20], task), share)
     found = held(LITERT.precisions[precision], weights_of(folder))
     assert found["named_share"] == 1.0
     assert found["bits_per_weight"] == LITERT.precisions[precision].bits
@@ -194,7 +138,7 @@ def test_half_is_half(artifacts, models):
     folder = artifacts("llama", "fp16")
     assert {one.bits for one in weights_of(folder)} == {16}
     with LITERT.open(folder, 1) as runner:
-        close(runner.logits(IDS[:20]), answer(model, IDS[:20], task), 2e-3)
+        close(runner.logits(IDS[:20]), torch_answer(model, IDS[:20], task), 2e-3)
 
 
 def test_static_products_under_a_policy_that_leaves_some_in_float(models, place, artifacts):
@@ -205,7 +149,7 @@ def test_static_products_under_a_policy_that_leaves_some_in_float(models, place,
         layer.register_forward_pre_hook(lambda _, given, name=name: seen.__setitem__(name, given[0]))
         for name, layer in layers.items()
     ]
-    answer(model, IDS, task)
+    torch_answer(model, IDS, task)
     for hook in hooks:
         hook.remove()
     spans = {name: (min(float(one.min()), 0.0), max(float(one.max()), 0.0)) for name, one in seen.items()}
@@ -225,21 +169,8 @@ def test_static_products_under_a_policy_that_leaves_some_in_float(models, place,
     operators = LITERT.inspects[".tflite"](folder / "model.tflite")["functions"][0]["operators"]
     assert operators["QUANTIZE"] == 6  # of two layers: what q, k and v read; o; gate and up
     with LITERT.open(folder, 1) as runner:
-        got, expected = runner.logits(IDS[:20]), answer(model, IDS[:20], task)
+        got, expected = runner.logits(IDS[:20]), torch_answer(model, IDS[:20], task)
     assert np.sqrt(np.square(got - expected).mean() / np.square(expected).mean()) < 0.05
-
-
-def test_a_policy_that_has_nothing_of_its_precision_s_name_is_refused(models, place, artifacts):
-    checkpoint, task, model = models("llama")
-    artifacts("llama", "fp32")
-    policy = dict.fromkeys(linear_layers(model), Scheme(weight="int8"))
-    with pytest.raises(BuildError, match="no layer of litert:int8-dynamic would have a dynamic input"):
-        export(checkpoint, task, "int8-dynamic", place / "unnamed", place / "llama-scratch", policy=policy)
-    floats = dict.fromkeys(linear_layers(model))
-    export(checkpoint, task, "int8-weight", place / "floats", place / "llama-scratch", policy=floats)
-    found = held(LITERT.precisions["int8-weight"], weights_of(place / "floats"))
-    assert found["named_share"] < 0.9  # the gate's limit: the row fails
-    assert "32 bits" in found["wider"]
 
 
 def test_what_the_file_says_of_itself(artifacts):
@@ -252,44 +183,6 @@ def test_what_the_file_says_of_itself(artifacts):
     assert {one["name"] for one in decode["inputs"]} == described["inputs"].keys()
     assert {one["name"] for one in decode["outputs"]} == described["outputs"].keys()
     assert {"tokens", "input_pos", "mask", "kv_cache_k_0", "kv_cache_v_1"} <= described["inputs"].keys()
-
-
-def test_a_file_that_was_changed_is_not_quantized_nor_opened_when_cut(artifacts, models, place, tmp_path):
-    """The float program is held against torch at each signature: here one weight of it is another."""
-    _, task, model = models("llama")
-    artifacts("llama", "fp32")
-    program = read_model(place / "llama-scratch" / FLOAT)
-    for tensor in (tensor for graph in program.subgraphs for tensor in graph.tensors):
-        if module_of(tensor.name.decode()) == "model.layers.0.mlp.up_proj":
-            program.buffers[tensor.buffer].data = (floats_of(program, tensor) * 1.5).view(np.uint8).reshape(-1)
-            break
-    write_model(program, tmp_path / "model.tflite")
-    (tmp_path / "manifest.json").write_text(json.dumps({"task": task}))
-    with LITERT.open(tmp_path, 1) as runner, pytest.raises(AssertionError):
-        close(runner.logits(IDS[:20]), answer(model, IDS[:20], task), 0.01)
-    whole = (tmp_path / "model.tflite").read_bytes()
-    (tmp_path / "model.tflite").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BuildError, match="LiteRT cannot open"):
-        LITERT.open(tmp_path, 1)
-    (tmp_path / "model.tflite").write_bytes(b"something else")
-    with pytest.raises(BuildError, match=r"is no \.tflite file"):
-        LITERT.inspects[".tflite"](tmp_path / "model.tflite")
-
-
-def test_not_a_number_is_told(artifacts, models, place, tmp_path):
-    _, task, _ = models("llama")
-    artifacts("llama", "fp32")
-    program = read_model(place / "llama-scratch" / FLOAT)
-    for tensor in (tensor for graph in program.subgraphs for tensor in graph.tensors):
-        if module_of(tensor.name.decode()) == "model.layers.0.mlp.up_proj":
-            broken = floats_of(program, tensor).copy()
-            broken[3, 4] = np.nan
-            program.buffers[tensor.buffer].data = broken.view(np.uint8).reshape(-1)
-            break
-    write_model(program, tmp_path / "model.tflite")
-    (tmp_path / "manifest.json").write_text(json.dumps({"task": task}))
-    with LITERT.open(tmp_path, 1) as runner, pytest.raises(NotFinite):
-        finite(IDS[:20], runner.logits(IDS[:20]))
 
 
 def test_zeros_are_counted(artifacts):
@@ -320,47 +213,3 @@ def test_its_program_answers_as_the_artifact(kind, artifacts, models):
     else:
         powers = np.exp(expected[0])
         assert [said[f"LABEL_{label}"] for label in range(3)] == pytest.approx(list(powers / powers.sum()), rel=1e-4)
-
-
-def test_a_bundle_holds_the_program_and_its_tokenizer(models, place, artifacts):
-    from litert_lm_builder import litertlm_peek
-
-    checkpoint, task, _ = models("llama")
-    artifacts("llama", "fp32")
-    folder = place / "bundle"
-    exported = export(checkpoint, task, "int8-weight", folder, place / "llama-scratch", options={"bundle": True})
-    assert exported.extras == ("model.litertlm",)
-    (place / "peeked").mkdir()
-    with (place / "peeked.txt").open("w") as told:
-        litertlm_peek.peek_litertlm_file(str(folder / "model.litertlm"), str(place / "peeked"), told)
-    program = (folder / "model.tflite").read_bytes()
-    assert any(program in path.read_bytes() for path in (place / "peeked").rglob("*") if path.is_file())
-    assert f"max_num_tokens: {CACHE}" in (place / "peeked.txt").read_text()
-
-
-def test_what_a_flatbuffer_cannot_hold_is_refused_before_it_is_converted(models, tmp_path):
-    checkpoint, task, _ = models("llama")
-    with pytest.raises(BuildError, match="its float32 weights are 2,400,000,000 bytes"):
-        export(checkpoint, task, "int4-weight", tmp_path / "a", tmp_path / "b", parameters=600_000_000)
-
-
-def test_lengths_that_the_model_has_not(models, tmp_path):
-    checkpoint, task, _ = models("bert")
-    with pytest.raises(BuildError, match="--litert-lengths 256: the model takes 128 tokens"):
-        export(checkpoint, task, "fp32", tmp_path / "a", tmp_path / "b", options={"lengths": "64,256"})
-    decoder, task, _ = models("llama")
-    with pytest.raises(BuildError, match="--litert-lengths 8,100: its cache holds 62 tokens"):
-        export(decoder, task, "fp32", tmp_path / "c", tmp_path / "d", options={"lengths": "8,100"})
-
-
-def test_an_operator_that_litert_has_not_is_named(tmp_path):
-    from exporter.targets.litert.convert import _write
-
-    class Odd(torch.nn.Module):
-        def forward(self, x):
-            return {"y": torch.special.erfcx(x)}
-
-    with pytest.raises(
-        BuildError, match=r"cannot convert Odd: LiteRT has nothing for its operator aten\.special_erfcx"
-    ):
-        _write(Odd(), {"one": {"x": torch.ones(4)}}, Odd(), tmp_path / "odd.tflite")

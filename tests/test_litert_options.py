@@ -24,9 +24,20 @@ pytestmark = pytest.mark.quick
     ],
 )
 def test_options_that_do_not_fit(task, options, line, tmp_path):
-    asked = Preparation(tmp_path, {}, task, "fp16", LitertOptions(**options), tmp_path, True, 64)
+    asked = Preparation(tmp_path, {}, task, "fp16", LitertOptions(**options), tmp_path, True, 64, None)
     with pytest.raises(JobError, match=line):
         prepare(asked)
+
+
+@pytest.mark.parametrize("task", [GENERATION, FEATURES])
+def test_what_a_flatbuffer_cannot_hold_is_refused_before_any_work(task, tmp_path):
+    def said(parameters):
+        options = LitertOptions(max_length=64 if task == GENERATION else None)
+        return prepare(Preparation(tmp_path, {}, task, "int4-weight", options, tmp_path, True, 64, parameters))
+
+    assert said(536_870_911) is None  # 2 GB less 3 bytes
+    assert "its float32 weights are 2,147,483,648 bytes" in said(536_870_912)
+    assert said(None) is None  # a stage will give the model its shape: the conversion looks again
 
 
 @pytest.mark.parametrize(("given", "lengths"), [("256,64,128", (64, 128, 256)), (64, (64,)), ([8, 4], (4, 8))])

@@ -14,7 +14,8 @@ from conftest import SMALL
 from test_third_party import LIGHT, fake_install, row_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.measure.quality import NotFinite, compare_probe
+from exporter.measure.probe import compare_probe
+from exporter.measure.quality import NotFinite
 from exporter.report.result import Figure, Result
 from exporter.targets.onnx.half import half
 from exporter.targets.onnx_graph.file import save_graph

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.measure.gates import judge
-from exporter.measure.quality import Passages, Reference, compare_probe
+from exporter.measure.probe import compare_probe
+from exporter.measure.quality import Passages, Reference
 from exporter.pipeline.reference import _alone
 from exporter.report.result import Figure, Result
 from exporter.runner import Floats, Ids

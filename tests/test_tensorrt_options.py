@@ -54,7 +54,7 @@ def test_without_the_package(refused):
 def prepared(name, task=GENERATION, **section):
     """What is said to a job's section before any work: by its model, then by the target."""
     options = read_sections(Job(model="tiny", output="out", **{name: section})).targets[name]
-    return known.get(name).prepare(Preparation(TINY, {}, task, "fp16", options, Path("cache"), True, window=512))
+    return known.get(name).prepare(Preparation(TINY, {}, task, "fp16", options, Path("cache"), True, 512, None))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
     python -m bench.families                         those whose row is not of this code and these packages
     python -m bench.families --only gemma2 phi3      these, in any case
     python -m bench.families --again --jobs 2        all of them
+    python -m bench.families --refused               of the rows that are there, what their configurations alone tell
 
 Each row is written when it is there: what is stopped goes on where it was. Folders of families that are not right stay
 in out/bench/families. With --strict the exit status is 3 where one is wrong or failed, which no page can excuse.
@@ -133,12 +134,27 @@ def examine_all(names: Sequence[str], jobs: int) -> dict[str, dict[str, Any]]:
     return rows
 
 
+def ask_again() -> None:
+    """Writes into the rows that there are which targets refuse the configuration: nothing is exported for that."""
+    from bench.families.examined import refused
+    from bench.families.models import save_model
+    from exporter.checkpoint.load import read_config
+
+    result = json.loads(_FILE.read_text(encoding="utf-8"))
+    for row in result["figures"]["families"]:
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(FAMILIES[row["name"]], Path(folder))
+            row["refused"] = refused(read_config(Path(folder)), FAMILIES[row["name"]].task)
+    record.write(result, result["reports"], result["figures"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.families", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[])
     parser.add_argument("--again", action="store_true", help="all, also those whose row is of this code")
+    parser.add_argument("--refused", action="store_true", help="examine none; ask all targets of their config.json")
     parser.add_argument("--jobs", type=int, default=machine.usable_cores(), help="at a time; default: the usable cores")
     parser.add_argument("--strict", action="store_true", help="exit status 3 where one is wrong or failed")
     arguments = parser.parse_args()
@@ -146,6 +162,9 @@ def main() -> None:
         if name not in FAMILIES:
             print(f"error: {unknown('family', name, FAMILIES)}", file=sys.stderr)
             sys.exit(EXIT_JOB)
+    if arguments.refused:
+        ask_again()
+        return
     rows, key = rows_there(), code_key()
     wanted = arguments.only or [name for name in FAMILIES if arguments.again or rows.get(name, {}).get("key") != key]
     if wanted:

@@ -38,13 +38,17 @@ def examined(name: str, folder: Path) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     save_model(family, folder / "model")
     config = read_config(folder / "model")
-    task = family.task
     row: dict[str, Any] = {"name": name, "architecture": family.architecture, "type": config["model_type"]}
     row |= outcomes(family, folder)
+    row["refused"] = refused(config, family.task)
+    return row
+
+
+def refused(config: dict[str, Any], task: str) -> dict[str, str | None]:
+    """Why each of CHECKED does not take a configuration, by the target; None: it takes it."""
     precisions = {target: known.BUILTIN[target].default for target in CHECKED}
     variants = [known.parse(f"{target}:{precision}", task)[0] for target, precision in precisions.items()]
-    row["refused"] = {one.target: known.BUILTIN[one.target].check(config, task, one.precision) for one in variants}
-    return row
+    return {one.target: known.BUILTIN[one.target].check(config, task, one.precision) for one in variants}
 
 
 def outcomes(family: Family, folder: Path) -> dict[str, Any]:

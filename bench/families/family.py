@@ -9,7 +9,8 @@ from typing import Any
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION
 
 ASKED = ("onnx:fp32", "onnx:int8")  # the columns of what is exported and asked
-CHECKED = ("torch", "gguf", "tensorrt", "coreml")  # and of the targets that are asked whether they take its config.json
+# And of the targets that are asked whether they take its config.json.
+CHECKED = ("torch", "gguf", "tensorrt", "coreml", "litert")
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ def inspect(
     measured: bool,
     tokenizer: Path,
 ) -> dict[str, Any]:
-    """task, max_length (tokens, None: no limit), unused tensors, notes, linear layers, those of them that are an
-    expert's, and config. Raises JobError.
+    """task, max_length (tokens, None: no limit), parameters (numbers; a tied weight counts once), unused tensors,
+    notes, linear layers, those of them that are an expert's, and config. Raises JobError.
 
     `provided` are the parameters that adapters bring, with their rows (a head with `labels` classes among them), which
     the checkpoint may lack. `measured`: only the tasks that can be measured are taken. `tokenizer`: the folder whose
@@ -61,12 +61,14 @@ def inspect(
         )
     notes = _check_tokenizer(words, tokenizer, path, empty, provided, trust)
     notes = [*leftover, *_untied(path, empty), *notes]
+    parameters = sum(one.numel() for one in empty.parameters())
     split_experts(empty)
     limits = [getattr(config.get_text_config(), "max_position_embeddings", None), words.model_max_length]
     known = [int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
     return {
         "task": task,
         "max_length": min(known) if known else None,
+        "parameters": parameters,
         "unused": unused,
         "notes": notes,
         "linear_layers": list(linear_layers(empty)),

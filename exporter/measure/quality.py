@@ -18,15 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import BuildError, JobError
-from exporter.form import FORMS
-from exporter.measure.arithmetic import Doubles, exponential, log_softmax, mean
+from exporter.measure.arithmetic import Doubles, exponential, mean
 from exporter.report.result import Figure
-from exporter.runner import BatchRunner, CachedRunner, Floats, Ids, Runner
+from exporter.runner import Floats, Ids, Runner
 from exporter.types import CLASSIFICATION, Probe
 
 Progress = Callable[[int, int], None]  # (done, total) windows
 ANSWERS = "reference.npz"  # in the folder of the reference
-_STEPPED = 8  # tokens of a whole window that are decoded one by one
 Pool = Callable[[Floats], Floats]  # a text's last hidden states [T, H] to its vector [D]
 
 
@@ -149,44 +147,3 @@ def mean_pooled(states: Floats) -> Floats:
 def reference_perplexity(answers: Answers) -> Figure:
     """Perplexity of the reference; without a value for a task that has none."""
     return exponential(*mean(answers.nll)) if len(answers.nll) else Figure()
-
-
-def compare_probe(runner: Runner, probe: Probe, task: str, window: Ids | None = None) -> dict[str, Figure]:
-    """logit_error (absolute, the largest) on padded sequences, alone and in a batch where there is one; and cache_kl.
-
-    `cache_kl` is the mean KL(uncached || cached) of the artifact with itself, where it has a cache: a prefill of about
-    half of a sequence, then the rest token by token. It needs no reference, so quantization does not hide in it. Of
-    `window` [T], the longest text that is evaluated, only the last tokens come one by one.
-    """
-    lengths = probe.mask.sum(axis=1)
-    sequences = [row[:length] for row, length in zip(probe.ids, lengths, strict=True)]
-    alone = [checked(runner, ids) for ids in sequences]
-    if not FORMS[task].per_token:
-        got = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else np.concatenate(alone)
-        return {"logit_error": Figure(float(np.abs(finite(probe.ids[0], got) - probe.answers).max()))}
-    together = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else alone
-    errors = []
-    for index, ids in enumerate(sequences):
-        expected, padded = probe.answers[index][: len(ids)], finite(ids, together[index][: len(ids)])
-        unpadded = expected if probe.alone is None else probe.alone[index][: len(ids)]
-        errors += [_largest_error(alone[index], unpadded)]
-        errors += [_largest_error(padded, expected)] if isinstance(runner, BatchRunner) else []
-    figures = {"logit_error": Figure(max(errors))}
-    if isinstance(runner, CachedRunner):
-        own = [_cache_kl(runner, ids, alone[i], len(ids) // 2) for i, ids in enumerate(sequences)]
-        if window is not None and len(window) > _STEPPED:
-            own.append(_cache_kl(runner, window, checked(runner, window), len(window) - _STEPPED))
-        figures["cache_kl"] = Figure(float(np.mean(own)))
-    return figures
-
-
-def _largest_error(got: Floats, expected: Floats) -> float:
-    unlike = got != expected  # both may be -inf
-    return float(np.abs(got[unlike] - expected[unlike]).max(initial=0.0))
-
-
-def _cache_kl(runner: CachedRunner, ids: Ids, uncached: Floats, read: int) -> float:
-    """Of [T] ids, the first `read` at once."""
-    cached = np.stack([runner.prefill(ids[:read]), *(runner.step(int(token)) for token in ids[read:])])
-    expected, got = log_softmax(uncached[read - 1 :]), log_softmax(finite(ids, cached))
-    return max(float((np.exp(expected) * (expected - got)).sum(-1).mean()), 0.0)

@@ -12,6 +12,7 @@ from exporter.device import named as named_device
 from exporter.errors import BuildError
 from exporter.measure import latency, quality
 from exporter.measure.lengths import FIGURE, LENGTHS, PROVEN, Lengths, compare_lengths
+from exporter.measure.probe import compare_probe
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
 from exporter.pipeline.comparing import compare
 from exporter.pipeline.generating import agreement_of
@@ -45,7 +46,7 @@ def measure_quality(
     with _open(named, checkpoint, folder, threads, gpu) as runner:
         try:
             task, longest = told.passages.task, max(told.passages, key=len)[: told.passages.window]
-            figures = quality.compare_probe(runner, told.probe, task, longest)  # seconds, and tells of much
+            figures = compare_probe(runner, told.probe, task, longest)  # seconds, and tells of much
             counted = session.counted(f"quality {named}")
             compared, samples = compare(runner, told, Path(reference).parent, checkpoint, counted)
             figures |= compared

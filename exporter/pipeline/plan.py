@@ -23,7 +23,7 @@ from exporter.pipeline.distillations import Distillation, check_options, plan_di
 from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.output import refuse_other_results
-from exporter.pipeline.prunings import calibrated_by, read_prunings
+from exporter.pipeline.prunings import calibrated_by, read_prunings, reshaped_by
 from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look, merged_sha256
@@ -141,7 +141,7 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     embedding = read_embedding(source.checkpoint.path) if task == FEATURES else None
     window, stride = window_of(job, task, source.max_length, usual_window(data, embedding))
     lengths_of(job, source)  # raises for a length that the model does not have
-    variants, skipped = _variants(job, sections, source, window)
+    variants, skipped = _variants(job, sections, source, window, prunings)
     policy, notes = _policy(job, variants, source)
     source = replace(source, notes=(*source.notes, *notes))
     wanted = tuple(_wanted(job, sections, variant, task, policy) for variant in variants)
@@ -176,9 +176,12 @@ def dry_plan(job: Job, progress: Progress) -> dict[str, Any]:
         return make_plan(job, worker).describe()
 
 
-def _variants(job: Job, sections: Sections, source: Source, window: int) -> tuple[list[Variant], dict[Variant, str]]:
+def _variants(
+    job: Job, sections: Sections, source: Source, window: int, prunings: tuple[Pruning, ...]
+) -> tuple[list[Variant], dict[Variant, str]]:
     """What will be built, and what is skipped and why. A variant that was named and cannot be built is an error."""
     task, config, path = source.checkpoint.task, source.config, source.checkpoint.path
+    parameters = None if reshaped_by(prunings) else source.checkpoint.parameters
     chosen: dict[Variant, bool] = {}  # in order, each once; whether it was named
     for text in job.target:
         for variant in known.parse(text, task):
@@ -189,7 +192,9 @@ def _variants(job: Job, sections: Sections, source: Source, window: int) -> tupl
         options = sections.targets.get(variant.target)
         reason = known.unavailable(variant, options)
         if target and reason is None:
-            where = Preparation(path, config, task, variant.precision, options, cache_folder(), job.offline, window)
+            where = Preparation(
+                path, config, task, variant.precision, options, cache_folder(), job.offline, window, parameters
+            )
             reason = target.check(config, task, variant.precision) or target.prepare(where)
         if target and reason is None and was_asked(job.device) and variant != known.REFERENCE:
             reason = known.placed(variant, job.device)[1]

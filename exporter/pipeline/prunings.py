@@ -22,6 +22,11 @@ def _found(one: Pruning) -> Pruning:
     return replace(one, amount=str(one.file.expanduser().resolve()))
 
 
+def reshaped_by(prunings: Iterable[Pruning]) -> bool:
+    """Whether one of them leaves numbers out."""
+    return any(one.how.kind != "zeros" for one in prunings)
+
+
 def calibrated_by(prunings: Iterable[Pruning]) -> bool:
     """Whether one of them looks at a text."""
     return any(one.how.calibrated for one in prunings)

@@ -122,7 +122,7 @@ def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: boo
             known["task"],
             job.model,
             content_key([weights.sha256 if weights else "", base.merged_into, scheme, read_config(base.path)]),
-            sum(tensor.numbers for tensor in stored),
+            known["parameters"],
             (f"loaded {job.model} ({', '.join(sorted({tensor.dtype for tensor in stored}))})", *base.history),
             job.trust_remote_code,
         ),

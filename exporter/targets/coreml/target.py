@@ -30,7 +30,7 @@ from exporter.targets.coreml.weights import PALETTES, Place, dump, find_places, 
 from exporter.targets.coreml.zeros import zeros_of
 from exporter.targets.folder.files import copy_configuration, model_name
 from exporter.targets.folder.kit import kit, programs
-from exporter.targets.folder.proven import prove_program
+from exporter.targets.folder.proven import FLOAT16, prove_program
 from exporter.targets.traced_model.cache import refused_cache
 from exporter.targets.traced_model.wrapped import refused_encoder
 from exporter.types import GENERATION, Exported, ExportRequest, Preparation, Target
@@ -51,7 +51,7 @@ def export(request: ExportRequest) -> Exported:
     if precision in FLOATS:
         _float(package, to, options.system, bits=32 if precision == "fp32" else 16)
     else:
-        prove_program(package, request, "float16 program", open_package)
+        prove_program(package, request, "float16 program", open_package, FLOAT16)
         notes = _compressed(request, package, to)
     card = read_licence(request.checkpoint.path)
     facts = {

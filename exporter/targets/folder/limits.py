@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.targets.folder.proven import HALF_COSINE, HALF_KL
+from exporter.targets.folder.proven import FLOAT16, FLOAT32
 from exporter.types import Gates, Precision, agreement
 
 
@@ -10,10 +10,10 @@ def float32(summary: str) -> Precision:
     """The same model: what is left is the order of its sums."""
     gates = Gates(
         max_ppl_ratio=1.001,
-        max_kl=1e-4,
-        min_cosine=0.9999,
+        max_kl=FLOAT32.kl,
+        min_cosine=FLOAT32.cosine,
         max_regression_error=1e-3,
-        max_logit_error=1e-3,
+        max_logit_error=FLOAT32.error,
         max_cache_kl=1e-6,
     )
     return Precision(summary, gates, by_task=agreement(0.98))
@@ -23,8 +23,8 @@ def float16(summary: str, named_share: float = 0.9) -> Precision:
     """Half the bytes; `named_share`: the least share of the layers' numbers that are float16."""
     gates = Gates(
         max_ppl_ratio=1.005,
-        max_kl=HALF_KL,
-        min_cosine=HALF_COSINE,
+        max_kl=FLOAT16.kl,
+        min_cosine=FLOAT16.cosine,
         max_regression_error=0.02,
         max_cache_kl=1e-3,
         min_named_share=named_share,

@@ -6,7 +6,8 @@ What a quantized artifact has wrong of its own and what it has from the float fo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +23,23 @@ from exporter.runner import Floats, Runner
 from exporter.store import read_manifest
 from exporter.types import ExportRequest, Probe
 
-HALF_KL, HALF_COSINE = 1e-3, 0.999  # of float16 weights, as the gates of a float16 artifact
-_HALF_ERROR = 0.01  # of a classifier's largest answer
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a float form may be off; limits.py makes the gates of an artifact of that form from it.
+
+    `kl` in nats, of generation; `cosine` of pooled states, at least; `error` of a classifier's logits, of the largest
+    where that is more than 1; `each`: the same of other tasks' logits or states, None where KL or cosine judge alone.
+    """
+
+    kl: float
+    cosine: float
+    error: float
+    each: float | None = None
+
+
+FLOAT32 = Tolerance(kl=1e-4, cosine=0.9999, error=1e-3, each=1e-3)
+FLOAT16 = Tolerance(kl=1e-3, cosine=0.999, error=0.01)
 
 
 def prove_once(said: Path, request: ExportRequest, what: str, wrong: Callable[[Path], str | None]) -> None:
@@ -41,22 +57,30 @@ def prove_once(said: Path, request: ExportRequest, what: str, wrong: Callable[[P
         raise disagrees(what, found)
 
 
-def prove_program(file: Path, request: ExportRequest, what: str, opened: Callable[[Path, str, int], Runner]) -> None:
+def prove_program(
+    file: Path, request: ExportRequest, what: str, opened: Callable[[Path, str, int], Runner], allowed: Tolerance
+) -> None:
     """Raises BuildError where a program does not answer as the request's checkpoint does, also beyond its boundaries.
 
-    `opened` opens one, by its file, task and threads. Compared once for a file: what came out stands beside it.
+    `opened` opens one, by its file, task and threads; `allowed` is that of the program's own numbers. Compared once for
+    a file: what came out stands beside it.
     """
-    wrong = partial(_program_disagrees, file, request, what, opened)
+    wrong = partial(_program_disagrees, file, request, what, opened, allowed)
     prove_once(file.with_name("proof.json"), request, what, wrong)
 
 
 def _program_disagrees(
-    file: Path, request: ExportRequest, what: str, opened: Callable[[Path, str, int], Runner], folder: Path
+    file: Path,
+    request: ExportRequest,
+    what: str,
+    opened: Callable[[Path, str, int], Runner],
+    allowed: Tolerance,
+    folder: Path,
 ) -> str | None:
     task = request.checkpoint.task
     _, probe, lengths = expected(request, folder)
     try:
-        return half_disagrees(partial(opened, file, task, request.threads), probe, lengths, task)
+        return float_disagrees(partial(opened, file, task, request.threads), probe, lengths, task, allowed)
     except Exception as error:  # whatever an engine raises of a program that it does not take
         raise disagrees(what, " ".join(str(error).split())[:300] or type(error).__name__) from error
 
@@ -88,15 +112,17 @@ def drifted(opened: Callable[[], Runner], lengths: Lengths, task: str) -> str | 
     return drift.detail if (drift.value or 0.0) > 1 else None
 
 
-def half_disagrees(opened: Callable[[], Runner], probe: Probe, lengths: Lengths, task: str) -> str | None:
-    """How a form with float16 weights is off the probe's answers or beyond a boundary, in words; None: it is not."""
+def float_disagrees(
+    opened: Callable[[], Runner], probe: Probe, lengths: Lengths, task: str, allowed: Tolerance
+) -> str | None:
+    """How a float form is off the probe's answers or beyond a boundary, in words; None: it is not."""
     with opened() as runner:
-        wrong = _half_off_probe(runner, probe, task)
+        wrong = _off_probe(runner, probe, task, allowed)
     return drifted(opened, lengths, task) if wrong is None else wrong
 
 
-def _half_off_probe(runner: Runner, probe: Probe, task: str) -> str | None:
-    """None: as little as float16 explains. Each sequence without its padding, for an engine may know none."""
+def _off_probe(runner: Runner, probe: Probe, task: str, allowed: Tolerance) -> str | None:
+    """None: as little as its numbers explain. Each sequence without its padding, for an engine may know none."""
     answers = probe.answers if probe.alone is None else probe.alone
     lengths = probe.mask.sum(axis=1)
     asked = [(row[:length], whole[:length]) for row, length, whole in zip(probe.ids, lengths, answers, strict=True)]
@@ -106,13 +132,23 @@ def _half_off_probe(runner: Runner, probe: Probe, task: str) -> str | None:
     if FORMS[task].answers == "vocabulary":
         parts = [divergence_of(top_of(log_softmax(expected)), log_softmax(got)) for expected, got in pairs]
         kl = float(np.concatenate(parts).mean())
-        return f"KL {kl:.2g} nats on the probe" if not kl <= HALF_KL else None
-    if FORMS[task].answers == "classes":
-        error = max(float(np.abs(expected - got).max()) for expected, got in pairs)
-        allowed = _HALF_ERROR * max(1.0, *(float(np.abs(expected).max()) for expected, _ in pairs))
-        return f"logit error {error:.2g} on the probe" if not error <= allowed else None
-    cosine = float(np.mean([_cosine(*pair) for pair in pairs]))
-    return f"cosine {cosine:.4f} on the probe" if not cosine >= HALF_COSINE else None
+        if not kl <= allowed.kl:
+            return f"KL {kl:.2g} nats on the probe"
+    elif FORMS[task].answers == "classes":
+        return _largest_off(pairs, allowed.error)
+    else:
+        cosine = float(np.mean([_cosine(*pair) for pair in pairs]))
+        if not cosine >= allowed.cosine:
+            return f"cosine {cosine:.6f} on the probe"
+    return None if allowed.each is None else _largest_off(pairs, allowed.each)
+
+
+def _largest_off(pairs: Sequence[tuple[Floats, Floats]], allowed: float) -> str | None:
+    """-inf, of a token that is ruled out, is right where it stands in both."""
+    unlike = [(expected[expected != got], got[expected != got]) for expected, got in pairs]
+    error = max(float(np.abs(expected - got).max(initial=0.0)) for expected, got in unlike)
+    largest = max(float(np.abs(expected[np.isfinite(expected)]).max(initial=1.0)) for expected, _ in pairs)
+    return f"error {error:.2g} on the probe" if not error <= allowed * largest else None
 
 
 def _cosine(expected: Floats, got: Floats) -> float:

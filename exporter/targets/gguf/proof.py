@@ -7,7 +7,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from exporter.targets.folder.proven import expected, half_disagrees, prove_once
+from exporter.targets.folder.proven import FLOAT16, expected, float_disagrees, prove_once
 from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
 from exporter.types import GENERATION, ExportRequest
 
@@ -25,4 +25,4 @@ def _wrong(file: Path, request: ExportRequest, folder: Path) -> str | None:
     task = request.checkpoint.task
     opened = partial(GgufDecoder if task == GENERATION else GgufEncoder, file, request.threads)
     _, probe, lengths = expected(request, folder)
-    return half_disagrees(opened, probe, lengths, task)
+    return float_disagrees(opened, probe, lengths, task, FLOAT16)

@@ -18,7 +18,7 @@ from typing import Any
 from exporter.errors import BuildError, JobError
 from exporter.targets.folder.files import copy_configuration, hard_link, model_name
 from exporter.targets.folder.kit import kit, programs
-from exporter.targets.folder.proven import HALF_COSINE, HALF_KL
+from exporter.targets.folder.proven import FLOAT16
 from exporter.targets.gguf import proof
 from exporter.targets.gguf.converter import convert, fetch
 from exporter.targets.gguf.imatrix import ImportanceMatrix, from_calibration, read_imatrix, write_imatrix
@@ -237,8 +237,8 @@ GGUF = Target(
             Gates(
                 max_tokenizer_errors=0,
                 max_ppl_ratio=1.005,
-                max_kl=HALF_KL,
-                min_cosine=HALF_COSINE,
+                max_kl=FLOAT16.kl,
+                min_cosine=FLOAT16.cosine,
                 max_cache_kl=1e-3,
                 max_bits_per_weight=17,
             ),

@@ -18,6 +18,19 @@ from exporter.targets.litert.held import FILE
 from exporter.types import Checkpoint
 
 BUNDLE = "model.litertlm"
+# LiteRT-LM hands a message's content to the template as a list of parts, of which a text model's knows nothing:
+# it stops at the first message. This goes before the model's own: the texts of the parts, joined.
+_TEXTS = """{%- set told = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- if message.content is string or message.content is not sequence -%}
+{%- set told.messages = told.messages + [message] -%}
+{%- else -%}
+{%- set one = namespace(text="") -%}
+{%- for part in message.content -%}{%- set one.text = one.text ~ part.text -%}{%- endfor -%}
+{%- set told.messages = told.messages + [dict(message, content=one.text)] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = told.messages %}"""
 
 
 def write_bundle(folder: Path, checkpoint: Checkpoint) -> None:
@@ -53,7 +66,7 @@ def _metadata(folder: Path, checkpoint: Checkpoint) -> Any:
     for token in _ends(folder):
         metadata.stop_tokens.add().token_ids.ids.append(token)
     if tokenizer.chat_template:
-        metadata.jinja_prompt_template = tokenizer.chat_template
+        metadata.jinja_prompt_template = _TEXTS + tokenizer.chat_template
     metadata.max_num_tokens = _longest(folder / FILE)
     # What LiteRT-LM knows of a family beyond this is of images, sounds and tools.
     metadata.llm_model_type.CopyFrom(llm_model_type_pb2.LlmModelType(generic_model=llm_model_type_pb2.GenericModel()))

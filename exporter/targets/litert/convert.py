@@ -34,27 +34,48 @@ _REST = re.compile(r"While executing %|Original traceback:|The error occurred wh
 
 
 @dataclass(frozen=True)
-class Converted:
-    """`model` is the torch model that was converted, for its weights. `limited`: why it takes no longer texts."""
+class Wrapped:
+    """What a converter takes: a module, and of each signature the inputs that it is traced with.
 
+    `model` is the torch model inside of it, for its weights. `limited`: why it takes no longer texts.
+    """
+
+    module: torch.nn.Module
+    given: Mapping[str, Mapping[str, torch.Tensor]]
     model: Any
     limited: str
 
 
-def convert(checkpoint: Checkpoint, options: LitertOptions, file: Path) -> Converted:
+def convert(checkpoint: Checkpoint, options: LitertOptions, file: Path) -> Wrapped:
     """Writes the float32 program of a checkpoint. Raises BuildError."""
-    if 4 * checkpoint.parameters > LIMIT:
-        raise BuildError(
-            f"its float32 weights are {4 * checkpoint.parameters:,} bytes, and the .tflite file that all are "
-            f"made from has {LIMIT:,} at most; try gguf or onnx"
-        )
+    wrapped = wrap(checkpoint, options)
+    # Of a model that a stage gave its shape nothing was known before.
+    if (why := too_large(sum(one.numel() for one in wrapped.model.parameters()))) is not None:
+        raise BuildError(why)
+    _write(wrapped.module, wrapped.given, wrapped.model, file)
+    return wrapped
+
+
+def wrap(checkpoint: Checkpoint, options: LitertOptions) -> Wrapped:
+    """A checkpoint's model with its signatures. Raises BuildError for lengths that it does not take."""
     decoder = checkpoint.task == GENERATION
     asked = options.max_length if decoder else max(options.asked() or (0,)) or None
     flag = "--litert-max-length" if decoder else "--litert-lengths"
     length, limited = longest(checkpoint, asked, USUAL_LENGTH, flag)
     if decoder:
-        return _decoder(checkpoint, _lengths(options, PREFILLED, length), length, limited, file)
-    return _encoder(checkpoint, _lengths(options, ENCODED, length), limited, file)
+        return _decoder(checkpoint, _lengths(options, PREFILLED, length), length, limited)
+    return _encoder(checkpoint, _lengths(options, ENCODED, length), limited)
+
+
+def too_large(parameters: int) -> str | None:
+    """Why no file holds a model of so many numbers; None: one does. All precisions are made of the float32 one."""
+    size = 4 * parameters
+    if size <= LIMIT:
+        return None
+    return (
+        f"its float32 weights are {size:,} bytes, and the .tflite file that all precisions are made from has {LIMIT:,} "
+        "at most; try gguf or onnx"
+    )
 
 
 def _lengths(options: LitertOptions, usual: tuple[int, ...], longest_text: int) -> tuple[int, ...]:
@@ -67,7 +88,7 @@ def _lengths(options: LitertOptions, usual: tuple[int, ...], longest_text: int) 
     return asked
 
 
-def _encoder(checkpoint: Checkpoint, lengths: tuple[int, ...], limited: str, file: Path) -> Converted:
+def _encoder(checkpoint: Checkpoint, lengths: tuple[int, ...], limited: str) -> Wrapped:
     import torch
 
     wrapped = wrap_encoder(checkpoint, lengths[-1], GROUPED)
@@ -84,11 +105,10 @@ def _encoder(checkpoint: Checkpoint, lengths: tuple[int, ...], limited: str, fil
         f"{ENCODE}{length}": {name: torch.ones(1, length, dtype=torch.int32) for name in wrapped.inputs}
         for length in lengths
     }
-    _write(Encode(), given, wrapped.model, file)
-    return Converted(wrapped.model, limited)
+    return Wrapped(Encode().eval(), given, wrapped.model, limited)
 
 
-def _decoder(checkpoint: Checkpoint, lengths: tuple[int, ...], size: int, limited: str, file: Path) -> Converted:
+def _decoder(checkpoint: Checkpoint, lengths: tuple[int, ...], size: int, limited: str) -> Wrapped:
     import torch
 
     wrapped = wrap_decoder(checkpoint, size, GROUPED)
@@ -122,8 +142,7 @@ def _decoder(checkpoint: Checkpoint, lengths: tuple[int, ...], size: int, limite
         }
         for name, length in names.items()
     }
-    _write(Step(), given, wrapped.model, file)
-    return Converted(wrapped.model, limited)
+    return Wrapped(Step().eval(), given, wrapped.model, limited)
 
 
 def _write(module: torch.nn.Module, given: Mapping[str, Mapping[str, torch.Tensor]], model: Any, file: Path) -> None:
@@ -134,7 +153,7 @@ def _write(module: torch.nn.Module, given: Mapping[str, Mapping[str, torch.Tenso
 
         converter = Converter()
         for signature, tensors in given.items():
-            converter.add_signature(signature, module.eval(), sample_kwargs=dict(tensors))
+            converter.add_signature(signature, module, sample_kwargs=dict(tensors))
         try:
             converter.convert(lightweight_conversion=True).export(str(file))
         except Exception as error:  # whatever its passes run into

@@ -6,6 +6,7 @@ Padding is never seen: the mask hides it, and what it left in the cache is writt
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,7 @@ class Signature:
     """One of a file's signatures, with its inputs written and its outputs read in place."""
 
     def __init__(self, interpreter: Any, name: str) -> None:
+        self.name = name
         self._runner = interpreter.get_signature_runner(name)
         self._wrapper = interpreter._interpreter  # the SignatureRunner copies each tensor twice, a cache too
         self.inputs = {key: one["index"] for key, one in self._runner.get_input_details().items()}
@@ -98,8 +100,15 @@ class LitertEncoder(LitertRunner):
         answers = [self._answer(row, seen, np.zeros_like(row)) for row, seen in zip(ids, mask, strict=True)]
         return np.stack(answers) if self._per_token else np.concatenate(answers)
 
-    def _answer(self, ids: Ids, mask: Ids, segments: Ids) -> Floats:
-        chosen = next((one for one in self._lengths if one.tokens >= len(ids)), None)
+    def by_signature(self, text: Ids, steps: int) -> Iterator[tuple[str, Floats]]:
+        """What each signature answers to as much of a text as the shortest takes; of its states the last `steps`."""
+        ids = text[: self._lengths[0].tokens]
+        for one in reversed(self._lengths):
+            yield one.name, self._answer(ids, np.ones_like(ids), np.zeros_like(ids), one)[-steps:]
+
+    def _answer(self, ids: Ids, mask: Ids, segments: Ids, signature: Signature | None = None) -> Floats:
+        """By a signature, or by the shortest that takes the text."""
+        chosen = signature or next((one for one in self._lengths if one.tokens >= len(ids)), None)
         if chosen is None:
             raise BuildError(f"{len(ids)} tokens are more than its longest signature takes, {self.max_length}")
         known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
@@ -121,15 +130,16 @@ class LitertDecoder(LitertRunner):
         self._decode, self._prefills = self._signatures[DECODE], self._of(PREFILL)
         self._caches = [name for name in self._decode.inputs if name.startswith((KEYS, VALUES))]
         self.max_length = int(self._decode.tensor(self._decode.inputs[MASK]).shape[-1])
+        self.at_once = self._prefills[-1].tokens
         self._past = 0
         self._last: Signature | None = None
 
     def logits(self, ids: Ids) -> Floats:
-        pieces = self._read(ids)
+        pieces = self._read(ids, self._prefills)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def prefill(self, ids: Ids) -> Floats:
-        answer: Floats = self._read(ids, last=True)[-1][-1]
+        answer: Floats = self._read(ids, self._prefills, last=True)[-1][-1]
         return answer
 
     def step(self, token: int) -> Floats:
@@ -138,14 +148,24 @@ class LitertDecoder(LitertRunner):
         self._past += 1
         return answer
 
-    def _read(self, ids: Ids, last: bool = False) -> list[Floats]:
+    def by_signature(self, text: Ids, steps: int) -> Iterator[tuple[str, Floats]]:
+        """Logits of the last `steps` of as many tokens as are read at once: the longest prefill's first, then the
+        others', in pieces; at last decode's, behind a prefill of all but these."""
+        ids = text[: self.at_once]
+        steps = min(steps, len(ids) - 1)
+        for one in reversed(self._prefills):
+            yield one.name, np.concatenate(self._read(ids, [one]))[-steps:]
+        self._read(ids[:-steps], self._prefills, last=True)
+        yield self._decode.name, np.stack([self.step(int(token)) for token in ids[-steps:]])
+
+    def _read(self, ids: Ids, prefills: Sequence[Signature], last: bool = False) -> list[Floats]:
         """Logits of all positions, or of each piece's last one, from an empty cache on."""
         self._within(len(ids))
         self._last, self._past = None, 0
         answers = []
         while self._past < len(ids):
             left = len(ids) - self._past
-            chosen = next((one for one in self._prefills if one.tokens >= left), self._prefills[-1])
+            chosen = next((one for one in prefills if one.tokens >= left), prefills[-1])
             # Where the cache's end is nearer than the signature's, some tokens before are read once more.
             start = min(self._past, self.max_length - chosen.tokens)
             new = min(chosen.tokens, len(ids) - start)

@@ -19,14 +19,15 @@ from exporter.quantization.policy import check_schemes
 from exporter.scheme import Scheme
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.folder.kit import kit, programs
-from exporter.targets.folder.proven import prove_program
+from exporter.targets.folder.proven import FLOAT32, prove_program
+from exporter.targets.litert.agreement import prove_signatures
 from exporter.targets.litert.bundle import BUNDLE, write_bundle
-from exporter.targets.litert.convert import convert
+from exporter.targets.litert.convert import convert, too_large
 from exporter.targets.litert.describe import describe
 from exporter.targets.litert.held import FILE, weights_of
 from exporter.targets.litert.inspection import inspect
 from exporter.targets.litert.opened import open_file, open_folder
-from exporter.targets.litert.options import ENCODED, PREFILLED, USUAL_LENGTH, LitertOptions
+from exporter.targets.litert.options import ENCODED, USUAL_LENGTH, LitertOptions
 from exporter.targets.litert.places import name_tensors
 from exporter.targets.litert.precisions import PRECISIONS, cannot_express, usual
 from exporter.targets.litert.quantize import HALF, Forms, quantize
@@ -52,7 +53,7 @@ def export(request: ExportRequest) -> Exported:
     if precision == "fp32":
         shutil.copyfile(program, to)
     else:
-        prove_program(program, request, "float32 program", open_file)
+        prove_program(program, request, "float32 program", open_file, FLOAT32)
         notes = _quantized(request, program, told["places"], to)
     card = read_licence(request.checkpoint.path)
     checkpoint = request.checkpoint
@@ -82,6 +83,7 @@ def _float_program(request: ExportRequest) -> dict[str, Any]:
         made = convert(request.checkpoint, request.options, converted)
         places = name_tensors(converted, request.scratch / FLOAT, made.model)
         converted.unlink()
+        prove_signatures(request.scratch / FLOAT, request)
         told.write_text(json.dumps({"limited": made.limited, "places": places}), encoding="utf-8")
     values: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
     return values
@@ -155,7 +157,7 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
 
 
 def prepare(wanted: Preparation) -> str | None:
-    """Checks the options against one another and the texts that will be measured."""
+    """Checks the options against one another and the texts that will be measured, and the size of the file."""
     options: LitertOptions = wanted.options
     asked = options.asked()
     if wanted.task != GENERATION:
@@ -169,16 +171,20 @@ def prepare(wanted: Preparation) -> str | None:
                 f"the longest of --litert-lengths, {longest}, is less than what is measured on, {wanted.window} "
                 f"tokens: give --litert-lengths {more}, or --window {longest}"
             )
-        return None
+        return _too_large(wanted)
     limit = options.max_length or USUAL_LENGTH
     if limit < wanted.window:
         raise JobError(
             f"--litert-max-length {limit} is less than what is measured on, {wanted.window} tokens: "
             f"raise it, or give --window {limit}"
         )
-    if (asked or PREFILLED[:1])[-1] > limit:
+    if asked and asked[-1] > limit:
         raise JobError(f"--litert-lengths {options.lengths}: the cache holds {limit} tokens (--litert-max-length)")
-    return None
+    return _too_large(wanted)
+
+
+def _too_large(wanted: Preparation) -> str | None:
+    return None if wanted.parameters is None else too_large(wanted.parameters)
 
 
 LITERT = Target(

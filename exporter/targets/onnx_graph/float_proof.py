@@ -9,13 +9,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from exporter.measure.quality import compare_probe
-from exporter.targets.folder.proven import disagrees, drifted, expected, prove_once
+from exporter.measure.probe import compare_probe
+from exporter.targets.folder.proven import FLOAT32, disagrees, drifted, expected, prove_once
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
 from exporter.types import GENERATION, ExportRequest
 
 _WHAT = "float graph"
-_LOGIT_ERROR = 1e-3  # of answers about 1, as the gate of the float32 artifact; of the largest answer where that is more
 _CACHE_KL = 1e-6
 
 
@@ -52,7 +51,7 @@ def _wrong(float_graph: Path, request: ExportRequest, folder: Path) -> str | Non
         raise disagrees(_WHAT, " ".join(str(error).split())[:300] or type(error).__name__) from error
     answers = probe.answers[np.isfinite(probe.answers)]
     worst = figures["logit_error"].value or 0.0
-    if worst > _LOGIT_ERROR * max(1.0, float(np.abs(answers).max(initial=0.0))):
+    if worst > FLOAT32.error * max(1.0, float(np.abs(answers).max(initial=0.0))):
         return f"logit error {worst:.2g} on the probe"
     if "cache_kl" in figures and (figures["cache_kl"].value or 0.0) > _CACHE_KL:
         return f"with its cache KL {figures['cache_kl'].value:.2g} from itself without"
