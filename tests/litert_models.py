@@ -12,10 +12,11 @@ from coreml_models import VOCABULARY, random_model
 from exporter.checkpoint.opened import open_checkpoint
 from exporter.measure.lengths import LENGTHS as KEPT
 from exporter.measure.lengths import Lengths
-from exporter.measure.quality import ANSWERS, Passages, Reference, answer
+from exporter.measure.quality import ANSWERS, Passages, Reference
 from exporter.targets.litert.flatbuffer import floats_of, read_model, signatures, write_model
 from exporter.targets.litert.places import module_of
 from exporter.targets.litert.target import LITERT
+from exporter.tasks.known import answer
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Checkpoint, ExportRequest, Probe
 
 CACHE, LENGTHS = 62, "8,32"  # a cache that no number of prefills fills

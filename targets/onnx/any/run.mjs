@@ -16,5 +16,7 @@ env.localModelPath = "";
 
 const { task } = JSON.parse(readFileSync(join(folder, "manifest.json"), "utf-8"));
 const model = await pipeline(task, folder);
+// Which of two texts a token is of: of tokenizers that it does not know by name transformers.js leaves that out.
+model.tokenizer.return_token_type_ids = true;
 const words = process.argv.slice(2).map((word) => word.replaceAll("[MASK]", model.tokenizer.mask_token ?? "[MASK]"));
 console.log(JSON.stringify(await model(...words)));
