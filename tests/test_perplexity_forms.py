@@ -17,11 +17,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from exporter.errors import JobError
 from exporter.job import Job
 from exporter.measure.perplexity import Forms, cover
-from exporter.measure.quality import Passages, answer
+from exporter.measure.quality import Passages
 from exporter.pipeline.covering import check_forms, forms_of
-from exporter.pipeline.reference import tokenize
 from exporter.report.forms import FORMS, UNITS
 from exporter.report.result import Figure
+from exporter.tasks.known import TASKS, answer
 from exporter.types import FEATURES, GENERATION
 
 pytestmark = pytest.mark.quick
@@ -96,7 +96,7 @@ class Uniform:
 
 def measured(tokenizer: Fast, vocabulary: int, tokens: int, window: int, stride: int):
     """The figures of the uniform model, and what the forms say that they are of."""
-    passages = tokenize(tokenizer, TEXT, GENERATION, tokens, window, stride)
+    passages = TASKS[GENERATION].read(tokenizer, TEXT, tokens, window, stride)
     forms = forms_of(tokenizer, TEXT, passages, FORMS)
     nll = answer(Uniform(vocabulary), passages, quiet).nll
     return forms.figures(nll), forms.about(), len(nll), passages
@@ -139,7 +139,7 @@ def test_two_tokenizers_of_one_text_are_compared_by_the_byte():
     Bytes that are all as likely have 8 bits each, so a token of n bytes has 8 n.
     """
     bpe = trained()
-    passages = tokenize(bpe, TEXT, GENERATION, 10_000, 128, 64)
+    passages = TASKS[GENERATION].read(bpe, TEXT, 10_000, 128, 64)
     sizes = np.array([len(bpe._tokenizer.id_to_token(token)) for token in passages.ids])
     forms = forms_of(bpe, TEXT, passages, FORMS)
     nll = math.log(256) * sizes[1:].astype(float)
@@ -155,7 +155,7 @@ def test_two_tokenizers_of_one_text_are_compared_by_the_byte():
 
 def test_words_and_characters_are_the_texts():
     tokenizer = trained(trim=True)
-    passages = tokenize(tokenizer, TEXT, GENERATION, 10_000, 4096, 4096)
+    passages = TASKS[GENERATION].read(tokenizer, TEXT, 10_000, 4096, 4096)
     begin = tokenizer._tokenizer.encode(TEXT).offsets[0][1]
     about = forms_of(tokenizer, TEXT, passages, UNITS).about()
     assert about["characters"] == pytest.approx(len(TEXT) - begin)
