@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Sample = NDArray[Any]  # [T] token ids, or a picture's pixel values, float32 [C, H, W]
 
 
 class Runner(Protocol):
@@ -20,10 +21,11 @@ class Runner(Protocol):
 
     def __exit__(self, *exc: object) -> None: ...
 
-    def logits(self, ids: Ids) -> Floats:
+    def logits(self, ids: Sample) -> Floats:
         """[T] token ids to float32 [T, V] logits, without a cache.
 
-        For feature extraction the last hidden states [T, H]; for classification the class logits [1, C].
+        For feature extraction the last hidden states [T, H]; for classification the class logits [1, C], also of a
+        picture.
         """
         ...
 
@@ -32,8 +34,11 @@ class Runner(Protocol):
 class BatchRunner(Runner, Protocol):
     """A runner that takes several padded sequences at once."""
 
-    def batch(self, ids: Ids, mask: Ids) -> Floats:
-        """[B, T] ids and mask to [B, T, V] (classification: [B, C]); what is masked out may hold anything."""
+    def batch(self, ids: Sample, mask: Ids) -> Floats:
+        """[B, T] ids and mask to [B, T, V] (classification: [B, C]); what is masked out may hold anything.
+
+        Pictures [B, C, H, W] have no padding, and their mask [B, C] says nothing.
+        """
         ...
 
 

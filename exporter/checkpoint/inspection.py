@@ -11,13 +11,15 @@ import numpy as np
 
 from exporter.checkpoint.experts import expert_layers, split_experts
 from exporter.checkpoint.folder import has_tokenizer
-from exporter.checkpoint.linear import linear_layers
+from exporter.checkpoint.linear import linear_layers, weighted_layers
 from exporter.checkpoint.load import check_config, code_beside, read_config
 from exporter.checkpoint.model import is_native, load_model, trust_code
+from exporter.checkpoint.processor import picture_shape, read_processor
 from exporter.checkpoint.renamed import renaming, wrapper_of
 from exporter.checkpoint.tokenizer import check_fit, embedding_of, lacks_padding, read_tokenizer, rows_of
 from exporter.checkpoint.weights import again, stored_tensors
 from exporter.errors import JobError, unknown
+from exporter.form import FORMS
 from exporter.types import FEATURES, TASKS
 
 _BLOCK = 1 << 24  # bytes of a tensor that are compared at a time
@@ -51,8 +53,10 @@ def inspect(
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_code(path, trust))
     except (StrictDataclassError, ValueError, KeyError, OSError, ImportError) as error:
         raise JobError(f"transformers cannot read the configuration of {model}: {_one_line(error)}") from error
-    words = read_tokenizer(tokenizer, trust)
     task = _task(config, task, model, measured)
+    if task in FORMS and FORMS[task].inputs == "pixels":
+        return _of_pictures(model, path, task, trust, config)
+    words = read_tokenizer(tokenizer, trust)
     unused, empty = _fit(model, path, task, trust, set(provided), labels)
     if lacks_padding(empty) and not provided:
         raise JobError(
@@ -72,6 +76,29 @@ def inspect(
         "linear_layers": list(linear_layers(empty)),
         "experts": list(expert_layers(empty)),
         "config": {key: value for key, value in config.to_dict().items() if not (leftover and key == "auto_map")},
+    }
+
+
+def _of_pictures(model: str, path: Path, task: str, trust: bool, config: Any) -> dict[str, Any]:
+    """The same of a model that reads pictures: its processor must make them all of the size that the model takes."""
+    unused, empty = _fit(model, path, task, trust, set(), None)
+    shape = picture_shape(read_processor(path, trust))
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    # Of a model that takes any size its config.json may still name that of its training.
+    fixed = getattr(config, "patch_size", None) is not None and isinstance(size, int)
+    if (fixed and shape[1:] != (size, size)) or (channels is not None and shape[0] != channels):
+        raise JobError(
+            f"the image processor of {model} makes pictures of {' x '.join(map(str, shape))}, and its config.json wants "
+            f"{channels} x {size} x {size}: one of the two is another model's"
+        )
+    return {
+        "task": task,
+        "max_length": None,
+        "unused": unused,
+        "notes": [],
+        "linear_layers": list(weighted_layers(empty)),
+        "experts": [],
+        "config": config.to_dict(),
     }
 
 

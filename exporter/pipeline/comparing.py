@@ -15,6 +15,7 @@ from exporter.pipeline.sampling import decoders
 from exporter.report.result import Figure
 from exporter.runner import Floats, Runner
 from exporter.tasks import known as tasks
+from exporter.form import FORMS, IMAGES
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, REGRESSION, Checkpoint
 
 
@@ -39,9 +40,19 @@ def compare(
     labels = Labels.load(folder / LABELS) if (folder / LABELS).is_file() else None
     if labels is not None:
         figures |= compare_labels(labels, expected, got)
-    if told is None or passages.task not in (FEATURES, CLASSIFICATION):
+    if told is None or passages.task not in (FEATURES, CLASSIFICATION, IMAGES):
         return figures, None
-    return figures, _changed(passages, expected, got, told["names"], labels, folder, checkpoint)
+    texts = _texts(told, passages, folder, checkpoint)
+    return figures, _changed(passages, expected, got, told["names"], labels, texts)
+
+
+def _texts(
+    told: dict[str, Any], passages: quality.Passages, folder: Path, checkpoint: Checkpoint
+) -> Callable[[int], str]:
+    """What a sample is called by its number: a text, or a picture's name."""
+    if (pictures := told.get("pictures")) is not None:
+        return lambda one: str(pictures[one])
+    return texts_of(passages, decoders(folder, checkpoint)[1])
 
 
 def _changed(
@@ -50,11 +61,9 @@ def _changed(
     got: Floats,
     names: list[str],
     labels: Labels | None,
-    folder: Path,
-    checkpoint: Checkpoint,
+    texts: Callable[[int], str],
 ) -> dict[str, Any]:
-    texts = texts_of(passages, decoders(folder, checkpoint)[1])
-    if passages.task != CLASSIFICATION:
+    if not FORMS[passages.task].classifier:
         return changed_neighbours(expected, got, texts, labels is not None and labels.kind == PAIRS)
     if passages.problem_type == REGRESSION or expected.shape[-1] == 1:
         return changed_order(expected[:, 0].astype("float64"), got[:, 0].astype("float64"), texts)

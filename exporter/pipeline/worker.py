@@ -14,6 +14,7 @@ from exporter.pipeline.distilling import distill_checkpoint
 from exporter.pipeline.exporting import export_artifact
 from exporter.pipeline.merging import merge_adapters
 from exporter.pipeline.opening import measure_quality, open_for_speed, time_round
+from exporter.pipeline.pictures import measure_pictures
 from exporter.pipeline.plan import check_calibration
 from exporter.pipeline.pruning import prune_checkpoint
 from exporter.pipeline.quantized_base import dequantize_base
@@ -32,6 +33,7 @@ OPERATIONS: dict[str, Operation] = {
         check_calibration,
         merge_adapters,
         measure_reference,
+        measure_pictures,
         prune_checkpoint,
         check_teacher,
         distill_checkpoint,

@@ -23,7 +23,8 @@ class Task:
     """A task, by optimum's name of it.
 
     `window`: tokens of a sample, unless the job says otherwise. `read` makes the samples of a plain text: (tokenizer,
-    text, how many tokens, window, stride) to Passages; it raises JobError. `answer` asks the reference, `compare` an
+    text, how many tokens, window, stride) to Passages; of pictures (image processor, their list, …), where the numbers
+    say nothing. It raises JobError. `answer` asks the reference, `compare` an
     artifact; `of_itself` are the figures that `compare` finds of a model beside itself, of a text classifier by its
     problem type in text_classification.py. `example`: arguments of an artifact's program.
     """

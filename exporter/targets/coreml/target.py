@@ -29,6 +29,7 @@ from exporter.targets.coreml.traps import quiet
 from exporter.targets.coreml.weights import PALETTES, Place, dump, find_places, forms_of, load
 from exporter.targets.coreml.zeros import zeros_of
 from exporter.targets.folder.files import copy_configuration, model_name
+from exporter.targets.folder.limits import of_texts_alone
 from exporter.targets.folder.kit import kit, programs
 from exporter.targets.folder.proven import prove_program
 from exporter.targets.traced_model.cache import refused_cache
@@ -150,7 +151,7 @@ def read_package(path: Path) -> Mapping[str, Any]:
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to Core ML yet"
-    return refused_cache(config) if task == GENERATION else None
+    return refused_cache(config) if task == GENERATION else of_texts_alone(task, "Core ML")
 
 
 def prepare(wanted: Preparation) -> str | None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from exporter.form import FORMS
 from exporter.targets.folder.proven import HALF_COSINE, HALF_KL
 from exporter.types import Gates, Precision, agreement
+
+
+def of_texts_alone(task: str, form: str) -> str | None:
+    """Why a task's model is not written in a form that models of texts alone are written in; None: it is."""
+    return None if FORMS[task].inputs == "text" else f"models that read pictures are not exported to {form} yet"
 
 
 def float32(summary: str) -> Precision:

@@ -18,6 +18,7 @@ from exporter.errors import BuildError, JobError
 from exporter.quantization.policy import check_schemes
 from exporter.scheme import Scheme
 from exporter.targets.folder.files import copy_configuration
+from exporter.targets.folder.limits import of_texts_alone
 from exporter.targets.folder.kit import kit, programs
 from exporter.targets.folder.proven import prove_program
 from exporter.targets.litert.bundle import BUNDLE, write_bundle
@@ -150,7 +151,7 @@ def _notes(precision: str, forms: Forms, places: Mapping[str, Sequence[str]]) ->
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to LiteRT yet"
-    return refused_cache(config) if task == GENERATION else None
+    return refused_cache(config) if task == GENERATION else of_texts_alone(task, "LiteRT")
 
 
 def prepare(wanted: Preparation) -> str | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.errors import BuildError
 from exporter.form import FORMS
 from exporter.targets.folder.kit import kit
 from exporter.targets.folder.limits import bfloat16, float16, float32
@@ -46,6 +47,7 @@ from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.half_scales import halve_scales
 from exporter.targets.onnx_graph.inspection import inspect
 from exporter.targets.onnx_graph.joined_products import join_products
+from exporter.targets.onnx_graph.largest import ranges_of
 from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.traced import load_model, notes_of, trace_causal_lm, trace_encoder
 from exporter.targets.traced_model.cache import refused_cache
@@ -118,13 +120,15 @@ def _at_precision(model: ir.Model, request: ExportRequest) -> tuple[ir.Model, li
     """The float graph brought to the request's precision, notes, and what a policy told of its weights."""
     checkpoint, precision = request.checkpoint, request.precision
     decoder = FORMS[checkpoint.task].answers == "vocabulary"
+    pictures = FORMS[checkpoint.task].inputs == "pixels"
     if request.policy is not None:
         modules = module_rows(load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code))
-        return model, *quantize_by_policy(model, request.policy, modules, decoder)
+        seen = partial(_ranges, request)
+        return model, *quantize_by_policy(model, request.policy, modules, decoder, pictures, seen)
     if precision == "fp16":
         beyond = _overflowing(request)
         return half(model, beyond), _told(beyond), Labels()
-    return model, quantize_by_rule(model, precision, decoder) if precision in SCHEMES else [], Labels()
+    return model, quantize_by_rule(model, precision, decoder, pictures) if precision in SCHEMES else [], Labels()
 
 
 def _overflowing(request: ExportRequest) -> dict[str, float]:
@@ -132,6 +136,14 @@ def _overflowing(request: ExportRequest) -> dict[str, float]:
     windows = np.load(request.calibration / "windows.npy") if request.calibration else None
     graph = load_graph(made_once(request.scratch, partial(_write_float, request, fuse)))
     return overflowing(graph, windows, request.scratch, request.threads)
+
+
+def _ranges(request: ExportRequest, names: list[str]) -> Mapping[str, tuple[float, float]]:
+    """Of values of the float graph, on the calibration's pictures; whatever is quantized has the same names."""
+    if request.calibration is None:
+        raise BuildError("the outputs of convolutions need ranges, and there are no pictures to calibrate on")
+    graph = load_graph(made_once(request.scratch, partial(_write_float, request, fuse)))
+    return ranges_of(graph, names, np.load(request.calibration / "windows.npy"), request.scratch, request.threads)
 
 
 def _told(beyond: Mapping[str, float]) -> list[str]:
@@ -225,7 +237,7 @@ ONNX = Target(
         ),
     },
     default="int8",
-    aliases={"int8": {GENERATION: "int8-weight", FEATURES: "int8-dynamic", CLASSIFICATION: "int8-dynamic"}},
+    aliases={"int8": {task: "int8-weight" if form.cached else "int8-dynamic" for task, form in FORMS.items()}},
     with_torch=True,
     requires=("onnxruntime",),
     builds_with=lambda options: ("onnx", "onnx_ir"),
@@ -246,4 +258,5 @@ ONNX = Target(
     options=OnnxOptions,
     schemes=cannot_express,
     experts=True,
+    convolutions=True,
 )
