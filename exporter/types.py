@@ -249,9 +249,10 @@ class Target:
     fit them, returns why this checkpoint cannot be exported so, and fetches what no package brings.
     `calibrates` tells whether a precision wants statistics of the layers' inputs. `schemes` says why a precision cannot
     express a policy's scheme, with what it can, or returns None. `experts`: each expert of a mixture is a layer of its
-    policies, as exporter.checkpoint.experts has them; else they stay in float under one. `convolutions`: those of a model of pictures
-    are layers of them too, and the precision gets the calibration's pictures. `selftest` runs the engine on
-    a toy, in a child of exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one.
+    policies, as exporter.checkpoint.experts has them; else they stay in float under one. `convolutions`: those of a
+    model of pictures are layers of them too, and the precision gets the calibration's pictures. `selftest` runs the
+    engine on a toy, in a child of exporter's, because a bad build crashes; `mends_crash` gives the command that mends
+    such a one.
     `weights` reads what the written files hold, of those that `Exported` calls weights: without it nothing is claimed
     of a precision's name.
     `zeros` counts those in them, by the names of `weights`, and says what the engine makes of them; it reads them whole

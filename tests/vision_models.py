@@ -14,7 +14,7 @@ SIDE = 32
 LABELS = {"num_labels": 6, "id2label": dict(enumerate(("ant", "bee", "cat", "dog", "elk", "fox")))}
 _VIT = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "image_size": SIDE,
-    "patch_size": 8,
+    "patch_size": 4,
 }  # fmt: skip
 CONFIGS = {
     "ViT": lambda **more: t.ViTConfig(**_VIT, **more),
@@ -59,7 +59,9 @@ def checkpoint(folder: Path, family: str, head: str = "ForImageClassification", 
     if head == "ForImageClassification":  # centred, so that no class wins everywhere
         with torch.no_grad():
             mean = model(pixel_values=pictures(folder)).logits.mean(0)
-            heads = [one for one in model.modules() if isinstance(one, torch.nn.Linear) and len(one.weight) == len(mean)]
+            heads = [
+                one for one in model.modules() if isinstance(one, torch.nn.Linear) and len(one.weight) == len(mean)
+            ]
             heads[-1].bias -= mean
     model.save_pretrained(folder)
     return folder

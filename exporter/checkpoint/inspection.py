@@ -88,8 +88,8 @@ def _of_pictures(model: str, path: Path, task: str, trust: bool, config: Any) ->
     fixed = getattr(config, "patch_size", None) is not None and isinstance(size, int)
     if (fixed and shape[1:] != (size, size)) or (channels is not None and shape[0] != channels):
         raise JobError(
-            f"the image processor of {model} makes pictures of {' x '.join(map(str, shape))}, and its config.json wants "
-            f"{channels} x {size} x {size}: one of the two is another model's"
+            f"the image processor of {model} makes pictures of {' x '.join(map(str, shape))}, and its config.json "
+            f"wants {channels} x {size} x {size}: one of the two is another model's"
         )
     return {
         "task": task,

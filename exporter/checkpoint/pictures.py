@@ -6,7 +6,6 @@ worker) is done with it: a line for each, `SHA256 FILE`, or one line `drawn COUN
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,7 +96,8 @@ def _opened(file: Path) -> Rgb:
     try:
         with PIL.Image.open(file) as opened:
             upright: Any = exif_transpose(opened)
-            return np.asarray(upright.convert("RGB"))
+            made: Rgb = np.array(upright.convert("RGB"), np.uint8)
+            return made
     except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise JobError(f"{file} cannot be read as a picture ({' '.join(str(error).split())})") from error
 

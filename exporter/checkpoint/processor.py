@@ -27,11 +27,12 @@ def read_processor(folder: Path, trust: bool) -> Any:
     check_pillow()
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
         raise JobError(
-            f"{folder} has no {PROCESSOR_FILES[0]}: how a picture becomes its model's input is not known; copy it there from the "
-            "model it is of"
+            f"{folder} has no {PROCESSOR_FILES[0]}: how a picture becomes its model's input is not known; copy it "
+            "there from the model it is of"
         )
     try:
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=trust)
+        load: Any = AutoImageProcessor.from_pretrained  # which transformers leaves untyped
+        return load(folder, backend="pil", trust_remote_code=trust)
     except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise JobError(f"the image processor of {folder} cannot be loaded: {said}") from error

@@ -1,8 +1,8 @@
 """Speed of an artifact, in a process of its own: rounds of prefill and decode, which the caller interleaves.
 
 Prefill is one forward over 128 and over 512 tokens; decode is 64 tokens, one at a time, after a prompt of 128. Encoders
-have prefill only, and the passage is one sequence. Of a model of pictures one picture is timed, and eight at once. A round begins with a forward that is not counted: other variants
-had the processor's caches since the last one.
+have prefill only, and the passage is one sequence. Of a model of pictures one picture is timed, and eight at once. A
+round begins with a forward that is not counted: other variants had the processor's caches since the last one.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from exporter.form import FORMS, IMAGES
 from exporter.measure import quality
 from exporter.measure.embedding import EMBEDDING, Embedding
 from exporter.measure.labels import LABELS, PAIRS, Labels, compare_labels, truth
@@ -15,7 +16,6 @@ from exporter.pipeline.sampling import decoders
 from exporter.report.result import Figure
 from exporter.runner import Floats, Runner
 from exporter.tasks import known as tasks
-from exporter.form import FORMS, IMAGES
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, REGRESSION, Checkpoint
 
 

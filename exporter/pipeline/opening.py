@@ -13,8 +13,8 @@ from exporter.errors import BuildError
 from exporter.form import FORMS
 from exporter.measure import latency, quality
 from exporter.measure.lengths import FIGURE, LENGTHS, PROVEN, Lengths, compare_lengths
-from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
 from exporter.measure.preprocessing import PROCESSED, Processed
+from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
 from exporter.pipeline.comparing import compare
 from exporter.pipeline.pictures import processed
 from exporter.process import Session

@@ -35,8 +35,8 @@ _PROBED = 3  # pictures at once: no batch that a graph was traced at
 _PROCESSED = 4  # pictures that processors are compared on
 # What a job may ask of a model that reads texts alone, and of one that reads pictures alone.
 _OF_TEXTS = (
-    "adapter", "prune", "distill", "qat", "probe", "expect_perplexity", "eval_text", "eval_data", "calib_text", "window",
-    "stride", "sample", "proven_length", "max_accuracy_drop", "max_f1_drop", "max_spearman_drop",
+    "adapter", "prune", "distill", "qat", "probe", "expect_perplexity", "eval_text", "eval_data", "calib_text",
+    "window", "stride", "sample", "proven_length", "max_accuracy_drop", "max_f1_drop", "max_spearman_drop",
 )  # fmt: skip
 _OF_PICTURES = ("eval_images", "calib_images")
 
@@ -113,10 +113,10 @@ def measure_pictures(
     facts |= {"checkpoint": str(checkpoint.path), "device": named(gpu), "model_sha256": checkpoint.sha256}
     facts |= {"task": checkpoint.task, "problem_type": problem, "scored": len(passages.offsets) - 1, "tokens": None}
     facts |= dict.fromkeys(("ppl", "ppl_se", "samples", "pooling"))
-    shown = [picture for _, picture in zip(range(_PROCESSED), pictures.read(text), strict=False)]
+    tried = [picture for _, picture in zip(range(_PROCESSED), pictures.read(text), strict=False)]
     with publish(Path(folder)) as building:
         Reference(passages, probe, answers).save(building / ANSWERS)
-        Processed(tuple(shown), pixels(processor, shown)).save(building / PROCESSED)
+        Processed(tuple(tried), pixels(processor, tried)).save(building / PROCESSED)
         names = class_names(read_config(checkpoint.path)) if FORMS[checkpoint.task].classifier else ()
         write_samples({"prompts": [], "stop": [], "names": list(names), "pictures": pictures.names(text)}, building)
         Lengths(0).save(building / LENGTHS)  # a picture has no length

@@ -84,7 +84,7 @@ def calibration_windows(tokenizer: Any, text: str, skip: int, tokens: int, max_l
 
 
 def samples(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:
-    """What a checkpoint is calibrated on: windows of a text, or the pictures of a list [n, C, H, W]. Raises JobError."""
+    """What a checkpoint is calibrated on: a text's windows, or the pictures of a list [n, C, H, W]. Raises JobError."""
     trust = checkpoint.trust_remote_code
     if FORMS[checkpoint.task].inputs == "pixels":
         import torch

@@ -148,13 +148,10 @@ class _Preparation:
         self.done: list[str] = []
         self._experts = expert_layers(model)
         layers = weighted_layers(model)
-        left = set() if how.experts else {*self._experts}
-        if left:
-            self.done.append(f"{len(left)} matrices of experts stay in float in this format")
-        if not how.convolutions and (seen := convolutions(model).keys() & layers.keys()):
-            left |= seen
-            self.done.append(f"{len(seen)} convolutions stay in float in this format")
-        self._names = [name for name in layers if name not in left]
+        left = {} if how.experts else {"matrices of experts": {*self._experts}}
+        left |= {} if how.convolutions else {"convolutions": convolutions(model).keys() & layers.keys()}
+        self.done += [f"{len(names)} {what} stay in float in this format" for what, names in left.items() if names]
+        self._names = [name for name in layers if not any(name in names for names in left.values())]
         resolved = how.policy.resolved(layers) if how.policy else None
         self._given = resolved and {name: resolved[name] for name in self._names}
         given = None if self._given is None else self._given.values()
@@ -289,7 +286,7 @@ class _Preparation:
         """The schemes that a layer can have. The head's errors are the model's own: it never has 4 bits."""
         inputs = weight_of(module).shape[1]
         fitting = [one for one in self._how.schemes if one.group is None or inputs % one.group == 0]
-        if module.weight.dim() > 2:  # a kernel that has groups of a convolution's inputs is not known
+        if module.weight.dim() > 2:  # no kernel has groups of a convolution's inputs
             fitting = [one for one in fitting if one.group is None and one.weight == "int8"]
         if module is self._model.get_output_embeddings():
             fitting = [one for one in fitting if one.bits == 8]

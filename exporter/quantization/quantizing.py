@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.experts import in_stacks, split_experts
-from exporter.checkpoint.linear import weighted_layers, weight_of
+from exporter.checkpoint.linear import weight_of, weighted_layers
 from exporter.quantization.layer_weights import LayerWeights, load_parameters
 from exporter.quantization.policy import FLOAT, Policy
 from exporter.quantization.preparing import How, Prepared, Step

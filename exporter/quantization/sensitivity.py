@@ -29,9 +29,10 @@ _SHORT = 64  # tokens of a piece that a classifier answers once: of whole window
 class LossMeter:
     """Measures schemes on a few windows. The model's blocks before the first quantized layer are not run again.
 
-    `model`: float32, in eval mode, on `windows` int64 [windows, window] or pictures [n, C, H, W]. It answers as it did when the meter was made,
-    unless weights are given: then it is a copy of the layers' weights that counts. `originals`: the layers' weights
-    [N, K], which it then takes from there after each measurement instead of keeping them in memory beside the rounded.
+    `model`: float32, in eval mode, on `windows` int64 [windows, window] or pictures [n, C, H, W]. It answers as it did
+    when the meter was made, unless weights are given: then it is a copy of the layers' weights that counts.
+    `originals`: the layers' weights [N, K], which it then takes from there after each measurement instead of keeping
+    them in memory beside the rounded.
     """
 
     def __init__(self, model: Any, task: str, windows: Tensor, originals: Mapping[str, Tensor] | None = None) -> None:

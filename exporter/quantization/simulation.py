@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from exporter.checkpoint.linear import weighted_layers, weight_of
+from exporter.checkpoint.linear import weight_of, weighted_layers
 from exporter.quantization.grid import rounded, rounded_input
 from exporter.scheme import Scheme
 

@@ -77,10 +77,10 @@ class Statistics:
 
 
 def collect(model: Any, pieces: Tensor, progress: Callable[[int, int], None]) -> dict[str, Statistics]:
-    """One pass over [windows, window] token ids, or pictures [n, C, H, W]: statistics of the layers, in the model's order of execution.
+    """One pass over [windows, window] token ids, or pictures [n, C, H, W]: statistics of the layers.
 
-    A layer that was never fed a row, such as an expert that no token chose, is left out. Raises JobError where a layer
-    is fed NaN or Inf.
+    They are in the model's order of execution. A layer that was never fed a row, such as an expert that no token chose,
+    is left out. Raises JobError where a layer is fed NaN or Inf.
     """
     import torch
 

@@ -29,8 +29,8 @@ from exporter.targets.coreml.traps import quiet
 from exporter.targets.coreml.weights import PALETTES, Place, dump, find_places, forms_of, load
 from exporter.targets.coreml.zeros import zeros_of
 from exporter.targets.folder.files import copy_configuration, model_name
-from exporter.targets.folder.limits import of_texts_alone
 from exporter.targets.folder.kit import kit, programs
+from exporter.targets.folder.limits import of_texts_alone
 from exporter.targets.folder.proven import prove_program
 from exporter.targets.traced_model.cache import refused_cache
 from exporter.types import GENERATION, Exported, ExportRequest, Preparation, Target

@@ -18,8 +18,8 @@ from exporter.errors import BuildError, JobError
 from exporter.quantization.policy import check_schemes
 from exporter.scheme import Scheme
 from exporter.targets.folder.files import copy_configuration
-from exporter.targets.folder.limits import of_texts_alone
 from exporter.targets.folder.kit import kit, programs
+from exporter.targets.folder.limits import of_texts_alone
 from exporter.targets.folder.proven import prove_program
 from exporter.targets.litert.bundle import BUNDLE, write_bundle
 from exporter.targets.litert.convert import convert

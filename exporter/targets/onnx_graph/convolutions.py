@@ -80,8 +80,10 @@ def _is_of_patches(node: ir.Node) -> bool:
 def _sides(node: ir.Node) -> tuple[int, int] | None:
     """Height and width of a convolution's output, where they are numbers of the graph."""
     shape = node.outputs[0].shape
-    sides = [] if shape is None else [shape[2], shape[3]]
-    return (sides[0], sides[1]) if len(sides) == 2 and all(isinstance(one, int) for one in sides) else None
+    if shape is None:
+        return None
+    height, width = shape[2], shape[3]
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def _as_product(model: ir.Model, node: ir.Node) -> None:
@@ -147,7 +149,10 @@ def _quantized(model: ir.Model, node: ir.Node, scheme: Scheme) -> ir.Value:
     factors, bias = _normalized(node, len(codes), bias)
     codes = np.where(factors[:, None] < 0, -codes, codes).astype(np.int8)
     scales = np.maximum(np.abs(scales * factors), np.finfo(np.float32).tiny).astype(np.float32)
-    scale, zeros = add(model, f"{name}_scales", scales), constant(model, f"zeros_{len(codes)}", np.zeros(len(codes), np.int8))
+    scale, zeros = (
+        add(model, f"{name}_scales", scales),
+        constant(model, f"zeros_{len(codes)}", np.zeros(len(codes), np.int8)),
+    )
     stored = add(model, f"{name}_Q8", codes.reshape(weight.shape))
     [floats] = insert(node, "DequantizeLinear", [stored, scale, zeros], {"axis": 0}, label="weight")
     operands = [operand, floats]
@@ -161,11 +166,11 @@ def _quantized(model: ir.Model, node: ir.Node, scheme: Scheme) -> ir.Value:
 
 def _normalized(node: ir.Node, channels: int, bias: Floats | None) -> tuple[Floats, Floats | None]:
     """A batch normalization behind a convolution, taken out of the graph: factors [N] of its output, and its bias."""
-    [reader, *others] = [user for user, _ in node.outputs[0].uses()] or [None]
-    if others or reader is None or reader.op_type != "BatchNormalization" or node.outputs[0].is_graph_output():
+    reader = _only_reader(node)
+    if reader is None or reader.op_type != "BatchNormalization":
         return np.ones(channels, np.float32), bias
     held = [value.const_value for value in reader.inputs[1:] if value is not None and value.is_initializer()]
-    if len(held) != 4 or any(one is None for one in held) or len(reader.inputs[0].uses()) != 1:
+    if len(held) != 4 or any(one is None for one in held):
         return np.ones(channels, np.float32), bias
     gain, shift, mean, variance = (one.numpy().astype(np.float64) for one in held if one is not None)
     epsilon = reader.attributes["epsilon"].as_float() if "epsilon" in reader.attributes else 1e-5
@@ -195,9 +200,14 @@ def _bias(model: ir.Model, node: ir.Node, name: str, bias: Floats, scales: Float
 def _end(weight: ir.Value) -> ir.Value:
     """Where the output of the convolution with this weight ends: behind a ReLU that alone reads it."""
     [(node, _)] = weight.uses()
-    [reader, *others] = [user for user, _ in node.outputs[0].uses()] or [None]
-    alone = reader is not None and not others and not node.outputs[0].is_graph_output()
-    return reader.outputs[0] if reader is not None and alone and reader.op_type == "Relu" else node.outputs[0]
+    reader = _only_reader(node)
+    return reader.outputs[0] if reader is not None and reader.op_type == "Relu" else node.outputs[0]
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    """The one node that reads a node's output, where no other does, and where it is no output of the graph."""
+    readers = [user for user, _ in node.outputs[0].uses()]
+    return readers[0] if len(readers) == 1 and not node.outputs[0].is_graph_output() else None
 
 
 def _round_outputs(model: ir.Model, ends: list[ir.Value], ranges: Ranges) -> None:
@@ -224,8 +234,8 @@ def _rounded(model: ir.Model, end: ir.Value, span: Range) -> None:
     first = next(iter(end.uses()), None)
     if first is None or end.is_graph_output():
         return
-    codes = insert(first[0], "QuantizeLinear", [end, steps, zeros], label="output_codes")
-    back = insert(first[0], "DequantizeLinear", [codes[0], steps, zeros], label="output")
+    codes = insert(first[0], "QuantizeLinear", [end, steps, zeros], label=f"codes_of{end.name}")
+    back = insert(first[0], "DequantizeLinear", [codes[0], steps, zeros], label=f"rounded{end.name}")
     _read_instead(end, back[0])
 
 

@@ -26,7 +26,7 @@ def largest_of(model: ir.Model, names: Sequence[str], windows: Ids, scratch: Pat
     Each tensor is reduced to one number as it is made, and kept no longer.
     """
     some = windows[:_WINDOWS, :_WINDOW] if windows.ndim == 2 else windows
-    found = {name: 0.0 for name in names}
+    found = dict.fromkeys(names, 0.0)
     for name, value in _watched(model, [(name, "Abs", "ReduceMax") for name in names], some, scratch, threads):
         found[name] = float(np.maximum(found[name], value))  # NaN stays NaN
     return found
@@ -36,7 +36,7 @@ def ranges_of(
     model: ir.Model, names: Sequence[str], pictures: Floats, scratch: Path, threads: int
 ) -> dict[str, tuple[float, float]]:
     """The least and the largest number of each of these values on pictures [n, C, H, W]; `model` is spent."""
-    found = {name: (0.0, 0.0) for name in names}
+    found = dict.fromkeys(names, (0.0, 0.0))
     asked = [(name, "Identity", most) for name in names for most in ("ReduceMin", "ReduceMax")]
     for name, value in _watched(model, asked, pictures, scratch, threads):
         low, high = found[name]

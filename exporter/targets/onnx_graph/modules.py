@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.linear import weighted_layers, weight_of
+from exporter.checkpoint.linear import weight_of, weighted_layers
 from exporter.errors import BuildError
 from exporter.runner import Floats
 from exporter.scheme import Scheme

@@ -14,7 +14,6 @@ from exporter.runner import Floats, Ids, Sample
 from exporter.targets.onnx_graph.not_finite import first_not_finite
 
 
-
 def usual_inputs(ids: Sample, mask: Ids, segments: Ids | None = None) -> dict[str, Sample]:
     """What a transformer's graph may take, by name, for [B, T] new ids, a mask [B, past + T] and [B, T] segments; or
     for pictures [B, C, H, W]."""

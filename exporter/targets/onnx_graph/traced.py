@@ -94,9 +94,10 @@ def trace_encoder(
     """Writes a model that reads whole texts as a float32 ONNX graph (opset 18 or 23).
 
     Inputs, all int64 [batch_size, sequence_length]: input_ids, attention_mask, and token_type_ids where the model and
-    its tokenizer have them; of pictures pixel_values float32 [batch_size, C, H, W], of the size that its processor has. Outputs, float32: those of its task's form, such as last_hidden_state [batch_size,
-    sequence_length, H], logits [batch_size, classes], or start_logits [batch_size, sequence_length]. Exporters,
-    options, metadata and errors are as with trace_causal_lm.
+    its tokenizer have them; of pictures pixel_values float32 [batch_size, C, H, W], of the size that its processor
+    has. Outputs, float32: those of its task's form, such as last_hidden_state [batch_size, sequence_length, H], logits
+    [batch_size, classes], or start_logits [batch_size, sequence_length]. Exporters, options, metadata and errors are
+    as with trace_causal_lm.
     """
     form = FORMS[task]
     model = load_model(checkpoint, task, trust_remote_code)

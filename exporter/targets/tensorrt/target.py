@@ -21,8 +21,8 @@ from exporter.device import count
 from exporter.distribution import install_command
 from exporter.errors import BuildError, JobError, unknown
 from exporter.targets.folder.files import copy_configuration
-from exporter.targets.folder.limits import of_texts_alone
 from exporter.targets.folder.kit import kit
+from exporter.targets.folder.limits import of_texts_alone
 from exporter.targets.onnx_graph.held import weights_of
 from exporter.targets.onnx_graph.zeros import two_of_four
 from exporter.targets.tensorrt.build import How, build, failed, parse
