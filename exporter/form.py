@@ -62,5 +62,6 @@ FORMS: Mapping[str, Form] = {
     TOKENS: Form("classes"),
     QUESTIONS: Form("classes", outputs=("start_logits", "end_logits"), unit="passage"),
     IMAGES: Form("classes", per_token=False, unit="picture", inputs="pixels"),
+    IMAGE_FEATURES: Form("states", per_token=False, outputs=("last_hidden_state",), unit="picture", inputs="pixels"),
 }
 TASKS = tuple(FORMS)

@@ -12,6 +12,11 @@ Floats = NDArray[np.float32]
 Sample = NDArray[Any]  # [T] token ids, or a picture's pixel values, float32 [C, H, W]
 
 
+def rows_of_states(answer: Floats) -> Floats:
+    """A picture's hidden states [B, P, H], also where a convolutional model has them as [B, H, height, width]."""
+    return answer if answer.ndim < 4 else np.moveaxis(answer, 1, -1).reshape(len(answer), -1, answer.shape[1])
+
+
 class Runner(Protocol):
     """An opened artifact. Used with `with`: closing frees the engine."""
 
@@ -25,7 +30,7 @@ class Runner(Protocol):
         """[T] token ids to float32 [T, V] logits, without a cache.
 
         For feature extraction the last hidden states [T, H]; for classification the class logits [1, C], also of a
-        picture.
+        picture; of a picture's features its last hidden states [1, P, H].
         """
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from exporter.checkpoint.renamed import renaming, wrapper_of
 from exporter.checkpoint.tokenizer import check_fit, embedding_of, lacks_padding, read_tokenizer, rows_of
 from exporter.checkpoint.weights import again, stored_tensors
 from exporter.errors import JobError, unknown
-from exporter.form import FORMS
+from exporter.form import FORMS, IMAGE_FEATURES, IMAGES, PIXELS
 from exporter.types import FEATURES, TASKS
 
 _BLOCK = 1 << 24  # bytes of a tensor that are compared at a time
@@ -152,6 +152,7 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
     """The task that was asked for, or the one of the checkpoint's architecture, in the words of optimum."""
     import transformers
     from optimum.exporters.tasks import TasksManager
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
     if asked is not None:
         task = TasksManager.map_from_synonym(asked)
@@ -168,13 +169,23 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
     if not names:
         raise JobError(f"the architecture of {model} is not known; give --task with one of {', '.join(TASKS)}")
     try:
-        task = TasksManager.infer_task_from_model(getattr(transformers, names[0]))
+        named = getattr(transformers, names[0])
+        task = TasksManager.infer_task_from_model(named)
+        if task == FEATURES and getattr(named, "main_input_name", None) == PIXELS:
+            task = IMAGE_FEATURES  # optimum does not tell it from a model of texts
     except ValueError:
-        task, measured = "an unknown task", True
+        # optimum passes over models of which transformers has two of one kind, such as DeiT's.
+        known = [name for one in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values() for name in _tuple(one)]
+        task = IMAGES if names[0] in known else "an unknown task"
+        measured = measured or task not in TASKS
     if measured and task not in TASKS:
         choices = ", ".join(TASKS)
         raise JobError(f"{names[0]} is for {task}, which exporter does not measure; give --task with one of {choices}")
     return str(task)
+
+
+def _tuple(value: str | Sequence[str]) -> Sequence[str]:
+    return (value,) if isinstance(value, str) else value
 
 
 def _fit(model: str, path: Path, task: str, trust: bool, provided: set[str], labels: int | None) -> tuple[str, Any]:
@@ -194,7 +205,7 @@ def _fit(model: str, path: Path, task: str, trust: bool, provided: set[str], lab
     misfits = [f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in unlike]
     # A pooler is computed from the hidden states, which are what is compared.
     lacks = sorted({*found["missing_keys"]} - provided)
-    lacks = [name for name in lacks if not (task == FEATURES and name.startswith("pooler."))]
+    lacks = [name for name in lacks if not (task in (FEATURES, IMAGE_FEATURES) and name.startswith("pooler."))]
     if misfits:
         raise JobError(f"the weights of {model} do not fit its config.json: {_few(misfits)}; {again(path)}")
     if lacks:

@@ -11,7 +11,7 @@ import numpy as np
 from exporter.checkpoint.model import load_model
 from exporter.checkpoint.tokenizer import rows_of
 from exporter.form import FORMS, PIXELS
-from exporter.runner import Floats, Ids, Sample
+from exporter.runner import Floats, Ids, Sample, rows_of_states
 
 
 class TorchRunner:
@@ -79,7 +79,7 @@ class TorchRunner:
         tensors = [out[name] for name in self._form.outputs]
         tensor = tensors[0] if len(tensors) == 1 else self._torch.stack(tensors, -1)
         result: Floats = tensor.float().cpu().numpy()
-        return result
+        return rows_of_states(result) if self._form.answers == "states" else result
 
 
 class TorchDecoder(TorchRunner):

@@ -43,6 +43,9 @@ def listed(folder: Path, flag: str) -> str:
             f"{folder} holds {len(lines)} different pictures ({', '.join(KINDS)}), and at least {FEWEST} are needed "
             f"to measure anything: give another with {flag}"
         )
+    check_pillow()
+    for path in lines.values():
+        _check(path)
     return "\n".join(f"{digest} {path}" for digest, path in reversed(lines.items()))
 
 
@@ -51,7 +54,7 @@ def shared(one: str, other: str) -> str | None:
     if one.startswith(_DRAWN) or other.startswith(_DRAWN):
         return "the drawn pictures" if one == other else None
     known = {line.partition(" ")[0] for line in one.splitlines()}
-    return next((name for digest, name in _lines(other) if digest in known), None)
+    return next((Path(name).name for digest, name in _lines(other) if digest in known), None)
 
 
 def names(pictures: str) -> list[str]:
@@ -89,6 +92,20 @@ def _lines(pictures: str) -> list[tuple[str, str]]:
     return [(digest, name) for digest, _, name in (line.partition(" ") for line in pictures.splitlines())]
 
 
+def _check(file: Path) -> None:
+    """Raises JobError for what has no picture's header."""
+    import PIL.Image
+
+    try:
+        PIL.Image.open(file).close()
+    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> JobError:
+    return JobError(f"{file} cannot be read as a picture ({' '.join(str(error).split())})")
+
+
 def _opened(file: Path) -> Rgb:
     import PIL.Image
     from PIL.ImageOps import exif_transpose
@@ -99,7 +116,7 @@ def _opened(file: Path) -> Rgb:
             made: Rgb = np.array(upright.convert("RGB"), np.uint8)
             return made
     except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise JobError(f"{file} cannot be read as a picture ({' '.join(str(error).split())})") from error
+        raise _unreadable(file, error) from error
 
 
 def draw(rng: np.random.Generator) -> Rgb:
@@ -116,4 +133,5 @@ def draw(rng: np.random.Generator) -> Rgb:
     turned = y * np.cos(angle := rng.uniform(0, np.pi)) + x * np.sin(angle)
     canvas = canvas + rng.uniform(0, 40) * np.sin(turned * rng.uniform(10, 90))[..., None]
     canvas = canvas + rng.normal(0, rng.uniform(1, 12), canvas.shape)
-    return canvas.clip(0, 255).astype(np.uint8)
+    made: Rgb = canvas.clip(0, 255).astype(np.uint8)
+    return made

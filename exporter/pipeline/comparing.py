@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from exporter.form import FORMS, IMAGES
+from exporter.form import FORMS, IMAGE_FEATURES, IMAGES
 from exporter.measure import quality
 from exporter.measure.embedding import EMBEDDING, Embedding
 from exporter.measure.labels import LABELS, PAIRS, Labels, compare_labels, truth
@@ -40,7 +40,7 @@ def compare(
     labels = Labels.load(folder / LABELS) if (folder / LABELS).is_file() else None
     if labels is not None:
         figures |= compare_labels(labels, expected, got)
-    if told is None or passages.task not in (FEATURES, CLASSIFICATION, IMAGES):
+    if told is None or passages.task not in (FEATURES, CLASSIFICATION, IMAGES, IMAGE_FEATURES):
         return figures, None
     texts = _texts(told, passages, folder, checkpoint)
     return figures, _changed(passages, expected, got, told["names"], labels, texts)

@@ -24,6 +24,8 @@ _CONSTANT = 1e-4  # of the largest answer: a spread below it is the arithmetic's
 
 def kind_of(config: Any, task: str) -> str:
     """What decides the distance: the task, or a classifier's problem type, of a transformers configuration."""
+    if FORMS[task].answers == "states":
+        return FEATURES
     if not FORMS[task].classifier:
         return task
     return problem_type({"problem_type": config.problem_type, "num_labels": config.num_labels})

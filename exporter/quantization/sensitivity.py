@@ -176,7 +176,7 @@ def _outputs(model: Any, task: str, window: Tensor) -> Tensor:
     out = asked(model, window[None], **extra)
     found: list[Tensor] = [out[name] for name in form.outputs]
     if form.answers == "states":
-        return found[0].mean(1)
+        return found[0].mean(1) if found[0].dim() == 3 else found[0].mean((2, 3))
     if len(found) > 1:
         return torch.cat(found)
     return found[0][0] if form.per_token else found[0]

@@ -10,7 +10,7 @@ import numpy as np
 
 from exporter.device import CPU
 from exporter.form import PIXELS
-from exporter.runner import Floats, Ids, Sample
+from exporter.runner import Floats, Ids, Sample, rows_of_states
 from exporter.targets.onnx_graph.not_finite import first_not_finite
 
 
@@ -30,7 +30,7 @@ def usual_inputs(ids: Sample, mask: Ids, segments: Ids | None = None) -> dict[st
 def joined(answers: Sequence[Any]) -> Floats:
     """A graph's answer as float32; several of them as one, with an axis for them at the end."""
     answer: Floats = (answers[0] if len(answers) == 1 else np.stack(answers, -1)).astype(np.float32, copy=False)
-    return answer
+    return rows_of_states(answer)
 
 
 def options_of(threads: int) -> Any:
@@ -91,7 +91,7 @@ class OnnxRunner:
 
     def logits(self, ids: Sample) -> Floats:
         out = self.batch(ids[None], np.ones((1, len(ids)), np.int64))
-        return out[0] if out.ndim == 3 else out
+        return out[0] if out.ndim == 3 and ids.ndim == 1 else out
 
     def segmented(self, ids: Ids, segments: Ids) -> Floats:
         out = self._answer(self._feeds(ids[None], np.ones_like(ids)[None], segments[None]))

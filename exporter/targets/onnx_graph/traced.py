@@ -110,6 +110,8 @@ def trace_encoder(
     names = list(inputs)
     one = [] if len(form.outputs) > 1 else [form.width(model.config)]  # several outputs have no axis of their own
     output: tuple[str | int, ...] = (BATCH, NEW, *one) if form.per_token else (BATCH, *one)
+    if form.inputs == "pixels" and form.answers == "states":
+        output = (BATCH, *_states_shape(model, inputs, form))
     graph = _traced(model, encoder(model, names, form.outputs), inputs, dict.fromkeys(form.outputs, output), dynamo)
     del model
     if fuse is not None:
@@ -122,6 +124,15 @@ def _encoder_shapes(checkpoint: Path, model: Any, form: Form, trust: bool) -> Sh
     if form.inputs == "pixels":
         return {PIXELS: (BATCH, *picture_shape(read_processor(checkpoint, trust)))}
     return dict.fromkeys(encoder_inputs(checkpoint, model), (BATCH, NEW))
+
+
+def _states_shape(model: Any, inputs: Shapes, form: Form) -> tuple[int, ...]:
+    """Of one picture: [P, H], or [H, height, width]."""
+    import torch
+
+    with torch.no_grad():
+        states = model(**_sample(model.config, inputs))[form.outputs[0]]
+    return tuple(int(size) for size in states.shape[1:])
 
 
 def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
