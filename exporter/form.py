@@ -16,11 +16,18 @@ FEATURES = "feature-extraction"
 CLASSIFICATION = "text-classification"
 TOKENS = "token-classification"
 QUESTIONS = "question-answering"
+IMAGES = "image-classification"
+IMAGE_FEATURES = "image-feature-extraction"
+
+PIXELS = "pixel_values"  # what a model calls the pictures that it is fed
 
 
 @dataclass(frozen=True)
 class Form:
-    """What a model of a task answers: of each token (`per_token`) or once for a text.
+    """What a model of a task reads and answers: of each token of a text (`per_token`), or once for a sample.
+
+    `inputs`: token ids of a text, or a picture's pixel values float32 [C, H, W], as the checkpoint's processor makes
+    them. A sample is one array, and its first axis is what samples are told apart by: tokens, or a picture's channels.
 
     `answers`: logits of the vocabulary, logits of a few classes, or hidden states. `cached`: it is asked token by token
     too, with a KV cache. `outputs`: the names in transformers' output; more than one are an axis of the answer: of
@@ -31,7 +38,13 @@ class Form:
     per_token: bool = True
     cached: bool = False
     outputs: tuple[str, ...] = ("logits",)
-    unit: Literal["token", "passage"] = "token"
+    unit: Literal["token", "passage", "picture"] = "token"
+    inputs: Literal["text", "pixels"] = "text"
+
+    @property
+    def classifier(self) -> bool:
+        """Whether a sample has one answer: its classes, or the numbers that it is given."""
+        return self.answers == "classes" and not self.per_token
 
     def width(self, config: Any) -> int:
         """The size of an answer's last axis, by a transformers configuration."""
@@ -48,5 +61,7 @@ FORMS: Mapping[str, Form] = {
     CLASSIFICATION: Form("classes", per_token=False, unit="passage"),
     TOKENS: Form("classes"),
     QUESTIONS: Form("classes", outputs=("start_logits", "end_logits"), unit="passage"),
+    IMAGES: Form("classes", per_token=False, unit="picture", inputs="pixels"),
+    IMAGE_FEATURES: Form("states", per_token=False, outputs=("last_hidden_state",), unit="picture", inputs="pixels"),
 }
 TASKS = tuple(FORMS)

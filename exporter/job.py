@@ -129,6 +129,12 @@ class Job(CompressJob):
         description="Labelled examples to measure on instead, all of them: .jsonl, .csv or .parquet. A classifier's "
         "texts, or pairs of texts with how alike they are.",
     )
+    eval_images: Path | None = Field(
+        None, description="A folder of pictures to measure a model of pictures on. Default: 64 that are drawn."
+    )
+    calib_images: Path | None = Field(
+        None, description="A folder of pictures to calibrate it on: others. Default: 64 others that are drawn."
+    )
     text_column: str | None = Field(None, description="Its column of texts. Default: guessed, and told.")
     pair_column: str | None = Field(None, description="Its column of second texts. Default: guessed with the text's.")
     label_column: str | None = Field(None, description="Its column of labels, names or numbers. Default: guessed.")

@@ -27,6 +27,7 @@ PACKAGES = (
     "onnx-ir",
     "onnxruntime",
     "onnxruntime-gpu",
+    "pillow",
     "llama-cpp-python",
     "tensorrt",
     "tensorrt-rtx",

@@ -9,6 +9,12 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Sample = NDArray[Any]  # [T] token ids, or a picture's pixel values, float32 [C, H, W]
+
+
+def rows_of_states(answer: Floats) -> Floats:
+    """A picture's hidden states [B, P, H], also where a convolutional model has them as [B, H, height, width]."""
+    return answer if answer.ndim < 4 else np.moveaxis(answer, 1, -1).reshape(len(answer), -1, answer.shape[1])
 
 
 class Runner(Protocol):
@@ -20,10 +26,11 @@ class Runner(Protocol):
 
     def __exit__(self, *exc: object) -> None: ...
 
-    def logits(self, ids: Ids) -> Floats:
+    def logits(self, ids: Sample) -> Floats:
         """[T] token ids to float32 [T, V] logits, without a cache.
 
-        For feature extraction the last hidden states [T, H]; for classification the class logits [1, C].
+        For feature extraction the last hidden states [T, H]; for classification the class logits [1, C], also of a
+        picture; of a picture's features its last hidden states [1, P, H].
         """
         ...
 
@@ -32,8 +39,11 @@ class Runner(Protocol):
 class BatchRunner(Runner, Protocol):
     """A runner that takes several padded sequences at once."""
 
-    def batch(self, ids: Ids, mask: Ids) -> Floats:
-        """[B, T] ids and mask to [B, T, V] (classification: [B, C]); what is masked out may hold anything."""
+    def batch(self, ids: Sample, mask: Ids) -> Floats:
+        """[B, T] ids and mask to [B, T, V] (classification: [B, C]); what is masked out may hold anything.
+
+        Pictures [B, C, H, W] have no padding, and their mask [B, C] says nothing.
+        """
         ...
 
 

@@ -20,7 +20,7 @@ from exporter.form import GENERATION as GENERATION
 from exporter.form import TASKS as TASKS
 from exporter.runner import Floats as Floats  # a third party's target imports the arrays' names from here too
 from exporter.runner import Ids as Ids
-from exporter.runner import Runner
+from exporter.runner import Runner, Sample
 from exporter.weight import Weight as Weight
 from exporter.weight import Zeros as Zeros
 
@@ -54,6 +54,8 @@ TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
     "chat_template.json",
 )  # fmt: skip
+# How a picture becomes a model's input: of an image processor alone, and of one beside a tokenizer.
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -166,10 +168,10 @@ class Probe:
     `ids` and `mask` are [batch, length], padded on the right, of sequences of different lengths; `answers` is float32
     [batch, length, V] (logits; for feature extraction the hidden states) or [batch, classes]. `alone` are the answers
     to each sequence without its padding, where a model answers otherwise then: ConvBERT's and MobileBERT's last tokens
-    see what follows them. None: the same.
+    see what follows them. None: the same. Of pictures `ids` are float32 [batch, C, H, W], and `mask` [batch, C] is 1.
     """
 
-    ids: Ids
+    ids: Sample
     mask: Ids
     answers: Floats
     alone: Floats | None = None
@@ -250,8 +252,10 @@ class Target:
     fit them, returns why this checkpoint cannot be exported so, and fetches what no package brings.
     `calibrates` tells whether a precision wants statistics of the layers' inputs. `schemes` says why a precision cannot
     express a policy's scheme, with what it can, or returns None. `experts`: each expert of a mixture is a layer of its
-    policies, as exporter.checkpoint.experts has them; else they stay in float under one. `selftest` runs the engine on
-    a toy, in a child of exporter's, because a bad build crashes; `mends_crash` gives the command that mends such a one.
+    policies, as exporter.checkpoint.experts has them; else they stay in float under one. `convolutions`: those of a
+    model of pictures are layers of them too, and the precision gets the calibration's pictures. `selftest` runs the
+    engine on a toy, in a child of exporter's, because a bad build crashes; `mends_crash` gives the command that mends
+    such a one.
     `weights` reads what the written files hold, of those that `Exported` calls weights: without it nothing is claimed
     of a precision's name.
     `zeros` counts those in them, by the names of `weights`, and says what the engine makes of them; it reads them whole
@@ -286,6 +290,7 @@ class Target:
     calibrates: Callable[[str, Any], bool] = lambda precision, options: False  # (precision, options)
     schemes: Callable[[str, Scheme], str | None] = lambda precision, scheme: f"{precision} takes no policy"
     experts: bool = False
+    convolutions: bool = False
     fetch: Callable[[Path, Path | None], Path] | None = None  # (cache, a file at hand): what `exporter fetch` does
     weights: Callable[[Path, Sequence[str]], Sequence[Weight]] | None = None  # (artifact's folder, its files)
     zeros: Callable[[Path, Sequence[str]], Zeros] | None = None  # (artifact's folder, its files)

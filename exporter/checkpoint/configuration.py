@@ -46,8 +46,11 @@ def correct_ties(model: Any) -> str | None:
 
     transformers 5 does not tie two that differ, whatever the file says, and 4 puts one in the other's place.
     """
-    first, last = model.get_input_embeddings(), model.get_output_embeddings()
-    if last is None or not hasattr(first, "weight") or first.weight is last.weight:
+    last = model.get_output_embeddings()
+    if last is None:  # a model of pictures may not say what its input embedding is
+        return None
+    first = model.get_input_embeddings()
+    if not hasattr(first, "weight") or first.weight is last.weight:
         return None
     wrong = [one for one in {id(c): c for c in (model.config, model.config.get_text_config())}.values()
              if one.tie_word_embeddings]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ import numpy as np
 
 from exporter.checkpoint.experts import expert_layers, split_experts
 from exporter.checkpoint.folder import has_tokenizer
-from exporter.checkpoint.linear import linear_layers
+from exporter.checkpoint.linear import linear_layers, weighted_layers
 from exporter.checkpoint.load import check_config, code_beside, read_config
 from exporter.checkpoint.model import is_native, load_model, trust_code
+from exporter.checkpoint.processor import picture_shape, read_processor
 from exporter.checkpoint.renamed import renaming, wrapper_of
 from exporter.checkpoint.tokenizer import check_fit, embedding_of, lacks_padding, read_tokenizer, rows_of
 from exporter.checkpoint.weights import again, stored_tensors
 from exporter.errors import JobError, unknown
+from exporter.form import FORMS, IMAGE_FEATURES, IMAGES, PIXELS
 from exporter.types import FEATURES, TASKS
 
 _BLOCK = 1 << 24  # bytes of a tensor that are compared at a time
@@ -51,8 +53,10 @@ def inspect(
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_code(path, trust))
     except (StrictDataclassError, ValueError, KeyError, OSError, ImportError) as error:
         raise JobError(f"transformers cannot read the configuration of {model}: {_one_line(error)}") from error
-    words = read_tokenizer(tokenizer, trust)
     task = _task(config, task, model, measured)
+    if task in FORMS and FORMS[task].inputs == "pixels":
+        return _of_pictures(model, path, task, trust, config)
+    words = read_tokenizer(tokenizer, trust)
     unused, empty = _fit(model, path, task, trust, set(provided), labels)
     if lacks_padding(empty) and not provided:
         raise JobError(
@@ -74,6 +78,29 @@ def inspect(
         "linear_layers": list(linear_layers(empty)),
         "experts": list(expert_layers(empty)),
         "config": {key: value for key, value in config.to_dict().items() if not (leftover and key == "auto_map")},
+    }
+
+
+def _of_pictures(model: str, path: Path, task: str, trust: bool, config: Any) -> dict[str, Any]:
+    """The same of a model that reads pictures: its processor must make them all of the size that the model takes."""
+    unused, empty = _fit(model, path, task, trust, set(), None)
+    shape = picture_shape(read_processor(path, trust))
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    # Of a model that takes any size its config.json may still name that of its training.
+    fixed = getattr(config, "patch_size", None) is not None and isinstance(size, int)
+    if (fixed and shape[1:] != (size, size)) or (channels is not None and shape[0] != channels):
+        raise JobError(
+            f"the image processor of {model} makes pictures of {' x '.join(map(str, shape))}, and its config.json "
+            f"wants {channels} x {size} x {size}: one of the two is another model's"
+        )
+    return {
+        "task": task,
+        "max_length": None,
+        "unused": unused,
+        "notes": [],
+        "linear_layers": list(weighted_layers(empty)),
+        "experts": [],
+        "config": config.to_dict(),
     }
 
 
@@ -127,6 +154,7 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
     """The task that was asked for, or the one of the checkpoint's architecture, in the words of optimum."""
     import transformers
     from optimum.exporters.tasks import TasksManager
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
     if asked is not None:
         task = TasksManager.map_from_synonym(asked)
@@ -143,13 +171,23 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
     if not names:
         raise JobError(f"the architecture of {model} is not known; give --task with one of {', '.join(TASKS)}")
     try:
-        task = TasksManager.infer_task_from_model(getattr(transformers, names[0]))
+        named = getattr(transformers, names[0])
+        task = TasksManager.infer_task_from_model(named)
+        if task == FEATURES and getattr(named, "main_input_name", None) == PIXELS:
+            task = IMAGE_FEATURES  # optimum does not tell it from a model of texts
     except ValueError:
-        task, measured = "an unknown task", True
+        # optimum passes over models of which transformers has two of one kind, such as DeiT's.
+        known = [name for one in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values() for name in _tuple(one)]
+        task = IMAGES if names[0] in known else "an unknown task"
+        measured = measured or task not in TASKS
     if measured and task not in TASKS:
         choices = ", ".join(TASKS)
         raise JobError(f"{names[0]} is for {task}, which exporter does not measure; give --task with one of {choices}")
     return str(task)
+
+
+def _tuple(value: str | Sequence[str]) -> Sequence[str]:
+    return (value,) if isinstance(value, str) else value
 
 
 def _fit(model: str, path: Path, task: str, trust: bool, provided: set[str], labels: int | None) -> tuple[str, Any]:
@@ -169,7 +207,7 @@ def _fit(model: str, path: Path, task: str, trust: bool, provided: set[str], lab
     misfits = [f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in unlike]
     # A pooler is computed from the hidden states, which are what is compared.
     lacks = sorted({*found["missing_keys"]} - provided)
-    lacks = [name for name in lacks if not (task == FEATURES and name.startswith("pooler."))]
+    lacks = [name for name in lacks if not (task in (FEATURES, IMAGE_FEATURES) and name.startswith("pooler."))]
     if misfits:
         raise JobError(f"the weights of {model} do not fit its config.json: {_few(misfits)}; {again(path)}")
     if lacks:

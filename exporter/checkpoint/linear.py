@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from exporter.form import PIXELS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,12 +18,49 @@ def linear_layers(model: Any) -> dict[str, Any]:
     return {name: one for name, one in model.named_modules() if isinstance(one, torch.nn.Linear | Conv1D)}
 
 
+def convolutions(model: Any) -> dict[str, Any]:
+    """The convolutions of a model that reads pictures, by name."""
+    import torch
+
+    return {name: one for name, one in model.named_modules() if isinstance(one, torch.nn.Conv2d)}
+
+
+def weighted_layers(model: Any) -> dict[str, Any]:
+    """Linear layers and, of a model that reads pictures, convolutions, in the model's own order.
+
+    A convolution is a linear layer of the patches that it looks at: its weight is [outputs, inputs] to all who round.
+    """
+    found = linear_layers(model)
+    if getattr(model, "main_input_name", None) == PIXELS:
+        found |= convolutions(model)
+    return {name: found[name] for name, _ in model.named_modules() if name in found}
+
+
 def weight_of(module: Any) -> Tensor:
-    """A linear layer's weight as [outputs, inputs], a view of what it holds; Conv1D stores it the other way round."""
+    """A layer's weight as [outputs, inputs], a view of what it holds; GPT-2's Conv1D stores it the other way round."""
     import torch
 
     weight: Tensor = module.weight.data
+    if isinstance(module, torch.nn.Conv2d):
+        return weight.flatten(1)
     return weight if isinstance(module, torch.nn.Linear) else weight.T
+
+
+def channels_last(module: Any, tensor: Tensor) -> Tensor:
+    """A layer's inputs or outputs with the channels on the last axis; a convolution has them on the second."""
+    import torch
+
+    return tensor.movedim(1, -1) if isinstance(module, torch.nn.Conv2d) else tensor
+
+
+def asked(model: Any, samples: Tensor, **more: Any) -> Any:
+    """The outputs of a model of texts for token ids [B, T], of one of pictures for pixel values [B, C, H, W]."""
+    return model(**{PIXELS if samples.ndim == 4 else "input_ids": samples}, **more)
+
+
+def amount(samples: Tensor) -> str:
+    """How much there is to calibrate on, in words: [windows, window] token ids, or pictures [n, C, H, W]."""
+    return f"{len(samples)} pictures" if samples.ndim == 4 else f"{samples.numel()} tokens"
 
 
 def shared_weights(model: Any) -> set[str]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from exporter.checkpoint.model import load_model
 from exporter.checkpoint.tokenizer import rows_of
-from exporter.form import FORMS
-from exporter.runner import Floats, Ids
+from exporter.form import FORMS, PIXELS
+from exporter.runner import Floats, Ids, Sample, rows_of_states
 
 
 class TorchRunner:
@@ -33,8 +33,8 @@ class TorchRunner:
     def __exit__(self, *exc: object) -> None:
         del self._model, self._cache
 
-    def logits(self, ids: Ids) -> Floats:
-        out = self.batch(ids[None], np.ones_like(ids)[None])
+    def logits(self, ids: Sample) -> Floats:
+        out = self.batch(ids[None], np.ones((1, len(ids)), np.int64))
         return out[0] if self._form.per_token else out
 
     def segmented(self, ids: Ids, segments: Ids) -> Floats:
@@ -43,7 +43,9 @@ class TorchRunner:
         out = self._floats(self._forward(ids[None], attention_mask=np.ones((1, len(ids)), np.int64), **extra))
         return out[0] if self._form.per_token else out
 
-    def batch(self, ids: Ids, mask: Ids) -> Floats:
+    def batch(self, ids: Sample, mask: Ids) -> Floats:
+        if self._form.inputs == "pixels":
+            return self._floats(self._seen(ids))
         extra = {"use_cache": False} if self._form.cached else {}
         return self._floats(self._forward(ids, attention_mask=mask, **extra))
 
@@ -62,17 +64,22 @@ class TorchRunner:
         with self._torch.inference_mode():
             return self._call(input_ids=self._there(ids), **inputs)
 
+    def _seen(self, pixels: Sample) -> Any:
+        """The model's outputs of pictures [B, C, H, W], in its own dtype as transformers' clients feed them."""
+        with self._torch.inference_mode():
+            return self._call(**{PIXELS: self._there(pixels).to(self._model.dtype)})
+
     def _call(self, **inputs: Any) -> Any:
         return self._model(**inputs)
 
-    def _there(self, array: Ids) -> Any:
+    def _there(self, array: Sample) -> Any:
         return self._torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
     def _floats(self, out: Any) -> Floats:
         tensors = [out[name] for name in self._form.outputs]
         tensor = tensors[0] if len(tensors) == 1 else self._torch.stack(tensors, -1)
         result: Floats = tensor.float().cpu().numpy()
-        return result
+        return rows_of_states(result) if self._form.answers == "states" else result
 
 
 class TorchDecoder(TorchRunner):

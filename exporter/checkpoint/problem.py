@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.load import read_config
-from exporter.types import CLASSIFICATION, REGRESSION, SINGLE_LABEL
+from exporter.form import FORMS
+from exporter.types import REGRESSION, SINGLE_LABEL
 
 _LABELS = 2  # transformers' default, which it leaves out of config.json
 
@@ -25,4 +26,4 @@ def problem_type(config: Mapping[str, Any]) -> str:
 
 def problem_of(folder: Path, task: str) -> str:
     """A checkpoint's problem type; "" for a task that has none. Raises JobError."""
-    return problem_type(read_config(folder)) if task == CLASSIFICATION else ""
+    return problem_type(read_config(folder)) if task in FORMS and FORMS[task].classifier else ""

@@ -34,7 +34,7 @@ HEADINGS: Mapping[str, Sequence[str]] = {
     ),
     "Evaluation": (
         "task", "eval_tokens", "window", "stride", "eval_data", "text_column", "pair_column", "label_column",
-        "sample", "perplexity",
+        "sample", "perplexity", "eval_images",
     ),
     "Gates": (
         "max_kl", "min_top1", "max_tokenizer_errors", "min_cosine", "max_regression_error", "min_pearson",
@@ -44,7 +44,7 @@ HEADINGS: Mapping[str, Sequence[str]] = {
     "Pruning": ("prune",),
     "Distillation": ("distill",),
     "Calibration and policies": (
-        "calib_text", "calib_tokens", "policy", "force_policy", "ranges", "smooth", "rounding",
+        "calib_text", "calib_tokens", "calib_images", "policy", "force_policy", "ranges", "smooth", "rounding",
     ),
     "Quantization-aware training": ("qat",),
     "Running": (

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
+from exporter.measure import preprocessing
 from exporter.measure.lengths import FIGURE
 from exporter.report.result import Gate, Result
 from exporter.types import Gates
@@ -35,20 +36,23 @@ def judge(limits: Gates, result: Result, asked: frozenset[str], scored: int, uni
             gates.append(gate)
         elif field.name in asked:
             gates.append(Gate(field.name, limit, None, False, "not measured for this artifact"))
-    return gates + _far(result)
+    return gates + _of_its_own(result)
 
 
-def _far(result: Result) -> list[Gate]:
-    """The gate of every artifact that was compared beyond a boundary: there it must be what it is below."""
-    drift = result.figure(FIGURE)
-    if drift.value is None:
-        return []
-    wrong = drift.value > 1
-    return [Gate(f"max_{FIGURE}", 1.0, drift.value, not wrong, (drift.detail or "") if wrong else "")]
+def _of_its_own(result: Result) -> list[Gate]:
+    """The gates of every artifact that has their figures: beyond a boundary it must be what it is below, and its image
+    processor must be the checkpoint's."""
+    gates = []
+    for name, limit in {FIGURE: 1.0, preprocessing.FIGURE: preprocessing.LIMIT}.items():
+        figure = result.figure(name)
+        if figure.value is not None:
+            wrong = figure.value > limit
+            gates.append(Gate(f"max_{name}", limit, figure.value, not wrong, (figure.detail or "") if wrong else ""))
+    return gates
 
 
 # Figures of an artifact's own working: none says whether its answers are the reference's.
-_OF_ITSELF = frozenset({"tokenizer_errors", "cache_kl"})
+_OF_ITSELF = frozenset({"tokenizer_errors", "cache_kl", preprocessing.FIGURE})
 _FLAGS = ("ppl_ratio", "cosine", "regression_error", "kl")  # which limit to advise, by what was measured
 
 

@@ -1,8 +1,8 @@
 """Speed of an artifact, in a process of its own: rounds of prefill and decode, which the caller interleaves.
 
 Prefill is one forward over 128 and over 512 tokens; decode is 64 tokens, one at a time, after a prompt of 128. Encoders
-have prefill only, and the passage is one sequence. A round begins with a forward that is not counted: other variants
-had the processor's caches since the last one.
+have prefill only, and the passage is one sequence. Of a model of pictures one picture is timed, and eight at once. A
+round begins with a forward that is not counted: other variants had the processor's caches since the last one.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from exporter.runner import CachedRunner, DeviceRunner, Ids, Runner
+from exporter.runner import BatchRunner, CachedRunner, DeviceRunner, Runner, Sample
 
 T = TypeVar("T")
 PREFILL_LENGTHS = (128, 512)
 PROMPT, DECODED = 128, 64
 CALLS = 3  # of each prefill in a round
-Round = dict[str, list[float]]  # milliseconds: "prefill_128", "prefill" (512 tokens), "decode"
+TOGETHER = 8  # pictures in a batch
+PICTURE, PICTURES = "picture", f"pictures_{TOGETHER}"
+Round = dict[str, list[float]]  # milliseconds: "prefill_128", "prefill" (512 tokens), "decode"; of pictures those
 
 
 def name_of(length: int) -> str:
@@ -27,8 +29,10 @@ def name_of(length: int) -> str:
     return "prefill" if length == PREFILL_LENGTHS[-1] else f"prefill_{length}"
 
 
-def measure_round(runner: Runner, ids: Ids, max_length: int) -> Round:
-    """One round on [N] token ids (repeated where the text is shorter): milliseconds of each forward."""
+def measure_round(runner: Runner, ids: Sample, max_length: int) -> Round:
+    """One round on [N] token ids (repeated where the text is shorter), or a picture: milliseconds of each forward."""
+    if ids.ndim > 1:
+        return _of_pictures(runner, ids)
     ids = np.resize(ids, PREFILL_LENGTHS[-1] + DECODED)
     forward = runner.prefill if isinstance(runner, CachedRunner) else runner.logits
     times: Round = {}
@@ -42,8 +46,20 @@ def measure_round(runner: Runner, ids: Ids, max_length: int) -> Round:
     return times
 
 
-def warm_up(runner: Runner, ids: Ids, max_length: int) -> None:
+def _of_pictures(runner: Runner, picture: Sample) -> Round:
+    runner.logits(picture)
+    times: Round = {PICTURE: [_milliseconds(runner, runner.logits, picture) for _ in range(CALLS)]}
+    if isinstance(runner, BatchRunner):
+        several, mask = np.stack([picture] * TOGETHER), np.ones((TOGETHER, len(picture)), np.int64)
+        times[PICTURES] = [_milliseconds(runner, lambda batch: runner.batch(batch, mask), several)]
+    return times
+
+
+def warm_up(runner: Runner, ids: Sample, max_length: int) -> None:
     """Engines allocate, compile and pack at the first calls: none of that is what a user waits for later."""
+    if ids.ndim > 1:
+        runner.logits(ids)
+        return
     ids = np.resize(ids, PREFILL_LENGTHS[-1])[: min(max_length, PREFILL_LENGTHS[-1])]
     if isinstance(runner, CachedRunner):
         runner.prefill(ids[:-1])
@@ -82,6 +98,7 @@ def summarize(rounds: Sequence[Round]) -> dict[str, Any]:
     prefill = None if longest is None else longest * 1000 / latency[name_of(longest)]["p50"]
     decode = 1000 / latency["decode"]["p50"] if "decode" in latency else None
     rates = {"prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode}
+    rates["pictures_per_s"] = 1000 / latency[PICTURE]["p50"] if PICTURE in latency else None
     return {"latency_ms": latency, **rates, "rounds": len(rounds)}
 
 

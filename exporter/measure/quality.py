@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from exporter.errors import BuildError, JobError
 from exporter.measure.arithmetic import Doubles, exponential, mean
 from exporter.report.result import Figure
-from exporter.runner import Floats, Ids, Runner
+from exporter.runner import Floats, Ids, Runner, Sample
 from exporter.types import CLASSIFICATION, Probe
 
 Progress = Callable[[int, int], None]  # (done, total) windows
@@ -32,14 +32,15 @@ Pool = Callable[[Floats], Floats]  # a text's last hidden states [T, H] to its v
 class Passages:
     """The evaluation's token ids: one long text for generation, passages with their special tokens for encoders.
 
-    `ids` is [N]; `offsets` [passages + 1] are where each passage starts in it. A generation text is one passage.
+    `ids` is [N]; `offsets` [passages + 1] are where each passage starts in it. A generation text is one passage. Of
+    pictures `ids` are the pixel values float32 [N, H, W], the channels of one after those of another; a window is one.
     `problem_type` is a classifier's, "" of the other tasks: what is compared of it. `segments` [N] tell the two texts
     of a passage apart, where it has two and the model's tokenizer numbers them. `compared` [S] are the places in `ids`
     whose answers count, of a task that answers for each token; None: its own rule, or all. `mask_id`: fill-mask's.
     """
 
     task: str
-    ids: Ids
+    ids: Sample
     offsets: Ids
     window: int
     stride: int
@@ -48,7 +49,7 @@ class Passages:
     compared: Ids | None = None
     mask_id: int | None = None
 
-    def __iter__(self) -> Iterator[Ids]:
+    def __iter__(self) -> Iterator[Sample]:
         for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
             yield self.ids[begin:end]
 
@@ -118,20 +119,21 @@ class Reference:
 
 
 class NotFinite(BuildError):
-    """An artifact answered NaN or infinity; `ids` [T] are the tokens that it did so on."""
+    """An artifact answered NaN or infinity; `ids` [T] are the tokens, or the picture, that it did so on."""
 
-    def __init__(self, ids: Ids, out: Floats) -> None:
+    def __init__(self, ids: Sample, out: Floats) -> None:
         odd = out[~np.isfinite(out)]
-        super().__init__(f"it answers {odd[0]}: {odd.size} of {out.size} values for {len(ids)} tokens are no numbers")
+        asked = f"{len(ids)} tokens" if ids.ndim == 1 else "a picture"
+        super().__init__(f"it answers {odd[0]}: {odd.size} of {out.size} values for {asked} are no numbers")
         self.ids = ids
 
 
-def checked(runner: Runner, ids: Ids) -> Floats:
+def checked(runner: Runner, ids: Sample) -> Floats:
     """The answer to [T] ids. Raises NotFinite; -inf may stand in the place of a token that is ruled out."""
     return finite(ids, runner.logits(ids))
 
 
-def finite(ids: Ids, out: Floats) -> Floats:
+def finite(ids: Sample, out: Floats) -> Floats:
     """The answer to [T] ids, as it is; raises as above."""
     if np.isnan(out).any() or np.isposinf(out).any() or not np.isfinite(out).any(axis=-1).all():
         raise NotFinite(ids, out)

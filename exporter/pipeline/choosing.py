@@ -25,7 +25,7 @@ from exporter.pipeline.plan import make_plan
 from exporter.process import HUGE_PAGES, Operation, Progress, Session, Stepped, Steps, Worker, unheard
 from exporter.quantization.quantizing import POLICY
 from exporter.report.result import Result
-from exporter.types import FEATURES, REGRESSION, Checkpoint, Gates, Precision
+from exporter.types import REGRESSION, Checkpoint, Gates, Precision
 
 _ATTEMPTS = 4  # mixes that are tried for one artifact, until its gates pass
 _ROOM = 0.8  # of what a gate allows, for the simulated loss: the evaluation is another text and has an error of its own
@@ -89,7 +89,7 @@ def choose_policy(
 
 def budget(limits: Gates, checkpoint: Checkpoint) -> float:
     """What a simulated mix may lose for a start: in the unit of exporter.quantization.distance."""
-    if checkpoint.task == FEATURES:
+    if FORMS[checkpoint.task].answers == "states":
         return _ROOM * (1 - limits.min_cosine) if limits.min_cosine is not None else _BUDGET
     if problem_of(checkpoint.path, checkpoint.task) == REGRESSION:
         return _BUDGET if limits.max_regression_error is None else _ROOM * limits.max_regression_error

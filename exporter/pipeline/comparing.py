@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from exporter.form import FORMS, IMAGE_FEATURES, IMAGES
 from exporter.measure import quality
 from exporter.measure.embedding import EMBEDDING, Embedding
 from exporter.measure.labels import LABELS, PAIRS, Labels, truth
@@ -42,9 +43,19 @@ def compare(
     labels = Labels.load(folder / LABELS) if (folder / LABELS).is_file() else None
     if labels is not None:
         figures |= compare_labels(labels, expected, got)
-    if told is None or passages.task not in (FEATURES, CLASSIFICATION):
+    if told is None or passages.task not in (FEATURES, CLASSIFICATION, IMAGES, IMAGE_FEATURES):
         return figures, None
-    return figures, _changed(passages, expected, got, told["names"], labels, folder, checkpoint)
+    texts = _texts(told, passages, folder, checkpoint)
+    return figures, _changed(passages, expected, got, told["names"], labels, texts)
+
+
+def _texts(
+    told: dict[str, Any], passages: quality.Passages, folder: Path, checkpoint: Checkpoint
+) -> Callable[[int], str]:
+    """What a sample is called by its number: a text, or a picture's name."""
+    if (pictures := told.get("pictures")) is not None:
+        return lambda one: str(pictures[one])
+    return texts_of(passages, decoders(folder, checkpoint)[1])
 
 
 def _changed(
@@ -53,11 +64,9 @@ def _changed(
     got: Floats,
     names: list[str],
     labels: Labels | None,
-    folder: Path,
-    checkpoint: Checkpoint,
+    texts: Callable[[int], str],
 ) -> dict[str, Any]:
-    texts = texts_of(passages, decoders(folder, checkpoint)[1])
-    if passages.task != CLASSIFICATION:
+    if not FORMS[passages.task].classifier:
         return changed_neighbours(expected, got, texts, labels is not None and labels.kind == PAIRS)
     if passages.problem_type == REGRESSION or expected.shape[-1] == 1:
         return changed_order(expected[:, 0].astype("float64"), got[:, 0].astype("float64"), texts)

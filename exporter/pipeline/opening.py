@@ -10,19 +10,22 @@ from typing import Any
 from exporter import machine
 from exporter.device import named as named_device
 from exporter.errors import BuildError
+from exporter.form import FORMS
 from exporter.measure import latency, quality
 from exporter.measure.lengths import FIGURE, LENGTHS, PROVEN, Lengths, compare_lengths
+from exporter.measure.preprocessing import PROCESSED, Processed
 from exporter.measure.probe import compare_probe
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
 from exporter.pipeline.comparing import compare
 from exporter.pipeline.generating import agreement_of
+from exporter.pipeline.pictures import processed
 from exporter.process import Session
 from exporter.runner import (
     BoundedRunner,
     DeviceRunner,
-    Ids,
     PlacedRunner,
     Runner,
+    Sample,
     StandInRunner,
     TokenizingRunner,
     TracingRunner,
@@ -54,6 +57,8 @@ def measure_quality(
         except quality.NotFinite as error:
             first = runner.first_not_finite(error.ids) if isinstance(runner, TracingRunner) else None
             raise BuildError(f"{error}; first of its graph, {first}" if first else str(error)) from error
+        if (beside := Path(reference).with_name(PROCESSED)).is_file():
+            figures |= processed(Path(folder), checkpoint, Processed.load(beside))
         if isinstance(runner, TokenizingRunner):
             figures |= compare_tokenizer(runner, TokenizedTexts.load(Path(reference).with_name(TOKENIZED)))
         where = None if isinstance(runner, StandInRunner) else gpu
@@ -66,7 +71,8 @@ def measure_quality(
             groups["generation"] |= {"not_timed": runner.untimed} if agreed else {}
         if isinstance(runner, DeviceRunner):
             groups["memory"] = {"device_bytes": runner.device_memory_bytes}
-    if (beside := Path(reference).with_name(LENGTHS)).is_file():  # an older exporter's reference has none
+    beside = Path(reference).with_name(LENGTHS)
+    if FORMS[task].inputs == "text" and beside.is_file():  # an older exporter's reference has none
         opened = partial(_open, named, checkpoint, folder, threads, gpu)
         proven, figures[FIGURE] = compare_lengths(
             opened, Lengths.load(beside), task, session.counted(f"lengths {named}")
@@ -80,7 +86,7 @@ class _Timed:
     """A runner that stays open between the rounds of the speed measurement, and what it is timed on."""
 
     runner: Runner
-    ids: Ids
+    ids: Sample
     max_length: int
 
 
@@ -95,7 +101,8 @@ def open_for_speed(
     max_length: int,
 ) -> dict[str, Any]:
     """A worker's operation: opens an artifact and warms it up."""
-    ids = quality.Reference.load(Path(reference)).passages.ids
+    told = quality.Reference.load(Path(reference)).passages
+    ids = told.ids if FORMS[told.task].inputs == "text" else next(iter(told))
     runner = _open(Variant(*variant), checkpoint, folder, threads, gpu).__enter__()
     if isinstance(runner, BoundedRunner):
         max_length = min(max_length, runner.max_length)

@@ -23,6 +23,7 @@ from exporter.pipeline.distillations import Distillation, check_options, plan_di
 from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.output import refuse_other_results
+from exporter.pipeline.pictures import calibration_pictures, evaluation_pictures, reads_pictures
 from exporter.pipeline.prunings import calibrated_by, read_prunings, reshaped_by
 from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
@@ -97,9 +98,10 @@ class Plan:
         """What --dry-run prints: the resolved job, and what it would do."""
         job, text = self.job, self.calibration
         steps = [f"merge the adapter {adapter.path} ({self.source.way})" for adapter in self.source.adapters]
-        steps += [f"calibrate on {job.calib_tokens} tokens of {text['name']}"] if text else []
-        what = f"{job.eval_tokens} tokens" if self.data is None else data_line(self.data.about)
-        steps.append(f"measure {what} of {self.text_name} with {known.REFERENCE}")
+        pictures = reads_pictures(self.source.checkpoint.task)
+        amount = "" if pictures else f"{job.calib_tokens} tokens of "
+        steps += [f"calibrate on {amount}{text['name']}"] if text else []
+        steps.append(f"measure {self._evaluated()} with {known.REFERENCE}")
         steps += [f"prune {one}: {one.how.summary}" for one in self.prunings]
         steps += [f"distill {its.steps} steps" for its in (self.sections.distill,) if its]
         steps += [f"train {qat.steps} steps as {qat.scheme} (QAT)"] if (qat := self.sections.qat) else []
@@ -114,6 +116,12 @@ class Plan:
             "checkpoint": asdict(self.source.checkpoint),
             "steps": steps,
         }
+
+    def _evaluated(self) -> str:
+        if reads_pictures(self.source.checkpoint.task):
+            return self.text_name
+        what = f"{self.job.eval_tokens} tokens" if self.data is None else data_line(self.data.about)
+        return f"{what} of {self.text_name}"
 
 
 def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
@@ -133,6 +141,8 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     source = look(job, worker)
     task = source.checkpoint.task
+    if reads_pictures(task):
+        text_name, text = evaluation_pictures(job)
     check_samples(job, task)
     check_forms(job, task)
     data = labelled_data(job, task, source.config, source.labels)
@@ -163,7 +173,7 @@ def check_calibration(session: Session, checkpoint: Checkpoint, text: dict[str, 
     """A worker's operation: refuses a text that gives too few windows to choose a policy by. Raises JobError."""
     from exporter.quantization.calibrate import policy_windows
 
-    policy_windows(checkpoint.path, checkpoint.trust_remote_code, text)
+    policy_windows(checkpoint, text)
 
 
 def dry_plan(job: Job, progress: Progress) -> dict[str, Any]:
@@ -216,8 +226,10 @@ def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: P
             "rounding": job.rounding,
             "ranges_per_octave": precision.ranges_per_octave,
             "experts": target.experts,
+            "convolutions": target.convolutions,
         }
     calibrates = target.calibrates(variant.precision, options)
+    calibrates = calibrates or (how is not None and target.convolutions and reads_pictures(task))
     limits = job.gates(precision.limits(task))
     return Wanted(variant, options, limits, calibrates, how)
 
@@ -272,6 +284,9 @@ def _of_another(job: Job, policy: Policy, sha256: str) -> list[str]:
 
 def _calibration(job: Job, source: Source, evaluated: str, wanted: bool) -> dict[str, Any] | None:
     """What a worker is told of the text to calibrate on, where it is wanted. A text that was named is looked at."""
+    if reads_pictures(source.checkpoint.task):
+        told = calibration_pictures(job, evaluated)
+        return told if wanted else None
     if not wanted and job.calib_text is None:
         return None
     measured = job.eval_tokens if job.eval_data is None else len(evaluated)  # of labelled data all

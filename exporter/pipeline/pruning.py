@@ -64,7 +64,7 @@ def prune_checkpoint(
     with store.one_maker(Path(folder), session.waiting):
         if (manifest := store.reusable(Path(folder), key)) is None:
             trust = checkpoint.trust_remote_code
-            windows = None if text is None else policy_windows(checkpoint.path, trust, text)
+            windows = None if text is None else policy_windows(checkpoint, text)
             load = partial(load_model, task=checkpoint.task, dtype="float32", trust_remote_code=trust)
             with store.publish(Path(folder)) as building:
                 asked = [parse(one) for one in prunings]

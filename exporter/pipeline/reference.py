@@ -28,6 +28,7 @@ from exporter.pipeline.covering import facts_of, forms_of, own_forms
 from exporter.pipeline.generating import KEY, continued
 from exporter.pipeline.labelled import tokenize_examples
 from exporter.pipeline.lengths import lengths_of
+from exporter.pipeline.pictures import measure_pictures, reads_pictures
 from exporter.pipeline.plan import Plan
 from exporter.pipeline.sampling import reference_samples, sampled, save_samples
 from exporter.process import Progress, Session, Worker
@@ -64,6 +65,10 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     if gpu is not None:
         key, told["gpu"] = content_key([key, named(gpu)]), gpu
         told["key"] = key
+    if reads_pictures(checkpoint.task):
+        seen = {name: told[name] for name in ("key", "threads", "text", "gpu") if name in told}
+        found: dict[str, Any] = worker(measure_pictures, checkpoint=checkpoint, folder=output / "reference", **seen)
+        return found
     told |= {"data": data, "modules": modules, "samples": plan.job.sample, "max_length": plan.source.max_length}
     manifest: dict[str, Any] = worker(measure_reference, checkpoint=checkpoint, folder=output / "reference", **told)
     return manifest

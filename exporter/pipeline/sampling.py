@@ -105,9 +105,13 @@ def reference_samples(told: dict[str, Any]) -> dict[str, Any] | None:
 
 def save_samples(told: dict[str, Any], tokenizer: Any, folder: Path) -> None:
     """Beside the reference, with what decodes ids where transformers and the checkpoint are not."""
-    (folder / SAMPLES).write_text(json.dumps(told, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_samples(told, folder)
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.save(str(folder / DECODER))
+
+
+def write_samples(told: dict[str, Any], folder: Path) -> None:
+    (folder / SAMPLES).write_text(json.dumps(told, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def decoders(folder: Path, checkpoint: Checkpoint) -> tuple[Decode, Decode]:

@@ -13,6 +13,7 @@ from exporter.checkpoint.weights import Weights, check_weights, spare_files, sto
 from exporter.errors import JobError
 from exporter.job import MergeJob
 from exporter.machine import available_memory
+from exporter.pipeline.pictures import check_inputs
 from exporter.pipeline.quantized_base import Base, base_of, check_base, hints, refuse_leftover
 from exporter.process import Session, Worker
 from exporter.stages.merge.adapter import STEM, Adapter, base_identity, check_combination, parse_adapter, read_adapter
@@ -107,6 +108,7 @@ def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: boo
         measured=measured,
         tokenizer=tokenizer_folder(base.path, [adapter.path for adapter in adapters]),
     )
+    check_inputs(job, known["task"])
     stored = stored_tensors(base.path).values()
     identities = tuple(base_identity(one, job.model, weights.sha256 if weights else None) for one in adapters)
     notes = [*(recipe.notes if recipe else ()), *hints(job, adapters, scheme)]

@@ -15,6 +15,7 @@ from exporter.pipeline.exporting import export_artifact
 from exporter.pipeline.generating import time_generations
 from exporter.pipeline.merging import merge_adapters
 from exporter.pipeline.opening import measure_quality, open_for_speed, time_round
+from exporter.pipeline.pictures import measure_pictures
 from exporter.pipeline.plan import check_calibration
 from exporter.pipeline.pruning import prune_checkpoint
 from exporter.pipeline.quantized_base import dequantize_base
@@ -33,6 +34,7 @@ OPERATIONS: dict[str, Operation] = {
         check_calibration,
         merge_adapters,
         measure_reference,
+        measure_pictures,
         prune_checkpoint,
         check_teacher,
         distill_checkpoint,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
-from exporter.checkpoint.linear import linear_layers, weight_of
+from exporter.checkpoint.linear import asked, channels_last, weight_of, weighted_layers
 from exporter.errors import BuildError
 from exporter.quantization.grid import INT32, input_grid, quantized
 from exporter.quantization.simulation import simulated
@@ -34,7 +34,7 @@ def biased(model: Any, schemes: Mapping[str, Scheme | None]) -> list[str]:
 
     Experts are none of them: rounding moves tokens from one to another, and a mean over others is no shift.
     """
-    linear, experts = linear_layers(model), expert_layers(model)
+    linear, experts = weighted_layers(model), expert_layers(model)
     quantized = [name for name, scheme in schemes.items() if scheme is not None and name not in experts]
     return [name for name in quantized if linear[name].bias is not None]
 
@@ -45,7 +45,7 @@ def mean_outputs(model: Any, ids: Tensor, names: Iterable[str]) -> dict[str, Ten
 
     def note(name: str) -> Callable[[Any, Any, Tensor], None]:
         def hook(module: Any, inputs: Any, output: Tensor) -> None:
-            means[name] = _mean(name, output)
+            means[name] = _mean(name, channels_last(module, output))
 
         return hook
 
@@ -61,15 +61,16 @@ def correct_biases(
     `expected` is mean_outputs of the float model on the same ids; weights may have been rounded since then. Some
     thousand tokens are enough: all are in memory at once. Raises BuildError for NaN or Inf.
     """
-    linear = linear_layers(model)
+    linear = weighted_layers(model)
     quantized = [name for name, scheme in schemes.items() if scheme is not None]
     with_bias = [name for name in biased(model, schemes) if name in expected]
 
     def mend(name: str) -> Callable[[Any, Any, Tensor], Tensor]:
         def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
-            shift = _mean(name, output) - expected[name]
+            shift = _mean(name, channels_last(module, output)) - expected[name]
             module.bias -= shift
-            return output - shift  # what comes after this layer sees it corrected, in this very pass
+            channels_last(module, output).sub_(shift)
+            return output  # what comes after this layer sees it corrected, in this very pass
 
         return hook
 
@@ -87,7 +88,7 @@ def round_biases(model: Any, schemes: Mapping[str, Scheme | None]) -> None:
     """
     import torch
 
-    linear = linear_layers(model)
+    linear = weighted_layers(model)
     for name, scheme in schemes.items():
         if scheme is None or scheme.range is None or scheme.group is not None or linear[name].bias is None:
             continue
@@ -110,7 +111,7 @@ def _run(model: Any, ids: Tensor, hooks: Mapping[str, Callable[..., Any]]) -> No
 
     if not hooks:
         return
-    linear = linear_layers(model)
+    linear = weighted_layers(model)
     head = model.get_output_embeddings()
     unseen = head is not None and all(linear[name] is not head for name in hooks)
     registered = [linear[name].register_forward_hook(hook) for name, hook in hooks.items()]
@@ -118,7 +119,7 @@ def _run(model: Any, ids: Tensor, hooks: Mapping[str, Callable[..., Any]]) -> No
         head.forward = lambda hidden, whole=head.forward: whole(hidden[..., :1, :])
     try:
         with torch.no_grad():
-            model(input_ids=ids)
+            asked(model, ids)
     finally:
         if unseen:
             del head.forward

@@ -16,6 +16,7 @@ import numpy as np
 
 from exporter import store
 from exporter.errors import JobError
+from exporter.form import FORMS
 from exporter.quantization.statistics import collect, save_statistics
 from exporter.types import Checkpoint
 
@@ -47,16 +48,16 @@ def calibrate(
     if (manifest := store.reusable(folder, key)) is not None:
         return manifest
     import torch
-    from transformers import AutoTokenizer
 
     from exporter.checkpoint.model import load_model
 
     torch.set_num_threads(threads)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
-    pieces = calibration_windows(tokenizer, text, skip, tokens, max_length)
+    how = {"text": text, "skip": skip, "tokens": tokens, "max_length": max_length}
+    pieces = samples(checkpoint, how)
     model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
     statistics = collect(model, pieces, progress)
-    about = {"text": name, "tokens": pieces.numel(), "windows": len(pieces), "window": pieces.shape[1]}
+    count = pieces.numel() if pieces.ndim == 2 else None
+    about = {"text": name, "tokens": count, "windows": len(pieces), "window": pieces.shape[1]}
     with store.publish(folder) as building:
         save_statistics(statistics, building)
         np.save(building / "windows.npy", pieces.numpy())
@@ -82,12 +83,25 @@ def calibration_windows(tokenizer: Any, text: str, skip: int, tokens: int, max_l
     return torch.tensor(ids[: len(ids) - len(ids) % window]).view(-1, window)
 
 
-def policy_windows(path: Path, trust: bool, text: Mapping[str, Any]) -> Tensor:
-    """The calibration windows of a checkpoint's tokenizer, some of which will be held out. Raises JobError for few."""
+def samples(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:
+    """What a checkpoint is calibrated on: a text's windows, or the pictures of a list [n, C, H, W]. Raises JobError."""
+    trust = checkpoint.trust_remote_code
+    if FORMS[checkpoint.task].inputs == "pixels":
+        import torch
+
+        from exporter.checkpoint.pictures import read
+        from exporter.checkpoint.processor import pixels, read_processor
+
+        return torch.from_numpy(pixels(read_processor(checkpoint.path, trust), read(text["text"])))
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
-    windows = calibration_windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust)
+    return calibration_windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
+
+
+def policy_windows(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:
+    """What a checkpoint is calibrated on, some of which will be held out. Raises JobError where it is too little."""
+    windows = samples(checkpoint, text)
     if len(windows) < FEWEST:
         raise JobError(
             f"{text['name']} is too short: of {windows.shape[1]} tokens each it gives {len(windows)} calibration "

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.problem import problem_type
-from exporter.types import CLASSIFICATION, FEATURES, MULTI_LABEL, REGRESSION
+from exporter.form import FORMS
+from exporter.types import FEATURES, MULTI_LABEL, REGRESSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,9 @@ _CONSTANT = 1e-4  # of the largest answer: a spread below it is the arithmetic's
 
 def kind_of(config: Any, task: str) -> str:
     """What decides the distance: the task, or a classifier's problem type, of a transformers configuration."""
-    if task != CLASSIFICATION:
+    if FORMS[task].answers == "states":
+        return FEATURES
+    if not FORMS[task].classifier:
         return task
     return problem_type({"problem_type": config.problem_type, "num_labels": config.num_labels})
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
-from exporter.checkpoint.linear import linear_layers, weight_of
+from exporter.checkpoint.linear import asked, linear_layers, weight_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +95,7 @@ def find_folds(model: Any, ids: Tensor) -> Found:
     The model is as it was afterwards. Layers of the same names but for their numbers are proven together, and one by
     one only where that fails.
     """
-    ids = ids[:1, :_TOKENS]
+    ids = ids[:1, :_TOKENS] if ids.ndim == 2 else ids[:1]
     before = _observe(model, ids)
     found = Found()
     for candidates in _alike(_of_norms(model, before)):
@@ -143,7 +143,7 @@ def _observe(model: Any, ids: Tensor) -> _Pass:
             hooks.append(module.register_forward_hook(keep_norm(name)))
     try:
         with torch.no_grad():
-            answer = model(input_ids=ids)
+            answer = asked(model, ids)
     finally:
         for hook in hooks:
             hook.remove()

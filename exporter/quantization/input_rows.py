@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from exporter.checkpoint.linear import linear_layers
+from exporter.checkpoint.linear import asked, linear_layers
 from exporter.errors import BuildError
 from exporter.quantization.statistics import watched
 
@@ -26,19 +26,21 @@ def input_rows(model: Any, ids: Tensor, names: Iterable[str], rows: int = ROWS) 
     linear = linear_layers(model)
     kept: dict[str, list[Tensor]] = {}
     latest: tuple[Tensor, Tensor] | None = None  # an input and its rows: q, k and v, or gate and up, are fed one tensor
-    every = max(ids.numel() // rows, 1)
 
     def keep(name: str, inputs: Tensor) -> None:
         nonlocal latest
         if not inputs.numel():  # an expert that no token of this window chose
             return
         if latest is None or latest[0] is not inputs:
-            latest = (inputs, inputs.reshape(-1, inputs.shape[-1])[::every].float().clone())
+            whole = inputs.reshape(-1, inputs.shape[-1])
+            # Each token is a row; of a picture it depends on the layer how many patches there are.
+            total = ids.numel() if ids.ndim == 2 else len(whole) * len(ids)
+            latest = (inputs, whole[:: max(total // rows, 1)].float().clone())
         kept.setdefault(name, []).append(latest[1])
 
     with torch.no_grad(), watched({name: linear[name] for name in names}, keep):
         for window in ids:
-            model(input_ids=window[None])
+            asked(model, window[None])
     latest = None
     joined: dict[tuple[int, ...], Tensor] = {}
     found: dict[str, Tensor] = {}

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.checkpoint.linear import linear_layers
+from exporter.checkpoint.linear import weighted_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class LayerWeights(Mapping[str, "Tensor"]):
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self._tensors.read(self._stored[name])
-        return weight.T if name in self._turned else weight
+        return weight.T if name in self._turned else weight.flatten(1)
 
     def __contains__(self, name: object) -> bool:  # Mapping's would read the weight
         return name in self._stored
@@ -63,14 +63,14 @@ class LayerWeights(Mapping[str, "Tensor"]):
 def _stored_names(model: Any) -> dict[str, str]:
     """Each linear layer's weight as named_parameters calls it: a tied one has the name of the other."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {name: names[id(layer.weight)] for name, layer in linear_layers(model).items()}
+    return {name: names[id(layer.weight)] for name, layer in weighted_layers(model).items()}
 
 
 def _turned(model: Any) -> set[str]:
     """The layers that store their weight as [K, N]: GPT-2's Conv1D."""
-    import torch
+    from transformers.pytorch_utils import Conv1D
 
-    return {name for name, layer in linear_layers(model).items() if not isinstance(layer, torch.nn.Linear)}
+    return {name for name, layer in weighted_layers(model).items() if isinstance(layer, Conv1D)}
 
 
 def _turn(make: Callable[[], Tensor]) -> Tensor:

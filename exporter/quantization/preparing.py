@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.checkpoint.experts import expert_layers, split_experts
-from exporter.checkpoint.linear import linear_layers, weight_of
+from exporter.checkpoint.linear import amount, convolutions, linear_layers, weight_of, weighted_layers
 from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.quantization.calibrate import FEWEST, policy_windows
 from exporter.quantization.layer_weights import LayerWeights, save_parameters, save_weights
@@ -45,7 +45,8 @@ class How:
     """How a policy is made. `schemes`: what a layer may get, cheapest first; float is the last resort where `mixed`.
 
     `policy`: given, so that nothing is chosen; ranges that it leaves out are found. `ranges_per_octave` as in
-    exporter.types.Precision, `experts` as in Target: those that are no layers of its policies stay in float.
+    exporter.types.Precision, `experts` and `convolutions` as in Target: those that are no layers of its policies
+    stay in float.
     """
 
     schemes: tuple[Scheme, ...]
@@ -56,6 +57,7 @@ class How:
     policy: Policy | None = None
     ranges_per_octave: int | None = None
     experts: bool = False
+    convolutions: bool = False
 
     @classmethod
     def load(cls, values: Mapping[str, Any]) -> How:
@@ -112,10 +114,11 @@ def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: 
     from exporter.checkpoint.model import load_model
 
     torch.set_num_threads(threads)
-    windows = policy_windows(checkpoint.path, checkpoint.trust_remote_code, text)
+    windows = policy_windows(checkpoint, text)
     model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
     split_experts(model)
-    check_ids(rows_of(model), windows, "the calibration text")
+    if windows.ndim == 2:
+        check_ids(rows_of(model), windows, "the calibration text")
     held_out = _held_out(windows)
     work = _Preparation(model, windows[:-held_out], how, step)
     work.scale_inputs()
@@ -128,7 +131,8 @@ def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: 
 
 
 def _held_out(windows: Tensor) -> int:
-    return min(_HELD_OUT, len(windows) // FEWEST)
+    most = _HELD_OUT if windows.ndim == 2 else len(windows)  # a picture tells as much as a token does
+    return min(most, len(windows) // FEWEST)
 
 
 def _made(folder: Path) -> Path:
@@ -143,10 +147,11 @@ class _Preparation:
         self._model, self._windows, self._how, self._step = model, windows, how, step
         self.done: list[str] = []
         self._experts = expert_layers(model)
-        layers = linear_layers(model)
-        self._names = [name for name in layers if how.experts or name not in self._experts]
-        if len(self._names) < len(layers):
-            self.done.append(f"{len(layers) - len(self._names)} matrices of experts stay in float in this format")
+        layers = weighted_layers(model)
+        left = {} if how.experts else {"matrices of experts": {*self._experts}}
+        left |= {} if how.convolutions else {"convolutions": convolutions(model).keys() & layers.keys()}
+        self.done += [f"{len(names)} {what} stay in float in this format" for what, names in left.items() if names]
+        self._names = [name for name in layers if not any(name in names for names in left.values())]
         resolved = how.policy.resolved(layers) if how.policy else None
         self._given = resolved and {name: resolved[name] for name in self._names}
         given = None if self._given is None else self._given.values()
@@ -162,7 +167,7 @@ class _Preparation:
     def layers(self, groups: Iterable[Iterable[str]]) -> dict[str, Layer]:
         """What each layer of these groups may get, static inputs with their ranges."""
         ranges = self._find_ranges({one.signed for one in self._asked if one.input == "static"})
-        modules, asked = linear_layers(self._model), set(self._names)
+        modules, asked = weighted_layers(self._model), set(self._names)
         names = [name for group in groups for name in group if name in asked]
         return {name: self._layer(name, modules[name], ranges) for name in names}
 
@@ -184,8 +189,8 @@ class _Preparation:
 
     def _palettized(self, schemes: Mapping[str, Scheme]) -> dict[str, Callable[[], Tensor]]:
         """Palettes whose squared errors count as much as what the layers are fed."""
-        modules, fed = linear_layers(self._model), self._collect()
-        self.done.append(f"palettes of {len(schemes)} linear layers weighted by {self._windows.numel()} tokens")
+        modules, fed = weighted_layers(self._model), self._collect()
+        self.done.append(f"palettes of {len(schemes)} linear layers weighted by {amount(self._windows)}")
         return {
             name: partial(palettized, weight_of(modules[name]), scheme, fed[name].mean_squares)
             for name, scheme in schemes.items()
@@ -193,7 +198,7 @@ class _Preparation:
         }
 
     def _rounded(self, four: Mapping[str, Scheme]) -> dict[str, Callable[[], Tensor]]:
-        modules = linear_layers(self._model)
+        modules = weighted_layers(self._model)
         if self._how.rounding == "awq":
             from exporter.quantization.awq import clipped
             from exporter.quantization.input_rows import input_rows
@@ -209,14 +214,14 @@ class _Preparation:
 
         matrices = hessians(self._model, self._windows, four, _HESSIANS, self._step("GPTQ"))
         done = round_weights(self._model, four, matrices)
-        self.done.append(f"GPTQ over {self._windows.numel()} tokens rounded {len(done)} linear layers")
+        self.done.append(f"GPTQ over {amount(self._windows)} rounded {len(done)} linear layers")
         return {name: partial(weight_of, modules[name]) for name in done}
 
     def _lowest(self) -> dict[str, Scheme | None]:
         """What each layer would get if nothing was chosen, before ranges are known."""
         if self._given is not None:
             return self._given
-        modules = linear_layers(self._model)
+        modules = weighted_layers(self._model)
         return {name: next(iter(self._fitting(modules[name])), None) for name in self._names}
 
     def _smooth(self) -> None:
@@ -229,6 +234,8 @@ class _Preparation:
         schemes = {name: scheme for name, scheme in self._lowest().items() if scheme and scheme.input == "static"}
         found = find_folds(self._model, self._windows)
         absmax = {name: torch.from_numpy(its.absmax) for name, its in self._collect().items()}
+        linear = linear_layers(self._model)  # a convolution's input is folded into nothing
+        schemes = {name: scheme for name, scheme in schemes.items() if name in linear}
         rows = input_rows(self._model, self._some_windows(), schemes)
         done = [one for one in smooth(self._model, schemes, found.folds, absmax, rows) if one.alpha is not None]
         layers = sum(len(one.fold.layers) for one in done)
@@ -260,7 +267,7 @@ class _Preparation:
 
         method, per_octave = METHODS[self._how.ranges], self._how.ranges_per_octave
         shared = f", rounded up to {per_octave} an octave" if per_octave else ""
-        self.done.append(f"static ranges: {self._how.ranges}, over {self._windows.numel()} tokens{shared}")
+        self.done.append(f"static ranges: {self._how.ranges}, over {amount(self._windows)}{shared}")
         found = self._collect()
         own = {(name, signed): method(its.histogram, signed) for name, its in found.items() for signed in kinds}
         ranges, wide = with_stacks(self._model, own, {name: its.rows for name, its in found.items()})
@@ -279,6 +286,8 @@ class _Preparation:
         """The schemes that a layer can have. The head's errors are the model's own: it never has 4 bits."""
         inputs = weight_of(module).shape[1]
         fitting = [one for one in self._how.schemes if one.group is None or inputs % one.group == 0]
+        if module.weight.dim() > 2:  # no kernel has groups of a convolution's inputs
+            fitting = [one for one in fitting if one.group is None and one.weight == "int8"]
         if module is self._model.get_output_embeddings():
             fitting = [one for one in fitting if one.bits == 8]
         return fitting

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.experts import in_stacks, split_experts
-from exporter.checkpoint.linear import linear_layers, weight_of
+from exporter.checkpoint.linear import weight_of, weighted_layers
 from exporter.quantization.layer_weights import LayerWeights, load_parameters
 from exporter.quantization.policy import FLOAT, Policy
 from exporter.quantization.preparing import How, Prepared, Step
@@ -72,7 +72,7 @@ class Quantizer:
         from exporter.quantization.bias_correction import biased, correct_biases, mean_outputs, round_biases
         from exporter.quantization.grid import rounded
 
-        modules, windows = linear_layers(self._model), self._prepared.windows[:_BIAS_WINDOWS]
+        modules, windows = weighted_layers(self._model), self._prepared.windows[:_BIAS_WINDOWS]
         mended = biased(self._model, choice.schemes)
         with_bias = [name for name in choice.schemes if modules[name].bias is not None]
         biases = {name: modules[name].bias.data.clone() for name in with_bias}

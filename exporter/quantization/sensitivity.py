@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
-from exporter.checkpoint.linear import linear_layers, shared_weights
+from exporter.checkpoint.linear import asked, shared_weights, weighted_layers
 from exporter.form import FORMS
 from exporter.quantization.distance import Distance, kind_of, unit
 from exporter.quantization.simulation import simulated
@@ -29,14 +29,16 @@ _SHORT = 64  # tokens of a piece that a classifier answers once: of whole window
 class LossMeter:
     """Measures schemes on a few windows. The model's blocks before the first quantized layer are not run again.
 
-    `model`: float32, in eval mode, on `windows` int64 [windows, window]. It answers as it did when the meter was made,
-    unless weights are given: then it is a copy of the layers' weights that counts. `originals`: the layers' weights
-    [N, K], which it then takes from there after each measurement instead of keeping them in memory beside the rounded.
+    `model`: float32, in eval mode, on `windows` int64 [windows, window] or pictures [n, C, H, W]. It answers as it did
+    when the meter was made, unless weights are given: then it is a copy of the layers' weights that counts.
+    `originals`: the layers' weights [N, K], which it then takes from there after each measurement instead of keeping
+    them in memory beside the rounded.
     """
 
     def __init__(self, model: Any, task: str, windows: Tensor, originals: Mapping[str, Tensor] | None = None) -> None:
         self._model, self._task, self._originals = model, task, originals
-        self._pieces = max(windows.shape[1] // _SHORT, 1) if not FORMS[task].per_token else 1  # of a window
+        whole = FORMS[task].per_token or windows.ndim > 2  # a window, or a picture, is one piece
+        self._pieces = 1 if whole else max(windows.shape[1] // _SHORT, 1)
         if self._pieces > 1:
             length = windows.shape[1] // self._pieces
             windows = windows[:, : self._pieces * length].reshape(-1, length)
@@ -48,7 +50,7 @@ class LossMeter:
         kind = kind_of(model.config, task)
         self.unit = unit(kind)
         self._distance = Distance(kind, [self._record(window) for window in self._windows])
-        self.tokens = self._windows.numel()
+        self.tokens = self._windows.numel() if windows.ndim == 2 else len(self._windows)
         self._first = self._blocks_before()
 
     def loss(
@@ -77,7 +79,7 @@ class LossMeter:
 
     def _blocks_before(self) -> dict[str, int]:
         """How many blocks come before each layer: those need not run again when it is quantized."""
-        names = {id(module): name for name, module in linear_layers(self._model).items()}
+        names = {id(module): name for name, module in weighted_layers(self._model).items()}
         inside = {names[id(m)]: at for at, block in enumerate(self._blocks) for m in block.modules() if id(m) in names}
         shared = shared_weights(self._model)
         before: dict[str, int] = {}
@@ -119,7 +121,7 @@ def input_groups(model: Any, task: str, window: Tensor) -> list[tuple[str, ...]]
         inputs.append(stacks.get(name, tensor))  # kept: a freed tensor's place could be another's
         names.append(name)
 
-    with torch.inference_mode(), watched(linear_layers(model), arrived):
+    with torch.inference_mode(), watched(weighted_layers(model), arrived):
         _outputs(model, task, window)
     return list(_sharing(names, inputs))
 
@@ -171,10 +173,10 @@ def _outputs(model: Any, task: str, window: Tensor) -> Tensor:
 
     form = FORMS[task]
     extra = {"use_cache": False} if form.cached else {}
-    out = model(input_ids=window[None], **extra)
+    out = asked(model, window[None], **extra)
     found: list[Tensor] = [out[name] for name in form.outputs]
     if form.answers == "states":
-        return found[0].mean(1)
+        return found[0].mean(1) if found[0].dim() == 3 else found[0].mean((2, 3))
     if len(found) > 1:
         return torch.cat(found)
     return found[0][0] if form.per_token else found[0]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from exporter.checkpoint.linear import linear_layers, weight_of
+from exporter.checkpoint.linear import weight_of, weighted_layers
 from exporter.quantization.grid import rounded, rounded_input
 from exporter.scheme import Scheme
 
@@ -31,7 +31,7 @@ def simulated(
     `weights` [N, K] by name are on their scheme's grid already, chosen by a better method than the nearest value.
     `originals` [N, K] are what the layers get afterwards; None: what they have, kept in memory in the meantime.
     """
-    modules = linear_layers(model)
+    modules = weighted_layers(model)
     kept: dict[str, Any] = {}
     hooks = []
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.linear import linear_layers
+from exporter.checkpoint.linear import asked, channels_last, weighted_layers
 from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.errors import JobError
 from exporter.runner import Floats
@@ -77,14 +77,15 @@ class Statistics:
 
 
 def collect(model: Any, pieces: Tensor, progress: Callable[[int, int], None]) -> dict[str, Statistics]:
-    """One pass over [windows, window] token ids: statistics of the linear layers, in the model's order of execution.
+    """One pass over [windows, window] token ids, or pictures [n, C, H, W]: statistics of the layers.
 
-    A layer that was never fed a row, such as an expert that no token chose, is left out. Raises JobError where a layer
-    is fed NaN or Inf.
+    They are in the model's order of execution. A layer that was never fed a row, such as an expert that no token chose,
+    is left out. Raises JobError where a layer is fed NaN or Inf.
     """
     import torch
 
-    check_ids(rows_of(model), pieces, "the calibration text")
+    if pieces.ndim == 2:
+        check_ids(rows_of(model), pieces, "the calibration text")
     sums: dict[str, _Sums] = {}
     # The latest input with the sums before and after it: q, k and v, or gate and up, are fed one tensor, counted once.
     latest: tuple[Tensor, _Sums | None, _Sums] | None = None
@@ -98,9 +99,9 @@ def collect(model: Any, pieces: Tensor, progress: Callable[[int, int], None]) ->
             latest = (inputs, before, _Sums.of(inputs, before))
         sums[name] = latest[2]
 
-    with torch.inference_mode(), watched(linear_layers(model), add):
+    with torch.inference_mode(), watched(weighted_layers(model), add):
         for done, piece in enumerate(pieces):
-            model(input_ids=piece[None])
+            asked(model, piece[None])
             progress(done + 1, len(pieces))
     return {name: found.statistics(name) for name, found in sums.items()}
 
@@ -110,7 +111,7 @@ def watched(layers: Mapping[str, Any], see: Callable[[str, Tensor], None]) -> It
     """Within the block `see` is told each input of these layers, by name, before the layer computes."""
 
     def hook(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
-        return lambda module, inputs: see(name, inputs[0])
+        return lambda module, inputs: see(name, channels_last(module, inputs[0]))
 
     hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:

@@ -104,6 +104,9 @@ class Quality(_Group):
     tokenizer_errors: Figure = Field(
         description="Texts that its own tokenizer reads otherwise than the checkpoint's; detail: the first of them."
     )
+    processor_error: Figure = Field(
+        description="Largest difference of a pixel value between its own image processor and the checkpoint's."
+    )
 
 
 class Generation(_Group):
@@ -135,9 +138,11 @@ class Speed(_Group):
     """On this machine, beside the other processes that `other_cores` tells of."""
 
     prefill_tokens_per_s: float | None = Field(description="Tokens per second of the longest prefill, at its median.")
+    pictures_per_s: float | None = Field(None, description="Pictures per second, one at a time, at its median.")
     decode_tokens_per_s: float | None = Field(description="Tokens per second of decoding, at its median.")
     latency_ms: dict[str, dict[str, float | None]] | None = Field(
-        description="Milliseconds p50, p90 and p99 of `prefill` (512 tokens), `prefill_128`, and `decode` (one token)."
+        description="Milliseconds p50, p90 and p99 of `prefill` (512 tokens), `prefill_128`, and `decode` (one token); "
+        "of pictures of `picture` (one) and `pictures_8` (a batch)."
     )
     untimed: str | None = Field(description="Why no speed was measured of an artifact whose quality was.")
     rounds: int | None = Field(description="Rounds that it was timed in.")

@@ -93,7 +93,7 @@ def _plots(report: Report) -> list[dict[str, str]]:
     """Quality against size and against speed, each drawn twice: for a wide page and for a phone."""
     quality, baseline = _QUALITY[_judged_by(report)]
     y_title = f"{quality}, ± 2 se · lower is better"
-    speed, speed_title = "latency", "Prefill latency p50, ms · lower is better"
+    speed, speed_title = "latency", "Latency p50, ms · lower is better"
     if table.generates(report):
         speed, speed_title = "decode speed", "Decode, tokens/s · higher is better"
     plots = []
@@ -122,7 +122,7 @@ def _points(report: Report, what: str) -> list[charts.Point]:
         x = {
             "size": None if (size := row["artifact"]["bytes"]) is None else size / 1e6,
             "decode speed": row["speed"]["decode_tokens_per_s"],
-            "latency": table.latency(row, "prefill", "p50"),
+            "latency": table.latency(row, table.one_forward(row), "p50"),
         }[what]
         y, error = table.value(row, name), table.error(row, name)
         if name == "cosine" and y is not None:

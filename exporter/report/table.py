@@ -184,6 +184,11 @@ def latency(row: Row, phase: str, percentile: str) -> float | None:
     return ((row["speed"]["latency_ms"] or {}).get(phase) or {}).get(percentile)
 
 
+def one_forward(row: Row) -> str:
+    """The phase of a model that is asked once for a sample: a picture, or the longest text."""
+    return "picture" if latency(row, "picture", "p50") is not None else "prefill"
+
+
 def _percentiles(row: Row, phase: str) -> str | None:
     values = [rate(latency(row, phase, p)) for p in ("p50", "p90", "p99")]
     return None if not any(values) else " / ".join(value or "–" for value in values)
@@ -244,7 +249,8 @@ _ENCODER = (
     Column("Error", "of sd", lambda row: _small(value(row, "regression_error"))),
     Column("Spearman", "rank", lambda row: _floored(value(row, "spearman"), 4)),
     _PREFILL,
-    Column("Latency", "ms p50", lambda row: rate(latency(row, "prefill", "p50")), timed=True),
+    Column("Speed", "pictures/s", lambda row: rate(row["speed"].get("pictures_per_s")), timed=True),
+    Column("Latency", "ms p50", lambda row: rate(latency(row, one_forward(row), "p50")), timed=True),
     _RSS,
 )
 _DETAILS = (
@@ -259,8 +265,11 @@ _DETAILS = (
     Column("Pearson", "", lambda row: _floored(value(row, "pearson"), 5)),
     Column("Spearman", "", lambda row: _floored(value(row, "spearman"), 5)),
     Column("Logit error", "max abs", lambda row: _small(value(row, "logit_error"))),
+    Column("Processor", "max abs", lambda row: _small(value(row, "processor_error"))),
     Column("Cache KL", "nats", lambda row: _small(value(row, "cache_kl"))),
     Column("Prefill", "ms p50 / p90 / p99", lambda row: _percentiles(row, "prefill"), timed=True),
+    Column("Picture", "ms p50 / p90 / p99", lambda row: _percentiles(row, "picture"), timed=True),
+    Column("8 pictures", "ms p50 / p90 / p99", lambda row: _percentiles(row, "pictures_8"), timed=True),
     Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode"), timed=True),
     Column("Agreed", "tokens mean", lambda row: rate(generation(row, "agreed_tokens_mean"))),
     Column("Agreed", "tokens median", lambda row: rate(generation(row, "agreed_tokens_median"))),

@@ -69,4 +69,4 @@ def _notes(report: Row, row: Row) -> Iterator[str]:
 
 
 def _timed(row: Row) -> bool:
-    return bool(row["speed"]["prefill_tokens_per_s"] or row["speed"]["decode_tokens_per_s"])
+    return any(row["speed"].get(f"{rate}_per_s") for rate in ("prefill_tokens", "decode_tokens", "pictures"))

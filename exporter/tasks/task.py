@@ -25,10 +25,10 @@ class Task:
     """A task, by optimum's name of it.
 
     `window`: tokens of a sample, unless the job says otherwise. `read` makes the samples of a plain text: (tokenizer,
-    text, how many tokens, window, stride) to Passages; it raises JobError. `answer` asks the reference, `compare` an
-    artifact, of its perplexity in the other forms too that were asked for; `of_itself` are the figures that `compare`
-    finds of a model beside itself, of a text classifier by its problem type in text_classification.py. `example`:
-    arguments of an artifact's program.
+    text, how many tokens, window, stride) to Passages; of pictures (image processor, their list, …), where the numbers
+    say nothing. It raises JobError. `answer` asks the reference, `compare` an artifact, of its perplexity in the other
+    forms too that were asked for; `of_itself` are the figures that `compare` finds of a model beside itself, of a text
+    classifier by its problem type in text_classification.py. `example`: arguments of an artifact's program.
     """
 
     name: str

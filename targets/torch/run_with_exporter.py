@@ -13,8 +13,9 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoImageProcessor, AutoTokenizer, GenerationConfig
 
+from exporter.form import FORMS
 from exporter.targets.torch.target import open_torch
 
 HERE = Path(__file__).resolve().parent
@@ -22,13 +23,22 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("text", nargs="?", default="Once upon a time")
+    parser.add_argument("text", nargs="?", default="Once upon a time", help="for a model of pictures a file")
     parser.add_argument("-n", "--tokens", type=int, default=40, help="how many to add to a text (%(default)s)")
     parser.add_argument("--ids", action="store_true", help="print the new tokens' ids: to compare formats by them")
     asked = parser.parse_args()
+    task = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))["task"]
+    if FORMS[task].inputs == "pixels":
+        from PIL import Image
+
+        picture = Image.open(asked.text).convert("RGB")
+        processor = AutoImageProcessor.from_pretrained(HERE, backend="pil")
+        pixels = processor(images=[picture], return_tensors="np")["pixel_values"][0].astype(np.float32)
+        with open_torch(HERE, torch.get_num_threads()) as runner:
+            print(runner.logits(pixels).tolist())
+        return
     tokenizer = AutoTokenizer.from_pretrained(HERE)
     ids = np.array(tokenizer(asked.text)["input_ids"], np.int64)
-    task = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))["task"]
     with open_torch(HERE, torch.get_num_threads()) as runner:
         if task != "text-generation":
             answer = runner.logits(ids)

@@ -30,6 +30,7 @@ from exporter.targets.coreml.weights import PALETTES, Place, dump, find_places, 
 from exporter.targets.coreml.zeros import zeros_of
 from exporter.targets.folder.files import copy_configuration, model_name
 from exporter.targets.folder.kit import kit, programs
+from exporter.targets.folder.limits import of_texts_alone
 from exporter.targets.folder.proven import FLOAT16, prove_program
 from exporter.targets.traced_model.cache import refused_cache
 from exporter.targets.traced_model.wrapped import refused_encoder
@@ -151,7 +152,7 @@ def read_package(path: Path) -> Mapping[str, Any]:
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to Core ML yet"
-    return refused_cache(config) if task == GENERATION else refused_encoder(config)
+    return refused_cache(config) if task == GENERATION else of_texts_alone(task, "Core ML") or refused_encoder(config)
 
 
 def prepare(wanted: Preparation) -> str | None:

@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from exporter.types import TOKENIZER_FILES
+from exporter.types import PROCESSOR_FILES, TOKENIZER_FILES
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -18,8 +18,8 @@ def model_name(source: str) -> str:
 
 
 def copy_configuration(checkpoint: Path, folder: Path) -> None:
-    """The checkpoint's configuration, tokenizer and chat template, as far as it has them."""
-    for name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
+    """The checkpoint's configuration, tokenizer, chat template and image processor, as far as it has them."""
+    for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, *PROCESSOR_FILES):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)
 

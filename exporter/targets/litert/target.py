@@ -19,6 +19,7 @@ from exporter.quantization.policy import check_schemes
 from exporter.scheme import Scheme
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.folder.kit import kit, programs
+from exporter.targets.folder.limits import of_texts_alone
 from exporter.targets.folder.proven import FLOAT32, prove_program
 from exporter.targets.litert.agreement import prove_signatures
 from exporter.targets.litert.bundle import BUNDLE, write_bundle
@@ -153,7 +154,7 @@ def _notes(precision: str, forms: Forms, places: Mapping[str, Sequence[str]]) ->
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to LiteRT yet"
-    return refused_cache(config) if task == GENERATION else refused_encoder(config)
+    return refused_cache(config) if task == GENERATION else of_texts_alone(task, "LiteRT") or refused_encoder(config)
 
 
 def prepare(wanted: Preparation) -> str | None:

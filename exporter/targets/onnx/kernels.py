@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 # Operators whose kernels multiply int8 codes with codes, and the position of their weight.
 _INTEGER = {"MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "QGemm": 3}
+_CONVOLVED = {"QLinearConv": 3, "Conv": 1, "FusedConv": 1}  # in integers, and in float
 _GROUPED = "MatMulNBits"
 _FLOAT = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1, "FusedGemm": 1}
 _SHOWN = 8
@@ -67,33 +69,38 @@ def _product(
     if node.op_type == _GROUPED:
         numbers = {attribute.name: attribute.i for attribute in node.attribute}
         return Product(node.op_type, node.input[1], numbers["N"] * numbers["K"])
-    position = (_INTEGER | _FLOAT).get(node.op_type)
+    position = (_INTEGER | _FLOAT | _CONVOLVED).get(node.op_type)
     if position is None:
         return None
     weight = node.input[position]
     while weight not in sizes and weight in makers and makers[weight].op_type in ("DequantizeLinear", "Transpose"):
         weight = makers[weight].input[0]
-    if len(sizes.get(weight, [])) != 2:
+    if weight not in sizes or (len(sizes[weight]) != 2 and node.op_type not in _CONVOLVED):
         return None  # of two activations, as in attention
-    rows, columns = sizes[weight]
-    return Product(node.op_type, weight, rows * columns)
+    return Product(node.op_type, weight, math.prod(sizes[weight]))
 
 
 def describe(products: list[Product], labels: Labels) -> str:
     """The share of the multiplications that run in integer kernels, and which do not."""
     layers = [product for product in products if labels.head is None or not product.weight.startswith(labels.head)]
-    operators = sorted({product.operator for product in products if product.operator in _INTEGER})
-    share = f"{_share(layers):.0%} of the linear layers' multiplications run in integer kernels"
+    operators = sorted({product.operator for product in products if _in_integers(product)})
+    # A weight of a convolution is multiplied as often as there are places in the picture.
+    what = "weights are multiplied" if any(one.operator in _CONVOLVED for one in products) else "multiplications run"
+    share = f"{_share(layers):.0%} of the {'' if 'weights' in what else 'linear '}layers' {what} in integer kernels"
     share += f" ({', '.join(operators)})" if operators else ""
     if len(layers) < len(products):
         share += f", {_share(products):.0%} with the head"
-    kept = list(dict.fromkeys(labels.of(p.weight) for p in products if p.operator not in _INTEGER))
+    kept = list(dict.fromkeys(labels.of(p.weight) for p in products if not _in_integers(p)))
     if not kept:
         return share
     more = f" and {len(kept) - _SHOWN} more" if len(kept) > _SHOWN else ""
     return f"{share}; kept from it: {', '.join(kept[:_SHOWN])}{more}"
 
 
+def _in_integers(product: Product) -> bool:
+    return product.operator in _INTEGER or product.operator == "QLinearConv"
+
+
 def _share(products: list[Product]) -> float:
     total = sum(product.size for product in products)
-    return sum(product.size for product in products if product.operator in _INTEGER) / max(total, 1)
+    return sum(product.size for product in products if _in_integers(product)) / max(total, 1)

@@ -16,6 +16,14 @@ from exporter.errors import BuildError
 from exporter.quantization.policy import check_schemes
 from exporter.scheme import Scheme
 from exporter.targets.onnx.kernels import Labels
+from exporter.targets.onnx_graph.convolutions import (
+    WHOLE,
+    Ranges,
+    convolutions,
+    name_convolutions,
+    patches_as_products,
+    quantize_convolutions,
+)
 from exporter.targets.onnx_graph.linear import Matrix, find_matrices
 from exporter.targets.onnx_graph.modules import Rows, name_matrices, split_where_schemes_differ
 from exporter.targets.onnx_graph.nodes import finish
@@ -53,7 +61,7 @@ def cannot_express(precision: str, scheme: Scheme) -> str | None:
     return f"onnx:{precision} cannot express {scheme}; it takes {told}"
 
 
-def quantize_by_rule(model: ir.Model, precision: str, decoder: bool) -> list[str]:
+def quantize_by_rule(model: ir.Model, precision: str, decoder: bool, pictures: bool = False) -> list[str]:
     """Every matrix by the precision's own rule. Returns notes of what stayed in float.
 
     int4-weight keeps the embedding and the head at 8 bits. In a decoder, what a per-tensor activation range ruins (the
@@ -61,6 +69,9 @@ def quantize_by_rule(model: ir.Model, precision: str, decoder: bool) -> list[str
     int8-dynamic's scheme but 8-bit weights in groups.
     """
     left = []
+    if pictures:
+        patches_as_products(model)
+        quantize_convolutions(model, [(node, WHOLE) for node in convolutions(model)], _no_ranges)
     for matrix in find_matrices(model):
         if not matrix.products:
             scheme = _table(matrix)
@@ -88,16 +99,23 @@ def quantize_by_policy(
     policy: Mapping[str, Scheme | None],
     modules: Mapping[str, Rows],
     decoder: bool,
+    pictures: bool = False,
+    ranges: Ranges | None = None,
 ) -> tuple[list[str], Labels]:
     """Every matrix by the schemes of the modules that it holds; `modules` as of onnx_modules.module_rows.
 
     The policy must have passed check_policy. Returns notes, and what the weights are called. Raises BuildError for a
     scheme that does not fit its matrix, or that is of a module which is not found in the graph.
     """
-    matrices, notes = name_matrices(model, find_matrices(model), policy, modules)
+    nodes: dict[str, ir.Node] = {}
+    if pictures:
+        patches_as_products(model)
+        nodes = name_convolutions(convolutions(model), modules)
+    whole = {name: scheme for name, scheme in policy.items() if name not in nodes}
+    matrices, notes = name_matrices(model, find_matrices(model), whole, modules)
     last = [str(matrix.value.name) for matrix in matrices if matrix.is_last(model.graph)]
     head = last[0] if last and decoder else None
-    matrices = [part for whole in matrices for part in split_where_schemes_differ(model, whole, policy)]
+    matrices = [part for one in matrices for part in split_where_schemes_differ(model, one, policy)]
     left = []
     for matrix in matrices:
         scheme = policy.get(matrix.modules[0]) if matrix.modules else None
@@ -113,8 +131,18 @@ def quantize_by_policy(
             raise BuildError(f"the policy: {matrix.modules[0]} has {wrong}; give it another group, or float")
         else:
             left.append(str(matrix.value.name))
+    # Behind the matrices, whose inputs some of their outputs are.
+    convolved = [(node, name, scheme) for name, node in nodes.items() if (scheme := policy.get(name)) is not None]
+    for _, name, scheme in convolved:
+        if scheme.group is not None:
+            raise BuildError(f"the policy: {name} is a convolution, which is no {scheme}: int8 per channel, or float")
+    quantize_convolutions(model, [(node, scheme) for node, _, scheme in convolved], ranges or _no_ranges)
     finish(model)
     return notes + _left(left), Labels({str(m.value.name): _label(m) for m in matrices if m.modules}, head)
+
+
+def _no_ranges(names: list[str]) -> Mapping[str, tuple[float, float]]:
+    raise BuildError(f"the outputs of {', '.join(names[:3])} have no ranges; 'exporter run' finds them")
 
 
 def _label(matrix: Matrix) -> str:

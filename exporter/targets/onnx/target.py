@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.errors import BuildError
 from exporter.form import FORMS
 from exporter.targets.folder.kit import kit
-from exporter.targets.folder.limits import bfloat16, float16, float32
+from exporter.targets.folder.limits import bfloat16, float16, float32, of_convolutions
 from exporter.targets.onnx.bf16 import bfloat16_graph
 from exporter.targets.onnx.half import half, overflowing
 from exporter.targets.onnx.kernels import Labels, describe, weight_products
@@ -46,17 +47,17 @@ from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.half_scales import halve_scales
 from exporter.targets.onnx_graph.inspection import inspect
 from exporter.targets.onnx_graph.joined_products import join_products
+from exporter.targets.onnx_graph.largest import ranges_of
 from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.traced import load_model, notes_of, trace_causal_lm, trace_encoder
 from exporter.targets.traced_model.cache import refused_cache
 from exporter.types import (
-    CLASSIFICATION,
-    FEATURES,
     GENERATION,
     Exported,
     ExportRequest,
     Gates,
     Precision,
+    Preparation,
     Target,
     agreement,
 )
@@ -118,13 +119,15 @@ def _at_precision(model: ir.Model, request: ExportRequest) -> tuple[ir.Model, li
     """The float graph brought to the request's precision, notes, and what a policy told of its weights."""
     checkpoint, precision = request.checkpoint, request.precision
     decoder = FORMS[checkpoint.task].answers == "vocabulary"
+    pictures = FORMS[checkpoint.task].inputs == "pixels"
     if request.policy is not None:
         modules = module_rows(load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code))
-        return model, *quantize_by_policy(model, request.policy, modules, decoder)
+        seen = partial(_ranges, request)
+        return model, *quantize_by_policy(model, request.policy, modules, decoder, pictures, seen)
     if precision == "fp16":
         beyond = _overflowing(request)
         return half(model, beyond), _told(beyond), Labels()
-    return model, quantize_by_rule(model, precision, decoder) if precision in SCHEMES else [], Labels()
+    return model, quantize_by_rule(model, precision, decoder, pictures) if precision in SCHEMES else [], Labels()
 
 
 def _overflowing(request: ExportRequest) -> dict[str, float]:
@@ -132,6 +135,14 @@ def _overflowing(request: ExportRequest) -> dict[str, float]:
     windows = np.load(request.calibration / "windows.npy") if request.calibration else None
     graph = load_graph(made_once(request.scratch, partial(_write_float, request, fuse)))
     return overflowing(graph, windows, request.scratch, request.threads)
+
+
+def _ranges(request: ExportRequest, names: list[str]) -> Mapping[str, tuple[float, float]]:
+    """Of values of the float graph, on the calibration's pictures; whatever is quantized has the same names."""
+    if request.calibration is None:
+        raise BuildError("the outputs of convolutions need ranges, and there are no pictures to calibrate on")
+    graph = load_graph(made_once(request.scratch, partial(_write_float, request, fuse)))
+    return ranges_of(graph, names, np.load(request.calibration / "windows.npy"), request.scratch, request.threads)
 
 
 def _told(beyond: Mapping[str, float]) -> list[str]:
@@ -146,6 +157,13 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to ONNX yet"
     return refused_cache(config) if task == GENERATION else None
+
+
+def prepare(wanted: Preparation) -> str | None:
+    """Refuses what would round too little of a model of pictures: no kernel has 4-bit weights of convolutions."""
+    if wanted.precision != "int4-weight":
+        return None
+    return of_convolutions(wanted, ONNX.precisions[wanted.precision].gates.min_named_share or 0.0, "onnx:int4-weight")
 
 
 # Measured: KL of SmolLM2-135M; then of random BERTs without a policy, on 185 lines, a number's error, three labels'
@@ -225,12 +243,13 @@ ONNX = Target(
         ),
     },
     default="int8",
-    aliases={"int8": {GENERATION: "int8-weight", FEATURES: "int8-dynamic", CLASSIFICATION: "int8-dynamic"}},
+    aliases={"int8": {task: "int8-weight" if form.cached else "int8-dynamic" for task, form in FORMS.items()}},
     with_torch=True,
     requires=("onnxruntime",),
     builds_with=lambda options: ("onnx", "onnx_ir"),
     extra="onnx",
     check=check,
+    prepare=prepare,
     export=export,
     open=open_onnx,
     open_cuda=open_onnx,
@@ -246,4 +265,5 @@ ONNX = Target(
     options=OnnxOptions,
     schemes=cannot_express,
     experts=True,
+    convolutions=True,
 )

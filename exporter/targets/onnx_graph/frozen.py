@@ -21,6 +21,7 @@ _HEADS = "heads and their size, which the weights have, not the text"
 _CHECK = "it only checks a shape, and fails there where it does not fit"
 _MASK = "the graph's mask is as long as past and new tokens together, at every length"
 _SAME = "the same attention, packed otherwise"
+_PICTURE = "a picture's channels and size, which are the graph's own at every batch"
 _SELF = "keys and queries of one layer are of the same tokens"
 
 # (file, line of it) -> why it answers alike at every length. Files are told from their package on.
@@ -72,6 +73,14 @@ HARMLESS: Mapping[tuple[str, str], str] = {
         "beyond the model's positions alone, where the graph's lookup fails",
     ("transformers/models/xglm/modeling_xglm.py",
      "if attn_weights.size() != (bsz * self.num_heads, tgt_len, src_len):"): _CHECK,
+    ("transformers/models/convnext/modeling_convnext.py", "if num_channels != self.num_channels:"): _PICTURE,
+    ("transformers/models/deit/modeling_deit.py", "if num_channels != self.num_channels:"): _PICTURE,
+    ("transformers/models/deit/modeling_deit.py",
+     "if height != self.image_size[0] or width != self.image_size[1]:"): _PICTURE,
+    ("transformers/models/resnet/modeling_resnet.py", "if num_channels != self.num_channels:"): _PICTURE,
+    ("transformers/models/vit/modeling_vit.py", "if num_channels != self.num_channels:"): _PICTURE,
+    ("transformers/models/vit/modeling_vit.py",
+     "if height != self.image_size[0] or width != self.image_size[1]:"): _PICTURE,
     ("transformers/models/xglm/modeling_xglm.py", "if attention_mask.size() != (bsz, 1, tgt_len, src_len):"): _CHECK,
     ("transformers/models/xglm/modeling_xglm.py",
      "if attn_output.size() != (bsz * self.num_heads, tgt_len, self.head_dim):"): _CHECK,

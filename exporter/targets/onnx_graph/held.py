@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Where an operator takes a weight.
 _WEIGHTS: Mapping[str, Sequence[int]] = {
     "MatMul": (0, 1), "Gemm": (0, 1), "FusedMatMul": (0, 1), "MatMulInteger": (1,), "MatMulNBits": (1,),
-    "Gather": (0,), "GatherBlockQuantized": (0,), "MoE": (2, 4, 6), "QMoE": (2, 5, 8),
+    "Conv": (1,), "Gather": (0,), "GatherBlockQuantized": (0,), "MoE": (2, 4, 6), "QMoE": (2, 5, 8),
 }  # fmt: skip
 _LOOKUPS = ("Gather", "GatherBlockQuantized")
 _VIEWS = ("Cast", "DequantizeLinear", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
@@ -61,9 +61,9 @@ def uses_of(graph: onnx.GraphProto) -> list[Use]:
             operand = node.input[place] if place < len(node.input) else ""
             behind = _behind(operand, makers)
             tensor = tensors.get(behind[-1].input[0] if behind else operand)
-            if tensor is None or not _is_matrix(tensor):
+            if tensor is None or not (_is_matrix(tensor) or (node.op_type == "Conv" and tensor.data_type in _BITS)):
                 continue
-            experts = len(tensor.dims) > 2
+            experts = len(tensor.dims) > 2 and node.op_type != "Conv"
             if (node.op_type in _LOOKUPS and not experts) or node.output[0] in heads:
                 tables.add(tensor.name)
             turned = sum(one.op_type == "Transpose" for one in behind) % 2 == 1
@@ -94,6 +94,8 @@ def _weight(node: onnx.NodeProto, tensor: onnx.TensorProto, turned: bool) -> Wei
 
 def _why(node: onnx.NodeProto, tensor: onnx.TensorProto, turned: bool) -> str:
     """Why a matrix may be in float: what blocks and operators cannot hold, whatever was asked for."""
+    if node.op_type == "Conv":
+        return "a convolution that was kept in float"
     if len(tensor.dims) > 2:
         return "experts, or another stack of matrices: they stay in float"
     across = node.op_type in _LOOKUPS or any(one.name == "transB" and one.i for one in node.attribute)

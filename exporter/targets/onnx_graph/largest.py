@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from exporter.targets.onnx_graph.session import usual_inputs
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from exporter.runner import Ids
+    from exporter.runner import Floats, Ids, Sample
 
 MARGIN = 2  # text that nobody calibrated on has larger activations
 _WINDOWS, _WINDOW = 4, 256  # the largest are at the first tokens, and in the same channels in every text
@@ -25,18 +25,40 @@ def largest_of(model: ir.Model, names: Sequence[str], windows: Ids, scratch: Pat
 
     Each tensor is reduced to one number as it is made, and kept no longer.
     """
+    some = windows[:_WINDOWS, :_WINDOW] if windows.ndim == 2 else windows
+    found = dict.fromkeys(names, 0.0)
+    for name, value in _watched(model, [(name, "Abs", "ReduceMax") for name in names], some, scratch, threads):
+        found[name] = float(np.maximum(found[name], value))  # NaN stays NaN
+    return found
+
+
+def ranges_of(
+    model: ir.Model, names: Sequence[str], pictures: Floats, scratch: Path, threads: int
+) -> dict[str, tuple[float, float]]:
+    """The least and the largest number of each of these values on pictures [n, C, H, W]; `model` is spent."""
+    found = dict.fromkeys(names, (0.0, 0.0))
+    asked = [(name, "Identity", most) for name in names for most in ("ReduceMin", "ReduceMax")]
+    for name, value in _watched(model, asked, pictures, scratch, threads):
+        low, high = found[name]
+        found[name] = min(low, value), max(high, value)
+    return found
+
+
+def _watched(
+    model: ir.Model, asked: Sequence[tuple[str, str, str]], samples: Sample, scratch: Path, threads: int
+) -> Iterator[tuple[str, float]]:
+    """For each sample and each (value, operator, reduction): the value's name and the number that is made of it."""
     import onnx_ir as ir
 
     path = scratch / "probe.onnx"
-    _watch(model, names)
+    outputs = _watch(model, asked)
     save_graph(model, path, limit=0)
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value.release()  # its mapped pages, which the session reads again
-    found = _run(path, names, windows[:_WINDOWS, :_WINDOW], threads)
+    yield from _run(path, [name for name, _, _ in asked], outputs, samples, threads)
     for file in (path, path.with_name(path.name + "_data")):
         file.unlink(missing_ok=True)
-    return found
 
 
 def weights_beyond(model: ir.Model, limit: float) -> Iterable[tuple[str, float]]:
@@ -49,23 +71,28 @@ def weights_beyond(model: ir.Model, limit: float) -> Iterable[tuple[str, float]]
                 yield str(name), largest
 
 
-def _watch(model: ir.Model, names: Sequence[str]) -> None:
-    """An output for each value: its largest magnitude."""
+def _watch(model: ir.Model, asked: Sequence[tuple[str, str, str]]) -> list[str]:
+    """An output for each (value, operator, reduction); their names."""
     import onnx_ir as ir
 
     values = {str(value.name): value for node in model.graph for value in node.outputs}
-    for name in names:
+    outputs = []
+    for name, operator, reduction in asked:
         node = values[name].producer()
         assert node is not None
-        size = ir.node("Abs", [values[name]], name=f"{name}/abs")
-        most = ir.node("ReduceMax", [size.outputs[0]], {"keepdims": 0}, name=f"{name}/most")
-        most.outputs[0].name = f"{name}/largest"
+        first = ir.node(operator, [values[name]], name=f"{name}/{operator}_{reduction}")
+        most = ir.node(reduction, [first.outputs[0]], {"keepdims": 0}, name=f"{name}/{reduction}")
+        most.outputs[0].name = f"{name}/{reduction}"
         most.outputs[0].type, most.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-        model.graph.insert_after(node, [size, most])
+        model.graph.insert_after(node, [first, most])
         model.graph.outputs.append(most.outputs[0])
+        outputs.append(str(most.outputs[0].name))
+    return outputs
 
 
-def _run(path: Path, names: Sequence[str], windows: Ids, threads: int) -> dict[str, float]:
+def _run(
+    path: Path, names: Sequence[str], outputs: Sequence[str], samples: Sample, threads: int
+) -> Iterator[tuple[str, float]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -77,17 +104,15 @@ def _run(path: Path, names: Sequence[str], windows: Ids, threads: int) -> dict[s
     # Nothing may be fused: what is asked for is each tensor of the graph.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    largest = dict.fromkeys(names, 0.0)
-    for ids in windows:
-        feeds = _feeds(session, ids[None].astype(np.int64))
-        for name, value in zip(names, session.run([f"{name}/largest" for name in names], feeds), strict=True):
-            largest[name] = float(np.maximum(largest[name], value))  # NaN stays NaN
-    return largest
+    for sample in samples:
+        feeds = _feeds(session, sample[None] if sample.ndim > 1 else sample[None].astype(np.int64))
+        for name, value in zip(names, session.run(list(outputs), feeds), strict=True):
+            yield name, float(value)
 
 
-def _feeds(session: Any, ids: Ids) -> dict[str, Any]:
+def _feeds(session: Any, ids: Sample) -> dict[str, Any]:
     """What a graph takes for token ids [1, T] without padding and with an empty cache."""
-    usual = usual_inputs(ids, np.ones_like(ids))
+    usual = usual_inputs(ids, np.ones(ids.shape[:2], np.int64))
     past = {
         value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
         for value in session.get_inputs()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.linear import linear_layers, weight_of
+from exporter.checkpoint.linear import weight_of, weighted_layers
 from exporter.errors import BuildError
 from exporter.runner import Floats
 from exporter.scheme import Scheme
@@ -47,7 +47,7 @@ def rows_of(matrix: Floats) -> Rows:
 
 def module_rows(model: Any) -> dict[str, Rows]:
     """The rows of every linear layer of a float torch model by the module's name: Linear, and GPT-2's Conv1D."""
-    layers = linear_layers(model).items()
+    layers = weighted_layers(model).items()
     return {name: rows_of(weight_of(layer).float().numpy()) for name, layer in layers}
 
 

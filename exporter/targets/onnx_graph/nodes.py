@@ -79,7 +79,7 @@ def insert(
 
 
 def replace(
-    old: ir.Node, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int], domain: str = ""
+    old: ir.Node, op: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any], domain: str = ""
 ) -> None:
     """Puts another operator in a node's place; its output keeps its name and its users."""
     import onnx_ir as ir

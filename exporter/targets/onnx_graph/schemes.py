@@ -133,11 +133,11 @@ def _static(model: ir.Model, node: ir.Node, packed: ir.Value, scale: ir.Value, i
     codes = None if bias is None else _bias_codes(bias, scale, scheme)
     if codes is None:
         floats = [bias] if bias is not None and last is node else []
-        operands = [_static_input(model, node, operand, scheme), _static_weight(model, node, packed, scale), *floats]
+        operands = [static_input(model, node, operand, scheme), _static_weight(model, node, packed, scale), *floats]
         replace(node, node.op_type, operands, {})
         return
     rows = operand if last is node else _as_rows(model, node, operand, inputs)
-    operands = [_static_input(model, node, rows, scheme), _static_weight(model, node, packed, scale)]
+    operands = [static_input(model, node, rows, scheme), _static_weight(model, node, packed, scale)]
     name = f"{node.outputs[0].name}_bias"
     steps = add(model, f"{name}_scales", np.float32(input_grid(scheme)[0]) * _numbers(scale))
     operands += insert(node, "DequantizeLinear", [add(model, name, codes), steps], {"axis": 0}, label="bias")
@@ -205,7 +205,7 @@ def _is_outer(shape: ir.Node) -> bool:
     return "end" in shape.attributes and shape.attributes["end"].as_int() == -1
 
 
-def _static_input(model: ir.Model, node: ir.Node, operand: ir.Value, scheme: Scheme) -> ir.Value:
+def static_input(model: ir.Model, node: ir.Node, operand: ir.Value, scheme: Scheme) -> ir.Value:
     """A node's input, rounded; one pair of Q and DQ for all the products that share it and its range."""
     step, zero, lowest, _ = input_grid(scheme)
     name = f"{operand.name}_{step:.9g}_{zero - lowest}"  # nine digits tell float32 numbers apart

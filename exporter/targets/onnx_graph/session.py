@@ -9,12 +9,16 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.device import CPU
-from exporter.runner import Floats, Ids
+from exporter.form import PIXELS
+from exporter.runner import Floats, Ids, Sample, rows_of_states
 from exporter.targets.onnx_graph.not_finite import first_not_finite
 
 
-def usual_inputs(ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, Ids]:
-    """What a transformer's graph may take, by name, for [B, T] new ids, a mask [B, past + T] and [B, T] segments."""
+def usual_inputs(ids: Sample, mask: Ids, segments: Ids | None = None) -> dict[str, Sample]:
+    """What a transformer's graph may take, by name, for [B, T] new ids, a mask [B, past + T] and [B, T] segments; or
+    for pictures [B, C, H, W]."""
+    if ids.ndim == 4:
+        return {PIXELS: ids}
     return {
         "input_ids": ids,
         "attention_mask": mask,
@@ -26,7 +30,7 @@ def usual_inputs(ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, 
 def joined(answers: Sequence[Any]) -> Floats:
     """A graph's answer as float32; several of them as one, with an axis for them at the end."""
     answer: Floats = (answers[0] if len(answers) == 1 else np.stack(answers, -1)).astype(np.float32, copy=False)
-    return answer
+    return rows_of_states(answer)
 
 
 def options_of(threads: int) -> Any:
@@ -85,27 +89,28 @@ class OnnxRunner:
     def __exit__(self, *exc: object) -> None:
         del self._session
 
-    def logits(self, ids: Ids) -> Floats:
-        out = self.batch(ids[None], np.ones_like(ids)[None])
-        return out[0] if out.ndim == 3 else out
+    def logits(self, ids: Sample) -> Floats:
+        out = self.batch(ids[None], np.ones((1, len(ids)), np.int64))
+        return out[0] if out.ndim == 3 and ids.ndim == 1 else out
 
     def segmented(self, ids: Ids, segments: Ids) -> Floats:
         out = self._answer(self._feeds(ids[None], np.ones_like(ids)[None], segments[None]))
         return out[0] if out.ndim == 3 else out
 
-    def batch(self, ids: Ids, mask: Ids) -> Floats:
+    def batch(self, ids: Sample, mask: Ids) -> Floats:
         return self._answer(self._feeds(ids, mask))
 
     def _answer(self, feeds: dict[str, Any]) -> Floats:
         return joined(self._session.run(self._answers, feeds))
 
-    def first_not_finite(self, ids: Ids) -> str | None:
+    def first_not_finite(self, ids: Sample) -> str | None:
         """What is NaN or infinite first on [T] token ids; None where it cannot be found any more."""
         if not self._model.is_file():  # one that was made to be opened alone
             return None
-        return first_not_finite(self._model, self._feeds(ids[None], np.ones_like(ids)[None]), self._threads)
+        feeds = self._feeds(ids[None], np.ones((1, len(ids)), np.int64))
+        return first_not_finite(self._model, feeds, self._threads)
 
-    def _feeds(self, ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, Any]:
+    def _feeds(self, ids: Sample, mask: Ids, segments: Ids | None = None) -> dict[str, Any]:
         """What the graph takes of the usual inputs, for [B, T] new ids and a mask [B, past + T]."""
         usual = usual_inputs(ids, mask, segments)
         return {name: np.ascontiguousarray(value) for name, value in usual.items() if name in self._inputs}
@@ -121,7 +126,7 @@ class OnnxDecoder(OnnxRunner):
         self._cache: list[Any] = []
         self._length = 0
 
-    def _feeds(self, ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, Any]:
+    def _feeds(self, ids: Sample, mask: Ids, segments: Ids | None = None) -> dict[str, Any]:
         feeds = super()._feeds(ids, mask, segments)
         return feeds | {name: self._empty(name, ids.shape[0]) for name in self._past}
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import split_experts
 from exporter.checkpoint.model import trust_code
+from exporter.checkpoint.processor import picture_shape, read_processor
 from exporter.errors import BuildError
-from exporter.form import FORMS
+from exporter.form import FORMS, PIXELS, Form
 from exporter.targets.onnx_graph.attention_operator import standard, use_operator
 from exporter.targets.onnx_graph.cache_wrapper import cached_decoder, encoder
 from exporter.targets.onnx_graph.choices import chosen_by_tensors
@@ -93,26 +94,45 @@ def trace_encoder(
     """Writes a model that reads whole texts as a float32 ONNX graph (opset 18 or 23).
 
     Inputs, all int64 [batch_size, sequence_length]: input_ids, attention_mask, and token_type_ids where the model and
-    its tokenizer have them. Outputs, float32: those of its task's form, such as last_hidden_state [batch_size,
-    sequence_length, H], logits [batch_size, classes], or start_logits [batch_size, sequence_length]. Exporters,
-    options, metadata and errors are as with trace_causal_lm.
+    its tokenizer have them; of pictures pixel_values float32 [batch_size, C, H, W], of the size that its processor
+    has. Outputs, float32: those of its task's form, such as last_hidden_state [batch_size, sequence_length, H], logits
+    [batch_size, classes], or start_logits [batch_size, sequence_length]. Exporters, options, metadata and errors are
+    as with trace_causal_lm.
     """
     form = FORMS[task]
     model = load_model(checkpoint, task, trust_remote_code)
     # sdpa's graph looks for NaN in rows that are masked whole: a fifth of MiniLM's time at 512 tokens, for rows that
     # no text has.
     model.set_attn_implementation("eager")
-    beyond = set() if attention is None else use_operator(model, attention)
-    names = encoder_inputs(checkpoint, model)
+    # Of pictures nothing is masked, which the operator's kernels are for.
+    beyond = set() if attention is None or form.inputs == "pixels" else use_operator(model, attention)
+    inputs = _encoder_shapes(checkpoint, model, form, trust_remote_code)
+    names = list(inputs)
     one = [] if len(form.outputs) > 1 else [form.width(model.config)]  # several outputs have no axis of their own
     output: tuple[str | int, ...] = (BATCH, NEW, *one) if form.per_token else (BATCH, *one)
-    inputs: Shapes = dict.fromkeys(names, (BATCH, NEW))
+    if form.inputs == "pixels" and form.answers == "states":
+        output = (BATCH, *_states_shape(model, inputs, form))
     graph = _traced(model, encoder(model, names, form.outputs), inputs, dict.fromkeys(form.outputs, output), dynamo)
     del model
     if fuse is not None:
         fuse(graph)
     _tell(graph, beyond)
     save_graph(graph, model_onnx, limit)
+
+
+def _encoder_shapes(checkpoint: Path, model: Any, form: Form, trust: bool) -> Shapes:
+    if form.inputs == "pixels":
+        return {PIXELS: (BATCH, *picture_shape(read_processor(checkpoint, trust)))}
+    return dict.fromkeys(encoder_inputs(checkpoint, model), (BATCH, NEW))
+
+
+def _states_shape(model: Any, inputs: Shapes, form: Form) -> tuple[int, ...]:
+    """Of one picture: [P, H], or [H, height, width]."""
+    import torch
+
+    with torch.no_grad():
+        states = model(**_sample(model.config, inputs))[form.outputs[0]]
+    return tuple(int(size) for size in states.shape[1:])
 
 
 def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
@@ -170,8 +190,12 @@ def notes_of(graph: ir.Model) -> list[str]:
 
 def _sample(config: Any, inputs: Shapes) -> dict[str, torch.Tensor]:
     """Random inputs of SAMPLE's sizes, from optimum's generators."""
+    import torch
     from optimum.utils import DummyTextInputGenerator, NormalizedConfigManager, NormalizedTextConfig
 
+    if PIXELS in inputs:
+        sizes = [SAMPLE[size] if isinstance(size, str) else size for size in inputs[PIXELS]]
+        return {PIXELS: torch.randn(sizes, generator=torch.Generator().manual_seed(0))}
     try:
         normalized = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
     except KeyError:  # a newer architecture than optimum has a table for, with the usual names

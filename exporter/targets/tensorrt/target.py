@@ -22,6 +22,7 @@ from exporter.distribution import install_command
 from exporter.errors import BuildError, JobError, unknown
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.folder.kit import kit
+from exporter.targets.folder.limits import of_texts_alone
 from exporter.targets.onnx_graph.held import weights_of
 from exporter.targets.onnx_graph.zeros import two_of_four
 from exporter.targets.tensorrt.build import How, build, failed, parse
@@ -140,7 +141,7 @@ def _parsed(platform: Platform, model_onnx: Path) -> dict[str, Any]:
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to TensorRT yet"
-    return refused_cache(config) if task == GENERATION else None
+    return refused_cache(config) if task == GENERATION else of_texts_alone(task, "TensorRT")
 
 
 def prepare(platform: Platform, wanted: Preparation) -> str | None:

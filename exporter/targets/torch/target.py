@@ -20,11 +20,11 @@ from exporter.checkpoint.opened import open_checkpoint as open_checkpoint
 from exporter.errors import BuildError, JobError
 from exporter.scheme import Scheme
 from exporter.targets.folder.kit import kit, programs
-from exporter.targets.folder.limits import bfloat16, float16
+from exporter.targets.folder.limits import bfloat16, float16, of_convolutions
 from exporter.targets.torch.held import weights_of
 from exporter.targets.torch.static import WEIGHTS, cannot_express, export_static, load_static
 from exporter.targets.torch.zeros import zeros_of
-from exporter.types import GENERATION, Exported, ExportRequest, Gates, Precision, Target, agreement
+from exporter.types import GENERATION, Exported, ExportRequest, Gates, Precision, Preparation, Target, agreement
 
 _HALVES = {"bf16": "bfloat16", "fp16": "float16"}
 
@@ -109,6 +109,13 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     return None
 
 
+def prepare(wanted: Preparation) -> str | None:
+    """Refuses what would round too little of a model of pictures: torchao's int8 is of linear layers."""
+    least = TORCH.precisions[wanted.precision].gates.min_named_share
+    rounds = wanted.precision.startswith("int8") and least is not None
+    return of_convolutions(wanted, least or 0.0, f"torch:{wanted.precision}") if rounds else None
+
+
 def clients(folder: Path, task: str) -> dict[str, Path]:
     """The programs that run an artifact: transformers alone does not open int8-static's, and exporter does."""
     if (folder / WEIGHTS).is_file():
@@ -161,6 +168,7 @@ TORCH = Target(
     requires=("torch", "transformers"),
     extra="torch",
     check=check,
+    prepare=prepare,
     export=export,
     open=open_torch,
     open_cuda=open_torch,

@@ -1,0 +1,131 @@
+"""A model that reads pictures: what is measured of it, what it is calibrated on, and what a job cannot ask of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.checkpoint import pictures
+from exporter.checkpoint.load import read_config
+from exporter.checkpoint.problem import problem_of
+from exporter.checkpoint.processor import pixels, read_processor
+from exporter.device import named
+from exporter.errors import JobError
+from exporter.form import FORMS
+from exporter.job import Job, MergeJob, flag
+from exporter.measure.lengths import LENGTHS, Lengths
+from exporter.measure.preprocessing import FIGURE, PROCESSED, Processed, compare_processor
+from exporter.measure.quality import ANSWERS, Passages, Reference
+from exporter.pipeline.labelled import class_names
+from exporter.pipeline.sampling import write_samples
+from exporter.process import Session
+from exporter.report.result import Figure
+from exporter.store import publish, reusable, write_manifest
+from exporter.tasks import known as tasks
+from exporter.types import Checkpoint, Probe
+
+_DRAWN = 64
+_SEEDS = {"evaluation": 0, "calibration": 1}
+_PROBED = 3  # pictures at once: no batch that a graph was traced at
+_PROCESSED = 4  # pictures that processors are compared on
+# What a job may ask of a model that reads texts alone, and of one that reads pictures alone.
+_OF_TEXTS = (
+    "adapter", "prune", "distill", "qat", "probe", "expect_perplexity", "eval_text", "eval_data", "calib_text",
+    "window", "stride", "sample", "proven_length", "max_accuracy_drop", "max_f1_drop", "max_spearman_drop",
+)  # fmt: skip
+_OF_PICTURES = ("eval_images", "calib_images")
+
+
+def reads_pictures(task: str) -> bool:
+    return task in FORMS and FORMS[task].inputs == "pixels"
+
+
+def check_inputs(job: MergeJob, task: str) -> None:
+    """Raises JobError for what says nothing of a model that reads pictures, or of one that reads texts."""
+    asked = job.model_dump(exclude_unset=True) | (job.model_extra or {})
+    of_pictures = reads_pictures(task)
+    for name in _OF_TEXTS if of_pictures else _OF_PICTURES:
+        if asked.get(name) not in (None, (), False):
+            other = "; pictures are given with --eval-images and --calib-images" if of_pictures else ""
+            reads = "pictures" if of_pictures else "texts"
+            raise JobError(f"{flag(name)} is not for a model of {reads}, and this one is for {task}{other}")
+
+
+def evaluation_pictures(job: Job) -> tuple[str, str]:
+    """(what the report calls them, their list). Raises JobError."""
+    return _named(job.eval_images, "eval_images", "evaluation")
+
+
+def calibration_pictures(job: Job, evaluated: str) -> dict[str, Any]:
+    """What a worker is told of the pictures to calibrate on: other ones than are measured on. Raises JobError."""
+    name, listed = _named(job.calib_images, "calib_images", "calibration")
+    if (same := pictures.shared(evaluated, listed)) is not None:
+        raise JobError(
+            f"{job.calib_images} shares pictures with what is measured on ({same}): learned from it, the figures would "
+            "flatter; give another --calib-images"
+        )
+    return {"name": name, "text": listed, "tokens": len(pictures.names(listed)), "skip": 0, "max_length": None}
+
+
+def _named(folder: Path | None, key: str, what: str) -> tuple[str, str]:
+    if folder is None:
+        return f"{_DRAWN} drawn pictures", pictures.drawn(_DRAWN, _SEEDS[what])
+    listed = pictures.listed(folder, flag(key))
+    return f"{len(pictures.names(listed))} pictures of {folder.expanduser().resolve().name}", listed
+
+
+def measure_pictures(
+    session: Session,
+    checkpoint: Checkpoint,
+    folder: str,
+    key: str,
+    threads: int,
+    text: str,
+    gpu: int | None = None,
+) -> dict[str, Any]:
+    """A worker's operation: publishes the reference's folder, unless it is there under its key; its manifest.
+
+    `text` is the list of pictures.
+    """
+    if (manifest := reusable(Path(folder), key)) is not None:
+        return manifest
+    from exporter.checkpoint.opened import open_checkpoint
+
+    processor = read_processor(checkpoint.path, checkpoint.trust_remote_code)
+    problem = problem_of(checkpoint.path, checkpoint.task)
+    read: Passages = tasks.TASKS[checkpoint.task].read(processor, text, 0, 0, 0)
+    passages = replace(read, problem_type=problem)
+    with open_checkpoint(
+        checkpoint.path, checkpoint.task, threads, trust=checkpoint.trust_remote_code, gpu=gpu
+    ) as runner:
+        answers = tasks.answer(runner, passages, session.counted("reference"))
+        shown = np.stack([one for _, one in zip(range(_PROBED), passages, strict=False)])
+        mask = np.ones(shown.shape[:2], np.int64)
+        probe = Probe(shown, mask, runner.batch(shown, mask))
+        facts: dict[str, Any] = {"parameters": runner.parameters(), "engine": runner.engine}
+    if not np.isfinite(answers.vectors).all():
+        raise JobError("the float model answers NaN or Inf on the pictures: no artifact can be compared with it")
+    facts |= {"checkpoint": str(checkpoint.path), "device": named(gpu), "model_sha256": checkpoint.sha256}
+    facts |= {"task": checkpoint.task, "problem_type": problem, "scored": len(passages.offsets) - 1, "tokens": None}
+    facts |= dict.fromkeys(("ppl", "ppl_se", "samples", "pooling"))
+    tried = [picture for _, picture in zip(range(_PROCESSED), pictures.read(text), strict=False)]
+    with publish(Path(folder)) as building:
+        Reference(passages, probe, answers).save(building / ANSWERS)
+        Processed(tuple(tried), pixels(processor, tried)).save(building / PROCESSED)
+        names = class_names(read_config(checkpoint.path)) if FORMS[checkpoint.task].classifier else ()
+        write_samples({"prompts": [], "stop": [], "names": list(names), "pictures": pictures.names(text)}, building)
+        Lengths(0).save(building / LENGTHS)  # a picture has no length
+        return write_manifest(building, key, [], facts)
+
+
+def processed(folder: Path, checkpoint: Checkpoint, told: Processed) -> dict[str, Figure]:
+    """How an artifact's own processor differs from the checkpoint's: the figure, or why there is none here."""
+    if not all(map(find_spec, ("transformers", "PIL"))):
+        return {FIGURE: Figure(detail="its processor was not compared: transformers and pillow are not installed here")}
+    own = read_processor(folder, checkpoint.trust_remote_code)
+    return compare_processor(partial(pixels, own), told)
