@@ -37,7 +37,7 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
             row.reason = "; ".join(filter(None, (row.reason, *meaningless))) or None
         _refuse_odd(row)
         speed = row.speed
-        if row.status == "ok" and speed["latency_ms"] is None:
+        if row.status == "ok" and speed["prefill_tokens_per_s"] is None and speed["pictures_per_s"] is None:
             lack = f"latency: {speed['untimed']}" if speed["untimed"] else "speed and memory: not measured (--no-speed)"
             row.reason = "; ".join(filter(None, (row.reason, lack)))
         elif row.status == "ok" and speed["decode_tokens_per_s"] is None and row.quality["ppl"].value is not None:
