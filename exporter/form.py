@@ -16,6 +16,7 @@ FEATURES = "feature-extraction"
 CLASSIFICATION = "text-classification"
 TOKENS = "token-classification"
 QUESTIONS = "question-answering"
+TEXT2TEXT = "text2text-generation"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Form:
     `answers`: logits of the vocabulary, logits of a few classes, or hidden states. `cached`: it is asked token by token
     too, with a KV cache. `outputs`: the names in transformers' output; more than one are an axis of the answer: of
     ("start_logits", "end_logits"), [B, T] each, it is [B, T, 2]. `unit`: what a row's figures are means over.
+    `encodes`: an encoder reads a source first, of which a decoder is asked then (exporter.runner.EncoderDecoderRunner).
     """
 
     answers: Literal["vocabulary", "classes", "states"]
@@ -32,6 +34,7 @@ class Form:
     cached: bool = False
     outputs: tuple[str, ...] = ("logits",)
     unit: Literal["token", "passage"] = "token"
+    encodes: bool = False
 
     def width(self, config: Any) -> int:
         """The size of an answer's last axis, by a transformers configuration."""
@@ -48,5 +51,6 @@ FORMS: Mapping[str, Form] = {
     CLASSIFICATION: Form("classes", per_token=False, unit="passage"),
     TOKENS: Form("classes"),
     QUESTIONS: Form("classes", outputs=("start_logits", "end_logits"), unit="passage"),
+    TEXT2TEXT: Form("vocabulary", cached=True, encodes=True),
 }
 TASKS = tuple(FORMS)

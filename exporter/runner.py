@@ -60,6 +60,19 @@ class CachedRunner(Runner, Protocol):
 
 
 @runtime_checkable
+class EncoderDecoderRunner(CachedRunner, Protocol):
+    """An encoder and a decoder. What `logits`, `prefill` and `step` are given is the decoder's, for the last source."""
+
+    def encode(self, ids: Ids) -> Floats:
+        """Reads a source of [S] ids, which all that follows is asked of: the encoder's last states [S, H]."""
+        ...
+
+    def paired(self, sources: Ids, mask: Ids, ids: Ids) -> Floats:
+        """Padded sources [B, S] with their mask, and the decoder's ids [B, T]: [B, T, V], without a cache."""
+        ...
+
+
+@runtime_checkable
 class TokenizingRunner(Runner, Protocol):
     """A runner whose artifact carries a tokenizer of its own, which its users get."""
 

@@ -25,7 +25,7 @@ from exporter.form import FORMS
 from exporter.measure.arithmetic import Doubles, divergence_of, log_softmax, mean, top_of
 from exporter.measure.quality import finite
 from exporter.report.result import Figure
-from exporter.runner import BoundedRunner, CachedRunner, Floats, Ids, Runner
+from exporter.runner import BoundedRunner, CachedRunner, EncoderDecoderRunner, Floats, Ids, Runner
 
 STEPS = 8  # decoded one by one after a prefill
 FIGURE = "length_drift"
@@ -158,6 +158,8 @@ def _ask(runner: Runner, length: Length, task: str) -> _Got:
     steps: list[Floats] = []
     if isinstance(runner, CachedRunner):
         for cut in length.cuts:
+            if isinstance(runner, EncoderDecoderRunner):
+                runner.encode(length.far[0])
             steps += _continued(runner, length.far[0][: cut + STEPS], int(cut))
     far = np.concatenate([_rows(runner, ids, task, length.at) for ids in length.far])
     cached = np.stack(steps) if steps else np.zeros((0, far.shape[-1]), np.float32)
@@ -166,6 +168,8 @@ def _ask(runner: Runner, length: Length, task: str) -> _Got:
 
 
 def _rows(runner: Runner, ids: Ids, task: str, at: Ids) -> Floats:
+    if isinstance(runner, EncoderDecoderRunner):  # a text is its own source: both halves read as far
+        runner.encode(ids)
     out = finite(ids, runner.logits(ids))
     return (out[at] if FORMS[task].per_token else out).copy()
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from exporter.errors import BuildError, JobError
 from exporter.form import FORMS
 from exporter.measure.arithmetic import Doubles, log_softmax, mean
 from exporter.report.result import Figure
-from exporter.runner import BatchRunner, CachedRunner, Floats, Ids, Runner
+from exporter.runner import BatchRunner, CachedRunner, EncoderDecoderRunner, Floats, Ids, Runner
 from exporter.types import CLASSIFICATION, Probe
 
 Progress = Callable[[int, int], None]  # (done, total) windows
@@ -40,6 +41,8 @@ class Passages:
     `problem_type` is a classifier's, "" of the other tasks: what is compared of it. `segments` [N] tell the two texts
     of a passage apart, where it has two and the model's tokenizer numbers them. `compared` [S] are the places in `ids`
     whose answers count, of a task that answers for each token; None: its own rule, or all. `mask_id`: fill-mask's.
+    `sources` [M] with `source_offsets` are what an encoder reads, of a task whose passages are the texts to be made of
+    them; its decoder begins with the token `start`, or with a passage's own last one (None), as mBART was trained.
     """
 
     task: str
@@ -51,10 +54,31 @@ class Passages:
     segments: Ids | None = None
     compared: Ids | None = None
     mask_id: int | None = None
+    sources: Ids | None = None
+    source_offsets: Ids | None = None
+    start: int | None = None
 
     def __iter__(self) -> Iterator[Ids]:
         for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
             yield self.ids[begin:end]
+
+    def source(self, number: int) -> Ids:
+        """What the encoder reads of a pair."""
+        assert self.sources is not None
+        assert self.source_offsets is not None
+        return self.sources[self.source_offsets[number] : self.source_offsets[number + 1]]
+
+    def decoded(self, number: int) -> Ids:
+        """What the decoder is given of a pair: at each place the token before the one that it is asked for."""
+        ids = self.ids[self.offsets[number] : self.offsets[number + 1]]
+        return np.append(ids[-1] if self.start is None else self.start, ids[:-1]).astype(np.int64)
+
+    def longest(self) -> tuple[Ids | None, Ids]:
+        """The source (None: the task has none) and the ids of the longest text that is evaluated."""
+        number = int(np.diff(self.offsets).argmax())
+        if self.sources is None:
+            return None, self.ids[self.offsets[number] : self.offsets[number + 1]][: self.window]
+        return self.source(number), self.decoded(number)
 
 
 @dataclass(frozen=True)
@@ -97,6 +121,7 @@ class Reference:
             probe_mask=q.mask,
             probe_answers=q.answers,
             probe_alone=np.zeros(0, np.float32) if q.alone is None else q.alone,
+            **_pairs(p, q),
             **{name: getattr(a, name) for name in Answers.__dataclass_fields__},
         )
 
@@ -109,16 +134,28 @@ class Reference:
             problem = str(data["problem_type"]) if "problem_type" in data else ""
             window, stride = (int(value) for value in data["sliding"])
             alone = data["probe_alone"] if "probe_alone" in data and data["probe_alone"].size else None
+            pairs = {name: data[name] for name in ("sources", "source_offsets") if name in data}
+            probed = {name: data[f"probe_{name}"] for name in ("sources", "source_mask") if f"probe_{name}" in data}
+            start = int(data["start"]) if "start" in data and data["start"] >= 0 else None
             segments, compared = (
                 data[name] if name in data and len(data[name]) else None for name in ("segments", "compared")
             )
             mask = int(data["mask_id"]) if "mask_id" in data and data["mask_id"] >= 0 else None
             about = (window, stride, problem, segments, compared, mask)
             return cls(
-                Passages(str(data["task"]), data["ids"], data["offsets"], *about),
-                Probe(data["probe_ids"], data["probe_mask"], data["probe_answers"], alone),
+                Passages(str(data["task"]), data["ids"], data["offsets"], *about, **pairs, start=start),
+                Probe(data["probe_ids"], data["probe_mask"], data["probe_answers"], alone, **probed),
                 Answers(**{name: data[name] for name in Answers.__dataclass_fields__}),
             )
+
+
+def _pairs(passages: Passages, probe: Probe) -> dict[str, Any]:
+    """What the file of a task with sources has beside the others'."""
+    if passages.sources is None:
+        return {}
+    start = np.array(-1 if passages.start is None else passages.start)
+    told = {"sources": passages.sources, "source_offsets": passages.source_offsets, "start": start}
+    return told | {"probe_sources": probe.sources, "probe_source_mask": probe.source_mask}
 
 
 class NotFinite(BuildError):
@@ -142,6 +179,20 @@ def finite(ids: Ids, out: Floats) -> Floats:
     return out
 
 
+def encoded(runner: Runner, source: Ids) -> Floats:
+    """The encoder's states [S, H] of a source, of which the decoder is asked then. Raises NotFinite."""
+    if not isinstance(runner, EncoderDecoderRunner):
+        raise BuildError(f"{runner.engine} has no encoder to read a source with")
+    return finite(source, runner.encode(source))
+
+
+def answered(runner: Runner, source: Ids | None, ids: Ids) -> Floats:
+    """The answer to [T] ids, after a source where the task has one."""
+    if source is not None:
+        encoded(runner, source)
+    return checked(runner, ids)
+
+
 def mean_pooled(states: Floats) -> Floats:
     """Of [T, H]: what is compared where no model says how it pools."""
     vector: Floats = states.mean(axis=0)
@@ -160,33 +211,57 @@ def reference_perplexity(answers: Answers) -> Figure:
     return exponential(answers.nll) if len(answers.nll) else Figure()
 
 
-def compare_probe(runner: Runner, probe: Probe, task: str, window: Ids | None = None) -> dict[str, Figure]:
+def compare_probe(
+    runner: Runner, probe: Probe, task: str, window: Ids | None = None, source: Ids | None = None
+) -> dict[str, Figure]:
     """logit_error (absolute, the largest) on padded sequences, alone and in a batch where there is one; and cache_kl.
 
     `cache_kl` is the mean KL(uncached || cached) of the artifact with itself, where it has a cache: a prefill of about
     half of a sequence, then the rest token by token. It needs no reference, so quantization does not hide in it. Of
-    `window` [T], the longest text that is evaluated, only the last tokens come one by one.
+    `window` [T], the longest text that is evaluated (after `source`), only the last tokens come one by one.
     """
     lengths = probe.mask.sum(axis=1)
     sequences = [row[:length] for row, length in zip(probe.ids, lengths, strict=True)]
-    alone = [checked(runner, ids) for ids in sequences]
+    sources = _sources(probe)
+    alone = [answered(runner, *asked) for asked in zip(sources, sequences, strict=True)]
     if not FORMS[task].per_token:
         got = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else np.concatenate(alone)
         return {"logit_error": Figure(float(np.abs(finite(probe.ids[0], got) - probe.answers).max()))}
-    together = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else alone
+    padded_too = isinstance(runner, BatchRunner | EncoderDecoderRunner)
+    batched = together(runner, probe) if isinstance(runner, BatchRunner | EncoderDecoderRunner) else alone
     errors = []
     for index, ids in enumerate(sequences):
-        expected, padded = probe.answers[index][: len(ids)], finite(ids, together[index][: len(ids)])
+        expected, padded = probe.answers[index][: len(ids)], finite(ids, batched[index][: len(ids)])
         unpadded = expected if probe.alone is None else probe.alone[index][: len(ids)]
         errors += [_largest_error(alone[index], unpadded)]
-        errors += [_largest_error(padded, expected)] if isinstance(runner, BatchRunner) else []
+        errors += [_largest_error(padded, expected)] if padded_too else []
     figures = {"logit_error": Figure(max(errors))}
     if isinstance(runner, CachedRunner):
-        own = [_cache_kl(runner, ids, alone[i], len(ids) // 2) for i, ids in enumerate(sequences)]
+        own = []
+        for of, ids, uncached in zip(sources, sequences, alone, strict=True):
+            if of is not None:
+                encoded(runner, of)
+            own.append(_cache_kl(runner, ids, uncached, len(ids) // 2))
         if window is not None and len(window) > _STEPPED:
-            own.append(_cache_kl(runner, window, checked(runner, window), len(window) - _STEPPED))
+            own.append(_cache_kl(runner, window, answered(runner, source, window), len(window) - _STEPPED))
         figures["cache_kl"] = Figure(float(np.mean(own)))
     return figures
+
+
+def _sources(probe: Probe) -> list[Ids | None]:
+    """Of each of the probe's sequences what the encoder reads before it."""
+    if probe.sources is None or probe.source_mask is None:
+        return [None] * len(probe.ids)
+    lengths = probe.source_mask.sum(axis=1)
+    return [row[:length] for row, length in zip(probe.sources, lengths, strict=True)]
+
+
+def together(runner: BatchRunner | EncoderDecoderRunner, probe: Probe) -> Floats:
+    """The answers to the probe's sequences as one padded batch."""
+    if probe.sources is not None and probe.source_mask is not None and isinstance(runner, EncoderDecoderRunner):
+        return runner.paired(probe.sources, probe.source_mask, probe.ids)
+    assert isinstance(runner, BatchRunner)
+    return runner.batch(probe.ids, probe.mask)
 
 
 def _largest_error(got: Floats, expected: Floats) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from exporter.form import FORMS
 from exporter.measure import quality
 from exporter.measure.embedding import EMBEDDING, Embedding
 from exporter.measure.labels import LABELS, PAIRS, Labels, compare_labels, truth
@@ -15,7 +16,7 @@ from exporter.pipeline.sampling import decoders
 from exporter.report.result import Figure
 from exporter.runner import Floats, Runner
 from exporter.tasks import known as tasks
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, REGRESSION, Checkpoint
+from exporter.types import CLASSIFICATION, FEATURES, REGRESSION, Checkpoint
 
 
 def compare(
@@ -32,7 +33,7 @@ def compare(
     passages, expected = reference.passages, reference.answers.vectors
     told = json.loads((folder / SAMPLES).read_text(encoding="utf-8")) if (folder / SAMPLES).is_file() else None
     figures, got = tasks.compare(runner, reference, progress, pool_of(folder))
-    if passages.task == GENERATION:
+    if FORMS[passages.task].cached:
         return figures, told and continuations(runner, told, decoders(folder, checkpoint)[0])
     if got is None:
         return figures, None

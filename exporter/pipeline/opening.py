@@ -43,8 +43,8 @@ def measure_quality(
     told = quality.Reference.load(Path(reference))
     with _open(named, checkpoint, folder, threads, gpu) as runner:
         try:
-            task, longest = told.passages.task, max(told.passages, key=len)[: told.passages.window]
-            figures = quality.compare_probe(runner, told.probe, task, longest)  # seconds, and tells of much
+            task, (source, longest) = told.passages.task, told.passages.longest()
+            figures = quality.compare_probe(runner, told.probe, task, longest, source)  # seconds, and tells of much
             counted = session.counted(f"quality {named}")
             compared, samples = compare(runner, told, Path(reference).parent, checkpoint, counted)
             figures |= compared
@@ -91,7 +91,8 @@ def open_for_speed(
     max_length: int,
 ) -> dict[str, Any]:
     """A worker's operation: opens an artifact and warms it up."""
-    ids = quality.Reference.load(Path(reference)).passages.ids
+    passages = quality.Reference.load(Path(reference)).passages
+    ids = passages.ids if passages.sources is None else passages.sources
     runner = _open(Variant(*variant), checkpoint, folder, threads, gpu).__enter__()
     if isinstance(runner, BoundedRunner):
         max_length = min(max_length, runner.max_length)

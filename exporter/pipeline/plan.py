@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from exporter.checkpoint.load import is_recipe
 from exporter.device import gpu_number, was_asked
 from exporter.errors import BuildError, JobError
+from exporter.form import FORMS
 from exporter.job import Job
 from exporter.measure.embedding import Embedding, read_embedding
 from exporter.pipeline.combinations import Asked, check
@@ -22,6 +23,7 @@ from exporter.pipeline.distillations import Distillation, check_options, plan_di
 from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.output import refuse_other_results
+from exporter.pipeline.pairs import paired_data
 from exporter.pipeline.prunings import calibrated_by, read_prunings
 from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
@@ -133,9 +135,12 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     source = look(job, worker)
     task = source.checkpoint.task
     check_samples(job, task)
-    data = labelled_data(job, task, source.config, source.labels)
+    encodes = FORMS[task].encodes
+    data = paired_data(job, task) if encodes else labelled_data(job, task, source.config, source.labels)
     if data is not None:
         text_name, text = data.about["file"], data.text
+    elif encodes:
+        text_name = f"{text_name} (neighbouring sentences, as source and target)"
     embedding = read_embedding(source.checkpoint.path) if task == FEATURES else None
     window, stride = window_of(job, task, source.max_length, usual_window(data, embedding))
     lengths_of(job, source)  # raises for a length that the model does not have
@@ -202,7 +207,7 @@ def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: P
     target = known.get(variant.target)
     precision, options = target.precisions[variant.precision], sections.targets.get(variant.target)
     how = None
-    if _quantizes(job, precision):
+    if _quantizes(job, precision, task):
         how = how_of(job, precision.schemes, policy) | {
             "mixed": job.policy != "off",
             "smooth": job.smooth,
@@ -215,9 +220,9 @@ def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: P
     return Wanted(variant, options, limits, calibrates, how)
 
 
-def _quantizes(job: Job, precision: Precision) -> bool:
+def _quantizes(job: Job, precision: Precision, task: str) -> bool:
     """Whether a variant is exported from a checkpoint that was quantized in float, under a policy."""
-    schemes = precision.schemes
+    schemes = () if FORMS[task].encodes else precision.schemes  # policies are made of one text, not of two
     if not schemes or isinstance(job.policy, Path):
         return bool(schemes)
     # Ranges must be found, and at 4 bits the layers differ most; targets round 8-bit weights well by their own rules.
@@ -232,10 +237,11 @@ def _policy(job: Job, variants: list[Variant], source: Source) -> tuple[Policy |
     policy = read_policy(job.policy)
     notes = _of_another(job, policy, merged_sha256(job, source))
     resolved = policy.resolved(source.linear_layers)
-    targets = {variant: known.get(variant.target) for variant in variants}
-    taken = {one: target for one, target in targets.items() if _quantizes(job, target.precisions[one.precision])}
+    targets, task = {variant: known.get(variant.target) for variant in variants}, source.checkpoint.task
+    taken = {one: target for one, target in targets.items() if _quantizes(job, target.precisions[one.precision], task)}
     if not taken:
         named = ", ".join(map(str, variants)) or "no target"
+        named += f" of a model for {task}" * FORMS[task].encodes
         raise JobError(f"--policy {job.policy}: {named} takes none; see 'exporter targets'")
     for variant, target in taken.items():
         left = set() if target.experts else {one for one in source.experts if resolved[one] is not None}

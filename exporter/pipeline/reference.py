@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter import machine
+from exporter.checkpoint.encoder_decoder import start_of
+from exporter.checkpoint.load import read_config
 from exporter.checkpoint.problem import problem_of
 from exporter.checkpoint.tokenizer import check_ids
 from exporter.device import CPU, named
@@ -31,6 +33,7 @@ from exporter.runner import Floats, Ids
 from exporter.store import content_key, publish, reusable, write_manifest
 from exporter.targets import known
 from exporter.tasks import known as tasks
+from exporter.tasks.text2text_generation import pairs_of
 from exporter.tasks.text_classification import OF_ITSELF
 from exporter.types import FEATURES, GENERATION, Checkpoint, Probe
 
@@ -112,21 +115,24 @@ def measure_reference(
         problem = problem_of(checkpoint.path, checkpoint.task)
         labels, cut = None, 0
         embedding = None if modules is None else read_embedding(Path(modules))
-        if data is None:
+        form, config = FORMS[checkpoint.task], read_config(checkpoint.path)
+        if data is not None and form.encodes:
+            passages, cut = pairs_of(tokenizer, list(zip(data["texts"], data["pairs"], strict=True)), window)
+        elif data is None:
             passages = tasks.TASKS[checkpoint.task].read(tokenizer, text, eval_tokens, window, stride)
         else:
             passages, labels, cut = tokenize_examples(tokenizer, data, checkpoint.task, window, embedding)
-        passages = replace(passages, problem_type=problem)
+        passages = replace(passages, problem_type=problem, start=start_of(config) if form.encodes else None)
         tokenized = TokenizedTexts.of(tokenizer, text)
         how: dict[str, Any] = {"trust": checkpoint.trust_remote_code, "gpu": gpu}
         opened = partial(open_checkpoint, checkpoint.path, checkpoint.task, threads, **how)
         with opened() as runner:
             check_ids(runner.rows(), passages.ids, "the evaluation's text")
-            ids, mask = _probe_ids(passages, tokenizer.pad_token_id or 0)
+            if passages.sources is not None:
+                check_ids(runner.rows(), passages.sources, "the evaluation's sources")
             pool = mean_pooled if embedding is None else embedding.vector
             answers = tasks.answer(runner, passages, session.counted("reference"), pool)
-            together = runner.batch(ids, mask)
-            probe = Probe(ids, mask, together, _alone(runner, ids, mask, together))
+            probe = _probe(runner, passages, tokenizer.pad_token_id or 0)
             reference = Reference(passages, probe, answers)
             tried = sampled(checkpoint, tokenizer, text, samples, runner, max_length)
             facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
@@ -134,7 +140,7 @@ def measure_reference(
             facts |= {"model_sha256": checkpoint.sha256, "task": checkpoint.task}
         perplexity = reference_perplexity(reference.answers)
         scored = len(answers.nll) or len(answers.vectors)
-        if FORMS[checkpoint.task].unit == "passage":
+        if form.unit == "passage":
             scored = len(passages.offsets) - 1
         if not all(np.isfinite(array).all() for array in (reference.answers.nll, reference.answers.vectors)):
             raise JobError("the float model answers NaN or Inf on the text: no artifact can be compared with it")
@@ -151,6 +157,8 @@ def measure_reference(
             figures = score(labels, reference.answers.vectors)
             facts["labelled"] = {name: asdict(figure) for name, figure in figures.items()}
             facts["data"] = data["about"] | {"cut": cut, "note": doubt(labels, figures)}
+        elif data is not None:
+            facts["data"] = data["about"] | {"cut": cut, "note": None}
         with publish(Path(folder)) as building:
             reference.save(building / ANSWERS)
             save_samples(tried, tokenizer, building)
@@ -162,6 +170,17 @@ def measure_reference(
             Lengths(reach, tuple(told), tuple((int(far), name) for far, name in unproven)).save(building / LENGTHS)
             manifest = write_manifest(building, key, [], facts)
     return manifest
+
+
+def _probe(runner: Any, passages: Passages, pad: int) -> Probe:
+    ids, mask = _probe_ids(passages, pad)
+    if passages.sources is None:
+        together = runner.batch(ids, mask)
+        return Probe(ids, mask, together, _alone(runner, ids, mask, together))
+    # The other way round: the longest source has not the longest target.
+    read = replace(passages, ids=passages.sources, offsets=passages.source_offsets)
+    sources, source_mask = (array[::-1].copy() for array in _probe_ids(read, pad))
+    return Probe(ids, mask, runner.paired(sources, source_mask, ids), None, sources, source_mask)
 
 
 def _alone(runner: TorchRunner, ids: Ids, mask: Ids, together: Floats) -> Floats | None:

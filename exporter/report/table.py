@@ -206,6 +206,7 @@ _SIZE = (
     Column("Size", "×", lambda row: times(row["artifact"]["size_ratio"])),
 )
 _PPL = Column("PPL ratio", "± se", lambda row: _with_error(value(row, "ppl_ratio"), error(row, "ppl_ratio")))
+_COSINE = Column("Cosine", "mean", lambda row: _floored(value(row, "cosine"), 5))
 _KL = Column("KL", "nats", lambda row: _small(value(row, "kl")))
 _TOP1 = Column("Top-1", "agree", lambda row: _percent(value(row, "top1")))
 _PREFILL = Column("Prefill", "tok/s", lambda row: rate(row["speed"]["prefill_tokens_per_s"]), timed=True)
@@ -213,6 +214,7 @@ _RSS = Column("RSS", "MB", lambda row: megabytes(row["memory"]["peak_rss_bytes"]
 _GENERATION = (
     *_SIZE,
     _PPL,
+    _COSINE,
     _KL,
     _TOP1,
     _PREFILL,
@@ -222,7 +224,7 @@ _GENERATION = (
 _ENCODER = (
     *_SIZE,
     _PPL,
-    Column("Cosine", "mean", lambda row: _floored(value(row, "cosine"), 5)),
+    _COSINE,
     _KL,
     _TOP1,
     Column("Accuracy", "labels", lambda row: _percent(value(row, "accuracy"))),
@@ -238,7 +240,7 @@ _DETAILS = (
     Column("Perplexity", "", lambda row: _with_error(value(row, "ppl"), None)),
     Column("KL se", "nats", lambda row: _small(error(row, "kl"))),
     Column("Top-1 se", "", lambda row: _percent(error(row, "top1"))),
-    Column("Cosine", "mean", lambda row: _floored(value(row, "cosine"), 5)),
+    _COSINE,
     Column("Cosine se", "", lambda row: _small(error(row, "cosine"))),
     Column("Error se", "of sd", lambda row: _small(error(row, "regression_error"))),
     Column("Pearson", "", lambda row: _floored(value(row, "pearson"), 5)),

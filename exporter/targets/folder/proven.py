@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from exporter.errors import BuildError
 from exporter.form import FORMS
 from exporter.measure.arithmetic import divergence_of, log_softmax, top_of
 from exporter.measure.lengths import LENGTHS, Lengths, compare_lengths, told_of
-from exporter.measure.quality import ANSWERS, Reference, finite, mean_pooled
+from exporter.measure.quality import ANSWERS, Reference, finite, mean_pooled, together
 from exporter.runner import Floats, Runner
 from exporter.store import read_manifest
 from exporter.types import ExportRequest, Probe
@@ -77,7 +78,7 @@ def expected(request: ExportRequest, folder: Path) -> tuple[Reference, Probe, Le
     opened = partial(open_checkpoint, checkpoint.path, task, request.threads, trust=checkpoint.trust_remote_code)
     probe = reference.probe
     with opened() as model:
-        probe = Probe(probe.ids, probe.mask, model.batch(probe.ids, probe.mask))
+        probe = replace(probe, answers=together(model, probe), alone=None)
     told = tuple(told_of(opened, one.length, task) for one in lengths.told)
     return reference, probe, Lengths(lengths.window, told, lengths.unproven)
 

@@ -50,8 +50,6 @@ from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.traced import load_model, notes_of, trace_causal_lm, trace_encoder
 from exporter.targets.traced_model.cache import refused_cache
 from exporter.types import (
-    CLASSIFICATION,
-    FEATURES,
     GENERATION,
     Exported,
     ExportRequest,
@@ -225,7 +223,7 @@ ONNX = Target(
         ),
     },
     default="int8",
-    aliases={"int8": {GENERATION: "int8-weight", FEATURES: "int8-dynamic", CLASSIFICATION: "int8-dynamic"}},
+    aliases={"int8": {task: "int8-weight" if form.cached else "int8-dynamic" for task, form in FORMS.items()}},
     with_torch=True,
     requires=("onnxruntime",),
     builds_with=lambda options: ("onnx", "onnx_ir"),

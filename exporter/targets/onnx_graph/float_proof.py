@@ -43,10 +43,10 @@ def _wrong(float_graph: Path, request: ExportRequest, folder: Path) -> str | Non
     reference, probe, lengths = expected(request, folder)
     kind = OnnxDecoder if task == GENERATION else OnnxRunner
     graph: Callable[[], OnnxRunner] = partial(kind, float_graph, request.threads)
-    longest = max(reference.passages, key=len)[: reference.passages.window]
+    source, longest = reference.passages.longest()
     try:
         with graph() as runner:
-            figures = compare_probe(runner, probe, task, longest)
+            figures = compare_probe(runner, probe, task, longest, source)
         drift = drifted(graph, lengths, task)
     except Exception as error:  # whatever the engine raises of a graph that it does not take
         raise disagrees(_WHAT, " ".join(str(error).split())[:300] or type(error).__name__) from error

@@ -15,7 +15,7 @@ from typing import Any
 from exporter.checkpoint.configuration import correct_ties, keep_configuration
 from exporter.checkpoint.folder import carry
 from exporter.checkpoint.model import load_model
-from exporter.checkpoint.opened import TorchDecoder, TorchRunner
+from exporter.checkpoint.opened import TorchRunner, runner_of
 from exporter.checkpoint.opened import open_checkpoint as open_checkpoint
 from exporter.errors import BuildError, JobError
 from exporter.scheme import Scheme
@@ -24,7 +24,7 @@ from exporter.targets.folder.limits import bfloat16, float16
 from exporter.targets.torch.held import weights_of
 from exporter.targets.torch.static import WEIGHTS, cannot_express, export_static, load_static
 from exporter.targets.torch.zeros import zeros_of
-from exporter.types import GENERATION, Exported, ExportRequest, Gates, Precision, Target, agreement
+from exporter.types import Exported, ExportRequest, Gates, Precision, Target, agreement
 
 _HALVES = {"bf16": "bfloat16", "fp16": "float16"}
 
@@ -70,7 +70,7 @@ def open_static(folder: Path, task: str, threads: int) -> TorchRunner:
     except (JobError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BuildError(f"{folder} cannot be opened ({reason}); remove it and export it again") from error
-    runner = (TorchDecoder if task == GENERATION else TorchRunner)(model, task)
+    runner = runner_of(model, task, None)
     runner.engine = f"torch {torch.__version__} onednn int8 in {layers} layers"
     return runner
 
