@@ -72,7 +72,8 @@ def checkpoint(folder: Path, family: str, size: float = 0.15) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "position" not in name:
-                parameter.normal_(0, size)
+                # T5 divides what its tied head answers by the square root of the width.
+                parameter.normal_(0, 8 * size if (family, name) == ("T5", "shared.weight") else size)
     model.save_pretrained(folder)
     words(folder)
     return folder

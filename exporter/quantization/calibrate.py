@@ -16,6 +16,7 @@ import numpy as np
 
 from exporter import store
 from exporter.errors import JobError
+from exporter.form import FORMS
 from exporter.quantization.statistics import collect, save_statistics
 from exporter.types import Checkpoint
 
@@ -54,8 +55,10 @@ def calibrate(
     torch.set_num_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
     pieces = calibration_windows(tokenizer, text, skip, tokens, max_length)
-    model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
-    statistics = collect(model, pieces, progress)
+    statistics = {}
+    if not FORMS[checkpoint.task].encodes:  # which reads two texts, and whose windows alone are asked for
+        model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
+        statistics = collect(model, pieces, progress)
     about = {"text": name, "tokens": pieces.numel(), "windows": len(pieces), "window": pieces.shape[1]}
     with store.publish(folder) as building:
         save_statistics(statistics, building)

@@ -11,13 +11,15 @@ from exporter.device import CPU
 from exporter.runner import Floats, Ids
 from exporter.targets.onnx_graph.session import OnnxRunner, bind
 
+ENCODER, DECODER = "encoder_model.onnx", "decoder_model_merged.onnx"  # as optimum and transformers.js call them
+
 
 class OnnxEncoderDecoder:
     """Both caches stay in ONNX Runtime's memory between steps; that of the source is made by the first."""
 
-    def __init__(self, encoder: Path, decoder: Path, threads: int) -> None:
-        self._encoder, self._decoder = OnnxRunner(encoder, threads), DecoderGraph(decoder, threads)
-        self.engine = self._encoder.engine
+    def __init__(self, encoder: OnnxRunner, decoder: DecoderGraph) -> None:
+        self._encoder, self._decoder = encoder, decoder
+        self.engine = encoder.engine
         self._states: Any = None
         self._mask = np.zeros((1, 0), np.int64)
 
@@ -45,6 +47,11 @@ class OnnxEncoderDecoder:
 
     def step(self, token: int) -> Floats:
         return self._decoder.step(token, self._mask, self._states)
+
+
+def open_pair(folder: Path, threads: int) -> OnnxEncoderDecoder:
+    """The two graphs in a folder, by the names that clients know them by."""
+    return OnnxEncoderDecoder(OnnxRunner(folder / ENCODER, threads), DecoderGraph(folder / DECODER, threads))
 
 
 class DecoderGraph(OnnxRunner):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,22 @@ from exporter.targets.onnx_graph.session import usual_inputs
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from exporter.runner import Ids
+    from exporter.runner import Floats, Ids
 
 MARGIN = 2  # text that nobody calibrated on has larger activations
 _WINDOWS, _WINDOW = 4, 256  # the largest are at the first tokens, and in the same channels in every text
 
 
-def largest_of(model: ir.Model, names: Sequence[str], windows: Ids, scratch: Path, threads: int) -> dict[str, float]:
-    """Of the values `names` on token ids [windows, window]. `model` is float32; it is spent.
+def largest_of(
+    model: ir.Model,
+    names: Sequence[str],
+    windows: Ids,
+    scratch: Path,
+    threads: int,
+    states: Callable[[Ids], Floats] | None = None,
+) -> dict[str, float]:
+    """Of the values `names` on token ids [windows, window]. `model` is float32; it is spent. `states`: an encoder's
+    [S, H] of a window, which the graph of its decoder takes.
 
     Each tensor is reduced to one number as it is made, and kept no longer.
     """
@@ -33,7 +41,7 @@ def largest_of(model: ir.Model, names: Sequence[str], windows: Ids, scratch: Pat
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value.release()  # its mapped pages, which the session reads again
-    found = _run(path, names, windows[:_WINDOWS, :_WINDOW], threads)
+    found = _run(path, names, windows[:_WINDOWS, :_WINDOW], threads, states)
     for file in (path, path.with_name(path.name + "_data")):
         file.unlink(missing_ok=True)
     return found
@@ -65,7 +73,9 @@ def _watch(model: ir.Model, names: Sequence[str]) -> None:
         model.graph.outputs.append(most.outputs[0])
 
 
-def _run(path: Path, names: Sequence[str], windows: Ids, threads: int) -> dict[str, float]:
+def _run(
+    path: Path, names: Sequence[str], windows: Ids, threads: int, states: Callable[[Ids], Floats] | None
+) -> dict[str, float]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -79,7 +89,10 @@ def _run(path: Path, names: Sequence[str], windows: Ids, threads: int) -> dict[s
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     largest = dict.fromkeys(names, 0.0)
     for ids in windows:
-        feeds = _feeds(session, ids[None].astype(np.int64))
+        ids = ids.astype(np.int64)
+        feeds = _feeds(session, ids[None])
+        if states is not None:
+            feeds |= {"encoder_hidden_states": states(ids)[None], "encoder_attention_mask": np.ones_like(ids)[None]}
         for name, value in zip(names, session.run([f"{name}/largest" for name in names], feeds), strict=True):
             largest[name] = float(np.maximum(largest[name], value))  # NaN stays NaN
     return largest
