@@ -22,8 +22,11 @@ _BART = {
     "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_position_embeddings": 256,
     "forced_eos_token_id": None, "forced_bos_token_id": None,
 }  # fmt: skip
+_FLAN = _T5 | {"relative_attention_max_distance": 128, "relative_attention_num_buckets": 32}
+_FLAN |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 FAMILIES = {
     "T5": lambda: t.T5ForConditionalGeneration(t.T5Config(**_IDS, **_T5)),
+    "Flan": lambda: t.T5ForConditionalGeneration(t.T5Config(**_IDS, **_FLAN)),
     "MT5": lambda: t.MT5ForConditionalGeneration(t.MT5Config(**_IDS, **_T5, tie_word_embeddings=False)),
     "Bart": lambda: t.BartForConditionalGeneration(t.BartConfig(**_IDS, **_BART)),
     "MBart": lambda: t.MBartForConditionalGeneration(t.MBartConfig(**_IDS, **_BART)),
@@ -65,8 +68,8 @@ def words(folder: Path, length: int = 256) -> t.PreTrainedTokenizerFast:
     return fast
 
 
-def checkpoint(folder: Path, family: str, size: float = 0.15) -> Path:
-    """A random model whose answers differ from text to text, which the usual initialization's hardly do."""
+def random(family: str, size: float = 0.15) -> t.PreTrainedModel:
+    """A model whose answers differ from text to text, which the usual initialization's hardly do."""
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
     with torch.no_grad():
@@ -74,6 +77,27 @@ def checkpoint(folder: Path, family: str, size: float = 0.15) -> Path:
             if parameter.ndim == 2 and "position" not in name:
                 # T5 divides what its tied head answers by the square root of the width.
                 parameter.normal_(0, 8 * size if (family, name) == ("T5", "shared.weight") else size)
-    model.save_pretrained(folder)
+    return model
+
+
+def checkpoint(folder: Path, family: str) -> Path:
+    random(family).save_pretrained(folder)
     words(folder)
+    return folder
+
+
+def pieces(folder: Path) -> Path:
+    """A T5 of version 1.1 with a sentencepiece unigram, which is what llama.cpp's converter reads of one."""
+    import sentencepiece
+
+    folder.mkdir(parents=True)
+    (folder / "text").write_text(text(400), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text"), model_prefix=str(folder / "spiece"), vocab_size=VOCABULARY, model_type="unigram",
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    fast = t.T5Tokenizer.from_pretrained(folder, extra_ids=0, model_max_length=256)
+    assert len(fast) <= VOCABULARY
+    fast.save_pretrained(folder)
+    random("Flan").save_pretrained(folder)
     return folder

@@ -18,6 +18,7 @@ from exporter.checkpoint.renamed import renaming, wrapper_of
 from exporter.checkpoint.tokenizer import check_fit, embedding_of, lacks_padding, read_tokenizer, rows_of
 from exporter.checkpoint.weights import again, stored_tensors
 from exporter.errors import JobError, unknown
+from exporter.form import TEXT2TEXT
 from exporter.types import FEATURES, TASKS
 
 _BLOCK = 1 << 24  # bytes of a tensor that are compared at a time
@@ -125,6 +126,7 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
     """The task that was asked for, or the one of the checkpoint's architecture, in the words of optimum."""
     import transformers
     from optimum.exporters.tasks import TasksManager
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
     if asked is not None:
         task = TasksManager.map_from_synonym(asked)
@@ -142,6 +144,8 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
         raise JobError(f"the architecture of {model} is not known; give --task with one of {', '.join(TASKS)}")
     try:
         task = TasksManager.infer_task_from_model(getattr(transformers, names[0]))
+        if names[0] in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+            task = TEXT2TEXT  # optimum takes BART's and mBART's, which can fill masks too, for models of that alone
     except ValueError:
         task, measured = "an unknown task", True
     if measured and task not in TASKS:

@@ -222,7 +222,7 @@ def compare_probe(
     """
     lengths = probe.mask.sum(axis=1)
     sequences = [row[:length] for row, length in zip(probe.ids, lengths, strict=True)]
-    sources = _sources(probe)
+    sources = sources_of(probe)
     alone = [answered(runner, *asked) for asked in zip(sources, sequences, strict=True)]
     if not FORMS[task].per_token:
         got = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else np.concatenate(alone)
@@ -248,7 +248,7 @@ def compare_probe(
     return figures
 
 
-def _sources(probe: Probe) -> list[Ids | None]:
+def sources_of(probe: Probe) -> list[Ids | None]:
     """Of each of the probe's sequences what the encoder reads before it."""
     if probe.sources is None or probe.source_mask is None:
         return [None] * len(probe.ids)

@@ -18,7 +18,7 @@ from exporter.errors import BuildError
 from exporter.form import FORMS
 from exporter.measure.arithmetic import divergence_of, log_softmax, top_of
 from exporter.measure.lengths import LENGTHS, Lengths, compare_lengths, told_of
-from exporter.measure.quality import ANSWERS, Reference, finite, mean_pooled, together
+from exporter.measure.quality import ANSWERS, Reference, answered, mean_pooled, sources_of, together
 from exporter.runner import Floats, Runner
 from exporter.store import read_manifest
 from exporter.types import ExportRequest, Probe
@@ -103,7 +103,8 @@ def _half_off_probe(runner: Runner, probe: Probe, task: str) -> str | None:
     asked = [(row[:length], whole[:length]) for row, length, whole in zip(probe.ids, lengths, answers, strict=True)]
     if not FORMS[task].per_token:
         asked = [(ids, whole[None]) for (ids, _), whole in zip(asked, answers, strict=True)]
-    pairs = [(expected, finite(ids, runner.logits(ids))) for ids, expected in asked]
+    with_sources = zip(sources_of(probe), asked, strict=True)
+    pairs = [(expected, answered(runner, source, ids)) for source, (ids, expected) in with_sources]
     if FORMS[task].answers == "vocabulary":
         parts = [divergence_of(top_of(log_softmax(expected)), log_softmax(got)) for expected, got in pairs]
         kl = float(np.concatenate(parts).mean())
