@@ -61,9 +61,7 @@ def words(folder: Path, length: int = 256) -> t.PreTrainedTokenizerFast:
     plain.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     named = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "bos_token": "<s>"}
     inputs = ["input_ids", "attention_mask"]
-    fast = t.PreTrainedTokenizerFast(
-        tokenizer_object=plain, model_max_length=length, model_input_names=inputs, **named
-    )
+    fast = t.PreTrainedTokenizerFast(tokenizer_object=plain, model_max_length=length, model_input_names=inputs, **named)
     fast.save_pretrained(folder)
     return fast
 
@@ -99,5 +97,5 @@ def pieces(folder: Path) -> Path:
     fast = t.T5Tokenizer.from_pretrained(folder, extra_ids=0, model_max_length=256)
     assert len(fast) <= VOCABULARY
     fast.save_pretrained(folder)
-    random("Flan").save_pretrained(folder)
+    random("Flan", 0.08).save_pretrained(folder)  # llama.cpp looks its GELU up in a table of float16
     return folder

@@ -28,7 +28,8 @@ class TorchEncoderDecoder(TorchRunner):
         return states
 
     def logits(self, ids: Ids) -> Floats:
-        return self._floats(self._decode(ids, self._states, use_cache=False))[0]
+        answers: Floats = self._floats(self._decode(ids, self._states, use_cache=False))[0]
+        return answers
 
     def paired(self, sources: Ids, mask: Ids, ids: Ids) -> Floats:
         states = self._read(sources, mask)

@@ -1,4 +1,4 @@
-"""Sources with their targets (--eval-data): what the perplexity of a model that makes one of the other is measured on."""
+"""Sources with their targets (--eval-data): what a model that makes one of the other is measured on."""
 
 from __future__ import annotations
 

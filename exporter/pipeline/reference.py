@@ -174,7 +174,7 @@ def measure_reference(
 
 def _probe(runner: Any, passages: Passages, pad: int) -> Probe:
     ids, mask = _probe_ids(passages, pad)
-    if passages.sources is None:
+    if passages.sources is None or passages.source_offsets is None:
         together = runner.batch(ids, mask)
         return Probe(ids, mask, together, _alone(runner, ids, mask, together))
     # The other way round: the longest source has not the longest target.

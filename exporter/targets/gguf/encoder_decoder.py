@@ -77,11 +77,15 @@ def refused(config: Mapping[str, Any], task: str, precision: str) -> str | None:
         return None
     kind = config.get("model_type")
     if task != TEXT2TEXT or kind not in _KNOWN:
-        return f"of encoder-decoders llama.cpp runs {', '.join(_KNOWN)} for {TEXT2TEXT}, and this is a {kind} for {task}"
+        return (
+            f"of encoder-decoders llama.cpp runs {', '.join(_KNOWN)} for {TEXT2TEXT}, and this is a {kind} for {task}"
+        )
     # Both were measured on random models: KL 13 nats of a tied head, an encoder's cosine of 0.9996 at another distance.
     tied = config.get("tie_word_embeddings", kind == "t5")
     if config.get("scale_decoder_outputs", tied) and kind != "mt5":
-        return "llama.cpp leaves out what T5 divides its tied head's input by; models of version 1.1, as FLAN's, have none"
+        return (
+            "llama.cpp leaves out what T5 divides its tied head's input by; models of version 1.1, as FLAN's, have none"
+        )
     if config.get("relative_attention_max_distance", _DISTANCE) != _DISTANCE:
         return f"llama.cpp knows no relative_attention_max_distance but {_DISTANCE}"
     if precision not in FLOATS and demands_matrix(precision, ()):

@@ -19,8 +19,8 @@ from exporter.targets.folder.files import copy_configuration
 from exporter.targets.folder.kit import programs
 from exporter.targets.onnx.bf16 import open_stand_in
 from exporter.targets.onnx.genai_config import GENAI_CONFIG, NotDescribedError, genai_config
-from exporter.targets.onnx_graph import held
 from exporter.targets.onnx.pair import HALVES, open_onnx_pair, weights_of_pair, zero_counts_of_pair
+from exporter.targets.onnx_graph import held
 from exporter.targets.onnx_graph.device_session import CudaDecoder, CudaRunner
 from exporter.targets.onnx_graph.encoder_decoder_session import OnnxEncoderDecoder
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner

@@ -95,18 +95,22 @@ def _layers(model: Any) -> tuple[list[_Layer], int]:
     with torch.no_grad():
         out = model(input_ids=some, decoder_input_ids=some, use_cache=True, return_dict=True)
     cache: Any = out.past_key_values
-    kept = [] if not isinstance(cache, EncoderDecoderCache) else [cache.self_attention_cache, cache.cross_attention_cache]
+    kept = (
+        [] if not isinstance(cache, EncoderDecoderCache) else [cache.self_attention_cache, cache.cross_attention_cache]
+    )
     if not kept or any(type(layer) is not DynamicLayer for one in kept for layer in one.layers):
         raise BuildError(f"{name} cannot be exported: its cache is no pair of keys and values for each layer")
-    own, cross = kept
+    own: list[Any]
+    cross: list[Any]
+    own, cross = ([*one.layers] for one in kept)
     found = list(_projections(model.get_decoder()))
-    if len(found) != len(cross.layers):
+    if len(found) != len(cross):
         raise BuildError(
-            f"{name} cannot be exported: {len(found)} of its {len(cross.layers)} decoder layers have an attention to "
+            f"{name} cannot be exported: {len(found)} of its {len(cross)} decoder layers have an attention to "
             f"the source that is called {' or '.join(_CROSS)}"
         )
     layers = []
-    for (keys, values), mine, of_source in zip(found, own.layers, cross.layers, strict=True):
+    for (keys, values), mine, of_source in zip(found, own, cross, strict=True):
         (_, heads, _, size), (_, heads_of_source, _, size_of_source) = mine.keys.shape, of_source.keys.shape
         layers.append(_Layer(keys, values, heads_of_source, size_of_source, (heads, size)))
     return layers, int(out.logits.shape[-1])

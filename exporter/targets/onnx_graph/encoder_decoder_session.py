@@ -37,7 +37,8 @@ class OnnxEncoderDecoder:
         return states
 
     def logits(self, ids: Ids) -> Floats:
-        return self._decoder.answers(ids[None], self._mask, self._states)[0]
+        answers: Floats = self._decoder.answers(ids[None], self._mask, self._states)[0]
+        return answers
 
     def paired(self, sources: Ids, mask: Ids, ids: Ids) -> Floats:
         return self._decoder.answers(ids, mask, self._encoder.batch(sources, mask))

@@ -27,7 +27,8 @@ def prove(float_graph: Path, request: ExportRequest, runnable: Callable[[Path, P
 
     Compared once for a graph: what came out stands beside it, in the run's scratch folder. Where the checkpoint is not
     the reference (its weights are rounded already), it is run itself, by torch. Without a reference there is no probe.
-    Of an encoder-decoder `float_graph` is the folder of both. `runnable` writes the graph (first path) as ONNX Runtime runs it (second), where that is another.
+    `runnable` writes the graph (first path) as ONNX Runtime runs it (second), where that is another. Of an
+    encoder-decoder `float_graph` is the folder of both.
     """
 
     def wrong(reference: Path) -> str | None:
