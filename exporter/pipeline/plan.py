@@ -154,6 +154,8 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     by_windows = trains or calibrated_by(prunings) or any(one.how for one in wanted)
     calibration = _calibration(job, source, text, by_windows or any(one.calibrates for one in wanted))
     measured_tokens = job.eval_tokens if data is None else len(text)
+    if prunings and FORMS[task].encodes:
+        raise JobError(f"--prune: models for {task} are not pruned; of --prune, --distill and --qat they take none yet")
     distillation = plan_distillation(job, sections.distill, source, text, measured_tokens, worker)
     training = plan_training(job, sections.qat, source, text, policy)
     if calibration is not None and by_windows:
