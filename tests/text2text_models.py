@@ -72,9 +72,10 @@ def random(family: str, size: float = 0.15) -> t.PreTrainedModel:
     model = FAMILIES[family]().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and "position" not in name:
+            if parameter.ndim == 2 and not (family in ("Marian", "Pegasus") and "position" in name):  # sines
                 # T5 divides what its tied head answers by the square root of the width.
-                parameter.normal_(0, 8 * size if (family, name) == ("T5", "shared.weight") else size)
+                large = (family, name) == ("T5", "shared.weight") or "embed_positions" in name or "relative" in name
+                parameter.normal_(0, 8 * size if large else size)
     return model
 
 
