@@ -24,7 +24,7 @@ from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.output import refuse_other_results
 from exporter.pipeline.pairs import paired_data
-from exporter.pipeline.prunings import calibrated_by, read_prunings
+from exporter.pipeline.prunings import calibrated_by, check_task, read_prunings
 from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look, merged_sha256
@@ -154,8 +154,7 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     by_windows = trains or calibrated_by(prunings) or any(one.how for one in wanted)
     calibration = _calibration(job, source, text, by_windows or any(one.calibrates for one in wanted))
     measured_tokens = job.eval_tokens if data is None else len(text)
-    if prunings and FORMS[task].encodes:
-        raise JobError(f"--prune: models for {task} are not pruned; of --prune, --distill and --qat they take none yet")
+    check_task(prunings, task)
     distillation = plan_distillation(job, sections.distill, source, text, measured_tokens, worker)
     training = plan_training(job, sections.qat, source, text, policy)
     if calibration is not None and by_windows:
