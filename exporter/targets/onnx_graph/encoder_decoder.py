@@ -95,14 +95,12 @@ def _layers(model: Any) -> tuple[list[_Layer], int]:
     with torch.no_grad():
         out = model(input_ids=some, decoder_input_ids=some, use_cache=True, return_dict=True)
     cache: Any = out.past_key_values
-    kept = (
-        [] if not isinstance(cache, EncoderDecoderCache) else [cache.self_attention_cache, cache.cross_attention_cache]
-    )
-    if not kept or any(type(layer) is not DynamicLayer for one in kept for layer in one.layers):
+    if not isinstance(cache, EncoderDecoderCache):
+        raise BuildError(f"{name} cannot be exported: it has no KV cache of both attentions")
+    kept: Any = cache
+    own, cross = kept.self_attention_cache.layers, kept.cross_attention_cache.layers
+    if any(type(layer) is not DynamicLayer for layer in (*own, *cross)):
         raise BuildError(f"{name} cannot be exported: its cache is no pair of keys and values for each layer")
-    own: list[Any]
-    cross: list[Any]
-    own, cross = ([*one.layers] for one in kept)
     found = list(_projections(model.get_decoder()))
     if len(found) != len(cross):
         raise BuildError(
