@@ -25,11 +25,18 @@ BEGIN, END = "<!-- bench/tasks.py: begin -->\n", "<!-- bench/tasks.py: end -->\n
 EXIT_DIFFERS = 3
 _DECODER: Mapping[str, Any] = {"model_type": "llama", "vocab_size": 32000}
 _ENCODER: Mapping[str, Any] = {"model_type": "bert", "vocab_size": 30522}
+_BOTH: Mapping[str, Any] = {"model_type": "t5", "vocab_size": 32128, "is_encoder_decoder": True}
+_VISION: Mapping[str, Any] = {"model_type": "vit"}
 
 
 def plain(task: str) -> Mapping[str, Any]:
     """The configuration of a model of a task, as far as a target's check looks at it."""
-    return _DECODER if FORMS[task].cached else _ENCODER
+    form = FORMS[task]
+    if form.encodes:
+        return _BOTH
+    if form.inputs == "pixels":
+        return _VISION
+    return _DECODER if form.cached else _ENCODER
 
 
 def refusals(target: Target, task: str) -> dict[str, str | None]:

@@ -16,6 +16,7 @@ FEATURES = "feature-extraction"
 CLASSIFICATION = "text-classification"
 TOKENS = "token-classification"
 QUESTIONS = "question-answering"
+TEXT2TEXT = "text2text-generation"
 IMAGES = "image-classification"
 IMAGE_FEATURES = "image-feature-extraction"
 
@@ -32,6 +33,7 @@ class Form:
     `answers`: logits of the vocabulary, logits of a few classes, or hidden states. `cached`: it is asked token by token
     too, with a KV cache. `outputs`: the names in transformers' output; more than one are an axis of the answer: of
     ("start_logits", "end_logits"), [B, T] each, it is [B, T, 2]. `unit`: what a row's figures are means over.
+    `encodes`: an encoder reads a source first, of which a decoder is asked then (exporter.runner.EncoderDecoderRunner).
     """
 
     answers: Literal["vocabulary", "classes", "states"]
@@ -40,6 +42,7 @@ class Form:
     outputs: tuple[str, ...] = ("logits",)
     unit: Literal["token", "passage", "picture"] = "token"
     inputs: Literal["text", "pixels"] = "text"
+    encodes: bool = False
 
     @property
     def classifier(self) -> bool:
@@ -61,7 +64,18 @@ FORMS: Mapping[str, Form] = {
     CLASSIFICATION: Form("classes", per_token=False, unit="passage"),
     TOKENS: Form("classes"),
     QUESTIONS: Form("classes", outputs=("start_logits", "end_logits"), unit="passage"),
+    TEXT2TEXT: Form("vocabulary", cached=True, encodes=True),
     IMAGES: Form("classes", per_token=False, unit="picture", inputs="pixels"),
     IMAGE_FEATURES: Form("states", per_token=False, outputs=("last_hidden_state",), unit="picture", inputs="pixels"),
 }
 TASKS = tuple(FORMS)
+
+# By PEFT's names of what an adapter was trained for.
+TASK_OF_ADAPTER = {
+    "CAUSAL_LM": GENERATION,
+    "FEATURE_EXTRACTION": FEATURES,
+    "SEQ_CLS": CLASSIFICATION,
+    "TOKEN_CLS": TOKENS,
+    "QUESTION_ANS": QUESTIONS,
+    "SEQ_2_SEQ_LM": TEXT2TEXT,
+}

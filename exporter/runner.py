@@ -83,6 +83,19 @@ class BatchCachedRunner(CachedRunner, Protocol):
 
 
 @runtime_checkable
+class EncoderDecoderRunner(CachedRunner, Protocol):
+    """An encoder and a decoder. What `logits`, `prefill` and `step` are given is the decoder's, for the last source."""
+
+    def encode(self, ids: Ids) -> Floats:
+        """Reads a source of [S] ids, which all that follows is asked of: the encoder's last states [S, H]."""
+        ...
+
+    def paired(self, sources: Ids, mask: Ids, ids: Ids) -> Floats:
+        """Padded sources [B, S] with their mask, and the decoder's ids [B, T]: [B, T, V], without a cache."""
+        ...
+
+
+@runtime_checkable
 class PiecewiseRunner(CachedRunner, Protocol):
     """A runner whose `logits` read a longer text than `at_once` tokens in pieces, through its cache."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from exporter.form import CLASSIFICATION as CLASSIFICATION
 from exporter.form import FEATURES as FEATURES
 from exporter.form import FILL_MASK as FILL_MASK
-from exporter.form import FORMS, QUESTIONS, TOKENS
+from exporter.form import FORMS
 from exporter.form import GENERATION as GENERATION
 from exporter.form import TASKS as TASKS
 from exporter.runner import Floats as Floats  # a third party's target imports the arrays' names from here too
@@ -33,16 +33,6 @@ Status = Literal["ok", "skipped", "failed"]
 Combination = Literal["cat", "linear", "svd", "ties", "dare_linear", "dare_ties"]  # PEFT's, of several adapters
 MergeDtype = Literal["keep", "float32", "bfloat16", "float16"]
 BaseQuant = Literal["nf4", "fp4", "int8"]  # bitsandbytes'
-
-# By PEFT's names of what an adapter was trained for.
-TASK_OF_ADAPTER = {
-    "CAUSAL_LM": GENERATION,
-    "FEATURE_EXTRACTION": FEATURES,
-    "SEQ_CLS": CLASSIFICATION,
-    "TOKEN_CLS": TOKENS,
-    "QUESTION_ANS": QUESTIONS,
-    "SEQ_2_SEQ_LM": "text2text-generation",
-}
 
 SINGLE_LABEL = "single_label_classification"  # a classifier's problem types, in the words of transformers
 MULTI_LABEL = "multi_label_classification"
@@ -168,13 +158,16 @@ class Probe:
     `ids` and `mask` are [batch, length], padded on the right, of sequences of different lengths; `answers` is float32
     [batch, length, V] (logits; for feature extraction the hidden states) or [batch, classes]. `alone` are the answers
     to each sequence without its padding, where a model answers otherwise then: ConvBERT's and MobileBERT's last tokens
-    see what follows them. None: the same. Of pictures `ids` are float32 [batch, C, H, W], and `mask` [batch, C] is 1.
+    see what follows them. None: the same. `sources` and `source_mask` [batch, length]: what an encoder reads first. Of
+    pictures `ids` are float32 [batch, C, H, W], and `mask` [batch, C] is 1.
     """
 
     ids: Sample
     mask: Ids
     answers: Floats
     alone: Floats | None = None
+    sources: Ids | None = None
+    source_mask: Ids | None = None
 
 
 @dataclass(frozen=True)

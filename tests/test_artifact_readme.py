@@ -17,6 +17,7 @@ from exporter.checkpoint.card import CARD, README, card_files, carry_card, read_
 from exporter.pipeline.again import bench_again
 from exporter.pipeline.readme import alone, readme
 from exporter.report import table
+from exporter.report.columns import columns as columns_of
 from exporter.report.files import read_report
 from exporter.report.verifying import verified
 from exporter.targets import known
@@ -75,7 +76,7 @@ def test_it_says_how_to_run_this_very_artifact_and_what_was_measured_of_it(made)
     assert f"`onnx/model.onnx` needs ONNX Runtime {row['build']['graph']['min_onnxruntime']} or later" in told
     assert f"pip install 'onnxruntime>={row['build']['graph']['min_onnxruntime']}' tokenizers" in told
     assert f"`onnx/model.onnx` ({table.megabytes(row['artifact']['bytes'])} MB)" in told
-    [ratio] = [column for column in table.columns(report) if column.title == "PPL ratio"]
+    [ratio] = [column for column in columns_of(report) if column.title == "PPL ratio"]
     assert f"| PPL ratio (± se) | {ratio.cell(row)} |" in told
     assert report["machine"]["cpu"] in told.replace("\\", "").replace("@&#8203;", "@")
     assert f"Length: {store.read_manifest(folder)['proven']}" in told.replace("\\", "")

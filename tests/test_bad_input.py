@@ -61,7 +61,7 @@ def test_a_broken_config(refused, model, content, says):
         ),
         ({"quantization": {"group_size": 64, "bits": 4}}, "its config.json says MLX, left there"),
         ({"architectures": None}, "give --task with one of text-generation"),
-        ({"architectures": ["T5ForConditionalGeneration"]}, "T5ForConditionalGeneration is for text2text-generation"),
+        ({"architectures": ["DetrForObjectDetection"]}, "DetrForObjectDetection is for object-detection"),
         ({"model_type": "no-such"}, "transformers cannot read the configuration"),
         ({"hidden_size": "wide"}, "expected int, got str (value: 'wide')"),
         ({"num_hidden_layers": 4}, "no weights for model.layers.3.input_layernorm.weight"),

@@ -13,7 +13,7 @@ from test_onnx_quantize import forward, network
 from exporter.errors import BuildError, JobError
 from exporter.job import Job
 from exporter.pipeline.sections import read_sections
-from exporter.report.table import detail_columns
+from exporter.report.columns import detail_columns
 from exporter.scheme import Scheme
 from exporter.targets.onnx.options import OnnxOptions
 from exporter.targets.onnx.quantize import quantize_by_rule

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from exporter.measure.gates import judge
 from exporter.measure.probe import compare_probe
 from exporter.measure.quality import Passages, Reference
-from exporter.pipeline.reference import _alone
+from exporter.pipeline.asking import _alone
 from exporter.report.result import Figure, Result
 from exporter.runner import Floats, Ids
 from exporter.tasks.known import answer, compare

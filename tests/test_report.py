@@ -15,6 +15,8 @@ from reports import HOSTILE, REPORTS, ROWS, SKIPPED, encoder, generation, hostil
 from rich.console import Console
 
 from exporter.report import table
+from exporter.report.columns import columns as columns_of
+from exporter.report.columns import detail_columns
 from exporter.report.files import write_report
 from exporter.report.render import render_html, render_junit, render_markdown
 from exporter.report.result import Figure, Result
@@ -216,9 +218,9 @@ def test_a_number_never_looks_better_than_it_is() -> None:
     assert (table.gate_value(gate), table.gate_limit(gate)) == ("0.0500000001", "≤ 0.05")
     quality = {"top1": Figure(0.999999), "cosine": Figure(0.9999999), "ppl_ratio": Figure(1234.5, 7.0)}
     almost = Result("onnx", "fp32", quality=quality).to_json()
-    cells = [column.cell(almost) for column in table.columns(generation([almost]))]
+    cells = [column.cell(almost) for column in columns_of(generation([almost]))]
     assert cells == ["1,234.5 ± 7", "99.99%"]
-    assert [column.cell(almost) for column in table.detail_columns(generation([almost]))] == ["0.99999"]
+    assert [column.cell(almost) for column in detail_columns(generation([almost]))] == ["0.99999"]
 
 
 def timed(*speeds: dict) -> dict:

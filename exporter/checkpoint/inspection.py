@@ -19,7 +19,7 @@ from exporter.checkpoint.renamed import renaming, wrapper_of
 from exporter.checkpoint.tokenizer import check_fit, embedding_of, lacks_padding, read_tokenizer, rows_of
 from exporter.checkpoint.weights import again, stored_tensors
 from exporter.errors import JobError, unknown
-from exporter.form import FORMS, IMAGE_FEATURES, IMAGES, PIXELS
+from exporter.form import FORMS, IMAGE_FEATURES, IMAGES, PIXELS, TEXT2TEXT
 from exporter.types import FEATURES, TASKS
 
 _BLOCK = 1 << 24  # bytes of a tensor that are compared at a time
@@ -154,7 +154,10 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
     """The task that was asked for, or the one of the checkpoint's architecture, in the words of optimum."""
     import transformers
     from optimum.exporters.tasks import TasksManager
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
 
     if asked is not None:
         task = TasksManager.map_from_synonym(asked)
@@ -173,6 +176,8 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
     try:
         named = getattr(transformers, names[0])
         task = TasksManager.infer_task_from_model(named)
+        if names[0] in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+            task = TEXT2TEXT  # optimum takes BART's and mBART's, which can fill masks too, for models of that alone
         if task == FEATURES and getattr(named, "main_input_name", None) == PIXELS:
             task = IMAGE_FEATURES  # optimum does not tell it from a model of texts
     except ValueError:

@@ -1,19 +1,21 @@
 """Speed of an artifact, in a process of its own: rounds of prefill and decode, which the caller interleaves.
 
 Prefill is one forward over 128 and over 512 tokens; decode is 64 tokens, one at a time, after a prompt of 128. Encoders
-have prefill only, and the passage is one sequence. Of a model of pictures one picture is timed, and eight at once. A
-round begins with a forward that is not counted: other variants had the processor's caches since the last one.
+have prefill only, and the passage is one sequence. Of an encoder-decoder, prefill is to read so long a source and to
+answer with the first token, and decode is what follows a source of 128. Of a model of pictures one is timed, and eight
+at once. A round begins with a forward that is not counted: other variants had the processor's caches since the last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
 
-from exporter.runner import BatchRunner, CachedRunner, DeviceRunner, Runner, Sample
+from exporter.runner import BatchRunner, CachedRunner, DeviceRunner, EncoderDecoderRunner, Floats, Ids, Runner, Sample
 
 T = TypeVar("T")
 PREFILL_LENGTHS = (128, 512)
@@ -34,14 +36,14 @@ def measure_round(runner: Runner, ids: Sample, max_length: int) -> Round:
     if ids.ndim > 1:
         return _of_pictures(runner, ids)
     ids = np.resize(ids, PREFILL_LENGTHS[-1] + DECODED)
-    forward = runner.prefill if isinstance(runner, CachedRunner) else runner.logits
+    forward = _forward(runner)
     times: Round = {}
     for length in PREFILL_LENGTHS:
         if length <= max_length:
             forward(ids[:length])
             times[name_of(length)] = [_milliseconds(runner, forward, ids[:length]) for _ in range(CALLS)]
     if isinstance(runner, CachedRunner) and max_length >= PROMPT + DECODED:
-        runner.prefill(ids[:PROMPT])
+        forward(ids[:PROMPT])
         times["decode"] = [_milliseconds(runner, runner.step, int(token)) for token in ids[PROMPT : PROMPT + DECODED]]
     return times
 
@@ -62,10 +64,22 @@ def warm_up(runner: Runner, ids: Sample, max_length: int) -> None:
         return
     ids = np.resize(ids, PREFILL_LENGTHS[-1])[: min(max_length, PREFILL_LENGTHS[-1])]
     if isinstance(runner, CachedRunner):
-        runner.prefill(ids[:-1])
+        _forward(runner)(ids[:-1])
         runner.step(int(ids[-1]))
     else:
         runner.logits(ids)
+
+
+def _forward(runner: Runner) -> Callable[[Ids], Floats]:
+    """What reads a whole text."""
+    if isinstance(runner, EncoderDecoderRunner):
+        return partial(_answer_to, runner)
+    return runner.prefill if isinstance(runner, CachedRunner) else runner.logits
+
+
+def _answer_to(runner: EncoderDecoderRunner, source: Ids) -> Floats:
+    runner.encode(source)
+    return runner.prefill(source[:1])
 
 
 class Budget:

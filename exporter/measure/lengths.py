@@ -23,7 +23,7 @@ import numpy as np
 from exporter.errors import BuildError
 from exporter.form import FORMS
 from exporter.measure.arithmetic import Doubles, divergence_of, log_softmax, mean, top_of
-from exporter.measure.quality import finite
+from exporter.measure.quality import answered, encoded, finite
 from exporter.report.result import Figure
 from exporter.runner import BoundedRunner, CachedRunner, Floats, Ids, Runner
 
@@ -81,12 +81,8 @@ class Told:
     def arrays(self) -> dict[str, Any]:
         """For an .npz file."""
         own = {field.name: np.asarray(getattr(self.length, field.name)) for field in fields(Length)}
-        parts = {
-            f"{part}_{name}": array
-            for part in ("near", "far", "cached")
-            for name, array in getattr(self, part)._asdict().items()
-        }
-        return own | {f"answer_{name}": array for name, array in parts.items()}
+        parts = ((part, getattr(self, part)._asdict()) for part in ("near", "far", "cached"))
+        return own | {f"answer_{part}_{name}": it for part, its in parts for name, it in its.items()}
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Told:
@@ -158,7 +154,7 @@ def _ask(runner: Runner, length: Length, task: str) -> _Got:
     steps: list[Floats] = []
     if isinstance(runner, CachedRunner):
         for cut in length.cuts:
-            steps += _continued(runner, length.far[0][: cut + STEPS], int(cut))
+            steps += _continued(runner, length.far[0], int(cut), FORMS[task].encodes)
     far = np.concatenate([_rows(runner, ids, task, length.at) for ids in length.far])
     cached = np.stack(steps) if steps else np.zeros((0, far.shape[-1]), np.float32)
     near = np.concatenate([_rows(runner, ids, task, np.arange(len(ids))) for ids in length.near])
@@ -166,13 +162,15 @@ def _ask(runner: Runner, length: Length, task: str) -> _Got:
 
 
 def _rows(runner: Runner, ids: Ids, task: str, at: Ids) -> Floats:
-    out = finite(ids, runner.logits(ids))
+    out = answered(runner, ids if FORMS[task].encodes else None, ids)  # its own source: both halves read as far
     return (out[at] if FORMS[task].per_token else out).copy()
 
 
-def _continued(runner: CachedRunner, ids: Ids, cut: int) -> Iterator[Floats]:
+def _continued(runner: CachedRunner, ids: Ids, cut: int, encodes: bool) -> Iterator[Floats]:
+    if encodes:
+        encoded(runner, ids)
     yield finite(ids[:cut], runner.prefill(ids[:cut])[None])[0]
-    for token in ids[cut:]:
+    for token in ids[cut : cut + STEPS]:
         yield finite(ids, runner.step(int(token))[None])[0]
 
 

@@ -8,39 +8,70 @@ import numpy as np
 
 from exporter.form import FORMS
 from exporter.measure.arithmetic import log_softmax
-from exporter.measure.quality import finite
+from exporter.measure.quality import answered, encoded, finite
 from exporter.report.result import Figure
-from exporter.runner import BatchRunner, CachedRunner, Floats, Ids, PiecewiseRunner, Runner
+from exporter.runner import (
+    BatchRunner,
+    CachedRunner,
+    EncoderDecoderRunner,
+    Floats,
+    Ids,
+    PiecewiseRunner,
+    Runner,
+    Sample,
+)
 from exporter.types import Probe
 
 _STEPPED = 8  # tokens of a whole window that are decoded one by one
 
 
-def compare_probe(runner: Runner, probe: Probe, task: str, window: Ids | None = None) -> dict[str, Figure]:
+def compare_probe(
+    runner: Runner, probe: Probe, task: str, window: Sample | None = None, source: Ids | None = None
+) -> dict[str, Figure]:
     """logit_error (absolute, the largest) on padded sequences, alone and in a batch where there is one; and cache_kl.
 
     `cache_kl` is the mean KL(uncached || cached) of the artifact with itself, where it has a cache: a prefill of about
     half of a sequence, then the rest token by token. It needs no reference, so quantization does not hide in it. Of
-    `window` [T], the longest text that is evaluated, only the last tokens come one by one. What a runner reads in
-    pieces goes through its cache without steps too: there as much of it is asked again as is read at once.
+    `window` [T], the longest text that is evaluated (after `source`), only the last tokens come one by one. What a
+    runner reads in pieces goes through its cache without steps too: there as much of it is asked again as is read at
+    once.
     """
     lengths = probe.mask.sum(axis=1)
     sequences = [row[:length] for row, length in zip(probe.ids, lengths, strict=True)]
-    alone = [finite(ids, runner.logits(ids)) for ids in sequences]
+    sources = sources_of(probe)
+    alone = [answered(runner, *asked) for asked in zip(sources, sequences, strict=True)]
     if not FORMS[task].per_token:
         got = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else np.concatenate(alone)
         return {"logit_error": Figure(float(np.abs(finite(probe.ids[0], got) - probe.answers).max()))}
-    together = runner.batch(probe.ids, probe.mask) if isinstance(runner, BatchRunner) else alone
+    padded_too = isinstance(runner, BatchRunner | EncoderDecoderRunner)
+    batched = together(runner, probe) if isinstance(runner, BatchRunner | EncoderDecoderRunner) else alone
     errors = []
     for index, ids in enumerate(sequences):
-        expected, padded = probe.answers[index][: len(ids)], finite(ids, together[index][: len(ids)])
+        expected, padded = probe.answers[index][: len(ids)], finite(ids, batched[index][: len(ids)])
         unpadded = expected if probe.alone is None else probe.alone[index][: len(ids)]
         errors += [_largest_error(alone[index], unpadded)]
-        errors += [_largest_error(padded, expected)] if isinstance(runner, BatchRunner) else []
+        errors += [_largest_error(padded, expected)] if padded_too else []
     figures = {"logit_error": Figure(max(errors))}
     if isinstance(runner, CachedRunner):
-        figures["cache_kl"] = Figure(_cache_kl(runner, [*zip(sequences, alone, strict=True)], window))
+        asked = [*zip(sources, sequences, alone, strict=True)]
+        figures["cache_kl"] = Figure(_cache_kl(runner, asked, window, source))
     return figures
+
+
+def sources_of(probe: Probe) -> list[Ids | None]:
+    """Of each of the probe's sequences what the encoder reads before it."""
+    if probe.sources is None or probe.source_mask is None:
+        return [None] * len(probe.ids)
+    lengths = probe.source_mask.sum(axis=1)
+    return [row[:length] for row, length in zip(probe.sources, lengths, strict=True)]
+
+
+def together(runner: BatchRunner | EncoderDecoderRunner, probe: Probe) -> Floats:
+    """The answers to the probe's sequences as one padded batch."""
+    if probe.sources is not None and probe.source_mask is not None and isinstance(runner, EncoderDecoderRunner):
+        return runner.paired(probe.sources, probe.source_mask, probe.ids)
+    assert isinstance(runner, BatchRunner)
+    return runner.batch(probe.ids, probe.mask)
 
 
 def _largest_error(got: Floats, expected: Floats) -> float:
@@ -48,14 +79,21 @@ def _largest_error(got: Floats, expected: Floats) -> float:
     return float(np.abs(got[unlike] - expected[unlike]).max(initial=0.0))
 
 
-def _cache_kl(runner: CachedRunner, answered: Sequence[tuple[Ids, Floats]], window: Ids | None) -> float:
-    """The mean over sequences, each with its logits, and over a window, which is answered here."""
+def _cache_kl(
+    runner: CachedRunner, told: Sequence[tuple[Ids | None, Ids, Floats]], window: Ids | None, source: Ids | None
+) -> float:
+    """The mean over sequences, each with its source and its logits, and over a window, which is answered here."""
     whole = runner.at_once if isinstance(runner, PiecewiseRunner) else None
-    asked = [(ids[:whole], uncached[:whole], len(ids[:whole]) // 2) for ids, uncached in answered]
+    asked = [(of, ids[:whole], uncached[:whole], len(ids[:whole]) // 2) for of, ids, uncached in told]
     if window is not None and len(window) > _STEPPED:
-        uncached, lengths = finite(window, runner.logits(window)), {len(window), len(window[:whole])}
-        asked += [(window[:to], uncached[:to], to - _STEPPED) for to in sorted(lengths) if to > _STEPPED]
-    return float(np.mean([_from_itself(runner, *one) for one in asked]))
+        uncached, lengths = answered(runner, source, window), {len(window), len(window[:whole])}
+        asked += [(source, window[:to], uncached[:to], to - _STEPPED) for to in sorted(lengths) if to > _STEPPED]
+    found = []
+    for of, ids, uncached, read in asked:
+        if of is not None:
+            encoded(runner, of)
+        found.append(_from_itself(runner, ids, uncached, read))
+    return float(np.mean(found))
 
 
 def _from_itself(runner: CachedRunner, ids: Ids, uncached: Floats, read: int) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from exporter.errors import BuildError, JobError
 from exporter.measure.arithmetic import Doubles, exponential, mean
 from exporter.report.result import Figure
-from exporter.runner import Floats, Ids, Runner, Sample
+from exporter.runner import EncoderDecoderRunner, Floats, Ids, Runner, Sample
 from exporter.types import CLASSIFICATION, Probe
 
 Progress = Callable[[int, int], None]  # (done, total) windows
@@ -37,6 +38,8 @@ class Passages:
     `problem_type` is a classifier's, "" of the other tasks: what is compared of it. `segments` [N] tell the two texts
     of a passage apart, where it has two and the model's tokenizer numbers them. `compared` [S] are the places in `ids`
     whose answers count, of a task that answers for each token; None: its own rule, or all. `mask_id`: fill-mask's.
+    `sources` [M] with `source_offsets` are what an encoder reads, of a task whose passages are the texts to be made of
+    them; its decoder begins with the token `start`, or with a passage's own last one (None), as mBART was trained.
     """
 
     task: str
@@ -48,10 +51,31 @@ class Passages:
     segments: Ids | None = None
     compared: Ids | None = None
     mask_id: int | None = None
+    sources: Ids | None = None
+    source_offsets: Ids | None = None
+    start: int | None = None
 
     def __iter__(self) -> Iterator[Sample]:
         for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
             yield self.ids[begin:end]
+
+    def source(self, number: int) -> Ids:
+        """What the encoder reads of a pair."""
+        assert self.sources is not None
+        assert self.source_offsets is not None
+        return self.sources[self.source_offsets[number] : self.source_offsets[number + 1]]
+
+    def decoded(self, number: int) -> Ids:
+        """What the decoder is given of a pair: at each place the token before the one that it is asked for."""
+        ids = self.ids[self.offsets[number] : self.offsets[number + 1]]
+        return np.append(ids[-1] if self.start is None else self.start, ids[:-1]).astype(np.int64)
+
+    def longest(self) -> tuple[Ids | None, Ids]:
+        """The source (None: the task has none) and the ids of the longest text that is evaluated."""
+        number = int(np.diff(self.offsets).argmax())
+        if self.sources is None:
+            return None, self.ids[self.offsets[number] : self.offsets[number + 1]][: self.window]
+        return self.source(number), self.decoded(number)
 
 
 @dataclass(frozen=True)
@@ -94,6 +118,7 @@ class Reference:
             probe_mask=q.mask,
             probe_answers=q.answers,
             probe_alone=np.zeros(0, np.float32) if q.alone is None else q.alone,
+            **_pairs(p, q),
             **{name: getattr(a, name) for name in Answers.__dataclass_fields__},
         )
 
@@ -106,16 +131,28 @@ class Reference:
             problem = str(data["problem_type"]) if "problem_type" in data else ""
             window, stride = (int(value) for value in data["sliding"])
             alone = data["probe_alone"] if "probe_alone" in data and data["probe_alone"].size else None
+            pairs = {name: data[name] for name in ("sources", "source_offsets") if name in data}
+            probed = {name: data[f"probe_{name}"] for name in ("sources", "source_mask") if f"probe_{name}" in data}
+            start = int(data["start"]) if "start" in data and data["start"] >= 0 else None
             segments, compared = (
                 data[name] if name in data and len(data[name]) else None for name in ("segments", "compared")
             )
             mask = int(data["mask_id"]) if "mask_id" in data and data["mask_id"] >= 0 else None
             about = (window, stride, problem, segments, compared, mask)
             return cls(
-                Passages(str(data["task"]), data["ids"], data["offsets"], *about),
-                Probe(data["probe_ids"], data["probe_mask"], data["probe_answers"], alone),
+                Passages(str(data["task"]), data["ids"], data["offsets"], *about, **pairs, start=start),
+                Probe(data["probe_ids"], data["probe_mask"], data["probe_answers"], alone, **probed),
                 Answers(**{name: data[name] for name in Answers.__dataclass_fields__}),
             )
+
+
+def _pairs(passages: Passages, probe: Probe) -> dict[str, Any]:
+    """What the file of a task with sources has beside the others'."""
+    if passages.sources is None:
+        return {}
+    start = np.array(-1 if passages.start is None else passages.start)
+    told = {"sources": passages.sources, "source_offsets": passages.source_offsets, "start": start}
+    return told | {"probe_sources": probe.sources, "probe_source_mask": probe.source_mask}
 
 
 class NotFinite(BuildError):
@@ -138,6 +175,20 @@ def finite(ids: Sample, out: Floats) -> Floats:
     if np.isnan(out).any() or np.isposinf(out).any() or not np.isfinite(out).any(axis=-1).all():
         raise NotFinite(ids, out)
     return out
+
+
+def encoded(runner: Runner, source: Ids) -> Floats:
+    """The encoder's states [S, H] of a source, of which the decoder is asked then. Raises NotFinite."""
+    if not isinstance(runner, EncoderDecoderRunner):
+        raise BuildError(f"{runner.engine} has no encoder to read a source with")
+    return finite(source, runner.encode(source))
+
+
+def answered(runner: Runner, source: Ids | None, ids: Ids) -> Floats:
+    """The answer to [T] ids, after a source where the task has one."""
+    if source is not None:
+        encoded(runner, source)
+    return checked(runner, ids)
 
 
 def mean_pooled(states: Floats) -> Floats:

@@ -12,7 +12,7 @@ import numpy as np
 
 from exporter.measure.arithmetic import Doubles, log_softmax
 from exporter.measure.labels import decided, pair_cosines
-from exporter.measure.quality import NotFinite, Passages
+from exporter.measure.quality import NotFinite, Passages, encoded
 from exporter.runner import BoundedRunner, CachedRunner, Floats, Ids, Runner
 from exporter.types import MULTI_LABEL
 
@@ -55,6 +55,14 @@ def greedy(runner: Runner, ids: Ids, stop: Sequence[int], count: int) -> list[in
     return out
 
 
+def answer(runner: Runner, ids: Ids, start: int | None, stop: Sequence[int], count: int) -> list[int]:
+    """What follows [T] ids; of an encoder-decoder, whose decoder begins with `start`, what is made of them."""
+    if start is None:
+        return greedy(runner, ids, stop, count)
+    encoded(runner, ids)
+    return greedy(runner, np.array([start], np.int64), stop, count)
+
+
 def continuation(decode: Decode, prompt: Sequence[int], answer: Sequence[int]) -> str:
     """The text of an answer as it follows its prompt: some decoders make a word's space of what stands before it."""
     before, whole = decode(prompt), decode([*prompt, *answer])
@@ -73,10 +81,11 @@ def continuations(runner: Runner, told: dict[str, Any], decode: Decode) -> dict[
     shown = []
     for prompt in told["prompts"]:
         ids, stop, reference = prompt["ids"], told["stop"], prompt["answer"]
-        new = greedy(runner, np.array(ids, np.int64), stop, prompt["count"])
+        new = answer(runner, np.array(ids, np.int64), told.get("start"), stop, prompt["count"])
+        before = ids if told.get("start") is None else []  # a decoder's answer does not go on with its source
         if len(new) < len(prompt["new"]) and new[-1] not in stop:  # an engine's profile ends it sooner
-            reference = continuation(decode, ids, prompt["new"][: len(new)])
-        shown.append(_sample([prompt["text"]], reference, continuation(decode, ids, new)))
+            reference = continuation(decode, before, prompt["new"][: len(new)])
+        shown.append(_sample([prompt["text"]], reference, continuation(decode, before, new)))
     return _samples("continuations", sum(one["differs_at"] is not None for one in shown), len(shown), shown)
 
 

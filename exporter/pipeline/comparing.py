@@ -18,7 +18,7 @@ from exporter.pipeline.sampling import decoders
 from exporter.report.result import Figure
 from exporter.runner import Floats, Runner
 from exporter.tasks import known as tasks
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, REGRESSION, Checkpoint
+from exporter.types import CLASSIFICATION, FEATURES, REGRESSION, Checkpoint
 
 
 def compare(
@@ -36,7 +36,7 @@ def compare(
     told = json.loads((folder / SAMPLES).read_text(encoding="utf-8")) if (folder / SAMPLES).is_file() else None
     forms = Forms.load(folder / PERPLEXITY) if (folder / PERPLEXITY).is_file() else None
     figures, got = tasks.compare(runner, reference, progress, pool_of(folder), forms)
-    if passages.task == GENERATION:
+    if FORMS[passages.task].cached:
         return figures, told and continuations(runner, told, decoders(folder, checkpoint)[0])
     if got is None:
         return figures, None

@@ -16,7 +16,7 @@ from exporter.pipeline.distillations import check_options, plan_distillation
 from exporter.pipeline.distilling import distill_checkpoint
 from exporter.pipeline.merging import merge_stage, refuse_other_folder
 from exporter.pipeline.pruning import prune_checkpoint, prune_stage
-from exporter.pipeline.prunings import calibrated_by, read_prunings
+from exporter.pipeline.prunings import calibrated_by, check_task, read_prunings
 from exporter.pipeline.sections import read_sections
 from exporter.pipeline.source import look
 from exporter.pipeline.texts import calibration_told, evaluation_text
@@ -53,6 +53,7 @@ def _compress(
     _, text = evaluation_text(job.eval_text, is_recipe(job.model))
     with Worker(store.cache_folder() / "logs" / "compress.log", job.threads, progress, HUGE_PAGES) as worker:
         source = look(job, worker, measured=False)
+        check_task(prunings, source.checkpoint.task)
         store.refuse_full_disk({output: 4 * source.checkpoint.parameters})
         # Nothing is measured here, so any text will do to learn on.
         plan = plan_distillation(job, distill, source, "", 0, worker)

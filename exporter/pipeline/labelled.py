@@ -15,6 +15,7 @@ import numpy as np
 
 from exporter.checkpoint.problem import problem_type
 from exporter.errors import JobError
+from exporter.form import FORMS
 from exporter.job import Job
 from exporter.measure.embedding import Embedding
 from exporter.measure.labels import ANSWERS, MIN_EXAMPLES, PAIRS, TAGS, Labels, check_packages
@@ -29,7 +30,7 @@ from exporter.pipeline.labelled_tokens import (
 )
 from exporter.pipeline.rows import Rows, columns_of, read_rows
 from exporter.runner import Ids
-from exporter.types import CLASSIFICATION, FEATURES, GENERATION, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from exporter.types import CLASSIFICATION, FEATURES, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 _KINDS = {FEATURES: PAIRS, **KINDS}
 _SCORED = (CLASSIFICATION, *_KINDS)
@@ -67,21 +68,17 @@ def labelled_data(job: Job, task: str, config: Mapping[str, Any], classes: int |
     """
     if classes is not None and classes != len(class_names(config)):
         config = {**config, "id2label": {number: f"LABEL_{number}" for number in range(classes)}}
-    _check_gates(job, task, config)
+    check_gates(job, task, config)
     if job.eval_data is not None and (numbers := sorted(map(int, config.get("id2label") or ()))) != [
         *range(len(numbers))
     ]:
         raise JobError(f"id2label of config.json has the numbers {numbers}: labels can be read where it counts from 0")
-    if job.eval_data is None:
-        for name in ("text_column", "pair_column", "label_column"):
-            if getattr(job, name) is not None:
-                raise JobError(f"--{name.replace('_', '-')} names a column of --eval-data FILE: give that too")
+    if not is_given(job):
         return None
-    if job.eval_text is not None:
-        raise JobError("--eval-data and --eval-text are two texts to measure on: give one of them")
     if task not in _SCORED:
         scored = "classifiers, taggers, regressors, answers to questions and embeddings"
         raise JobError(f"--eval-data scores {scored}, and this model is for {task}: give --eval-text")
+    assert job.eval_data is not None
     path = job.eval_data.expanduser()
     kind = kind_of(task, config)
     check_packages(path, kind)
@@ -89,8 +86,8 @@ def labelled_data(job: Job, task: str, config: Mapping[str, Any], classes: int |
     if kind in (TAGS, ANSWERS):
         return _of_tokens(job, rows, kind, config)
     columns, guessed = columns_of(job, rows, kind == PAIRS)
-    texts = _texts(rows, columns["text"])
-    pairs = None if columns["pair"] is None else _texts(rows, columns["pair"])
+    texts = texts_of_column(rows, columns["text"])
+    pairs = None if columns["pair"] is None else texts_of_column(rows, columns["pair"])
     if len(texts) < MIN_EXAMPLES:
         raise JobError(f"{path} has {len(texts)} examples, and at least {MIN_EXAMPLES} are needed to score anything")
     names = class_names(config) if kind in (SINGLE_LABEL, MULTI_LABEL) else ()
@@ -117,6 +114,18 @@ def _of_tokens(job: Job, rows: Rows, kind: str, config: Mapping[str, Any]) -> La
     return LabelledData(kind, texts, None, tuple(values), names, about | {"labels": meant})
 
 
+def is_given(job: Job) -> bool:
+    """Whether a job names a file of examples. Raises JobError where it says of one what cannot be."""
+    if job.eval_data is None:
+        for name in ("text_column", "pair_column", "label_column"):
+            if getattr(job, name) is not None:
+                raise JobError(f"--{name.replace('_', '-')} names a column of --eval-data FILE: give that too")
+        return False
+    if job.eval_text is not None:
+        raise JobError("--eval-data and --eval-text are two texts to measure on: give one of them")
+    return True
+
+
 def usual_window(data: LabelledData | None, embedding: Embedding | None) -> int | None:
     """The window of labelled data: what a sentence-transformers folder reads, or long enough for a whole text."""
     if data is None:
@@ -132,9 +141,9 @@ def kind_of(task: str, config: Mapping[str, Any]) -> str:
     return REGRESSION if problem == SINGLE_LABEL and len(class_names(config)) == 1 else problem
 
 
-def _check_gates(job: Job, task: str, config: Mapping[str, Any]) -> None:
+def check_gates(job: Job, task: str, config: Mapping[str, Any]) -> None:
     """A gate whose figure no row could have is a mistake of the job's, told before any work. Raises JobError."""
-    kind = "" if job.eval_data is None else GENERATION if task == GENERATION else kind_of(task, config)
+    kind = "" if job.eval_data is None else task if FORMS[task].cached else kind_of(task, config)
     for name in ("max_accuracy_drop", "max_f1_drop", "max_spearman_drop"):
         if getattr(job, name) is None:
             continue
@@ -154,7 +163,8 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(told.get(number, f"LABEL_{number}") for number in range(count))
 
 
-def _texts(rows: Rows, column: str) -> tuple[str, ...]:
+def texts_of_column(rows: Rows, column: str) -> tuple[str, ...]:
+    """Raises JobError for a row without one."""
     for row in rows.rows:
         if not isinstance(row.get(column), str) or not row[column].strip():
             raise JobError(f"{rows.place(row)}: {column} is {row.get(column)!r}: each example needs a text there")

@@ -13,7 +13,7 @@ from exporter.checkpoint.folder import carried_sha256
 from exporter.checkpoint.load import is_recipe
 from exporter.errors import BuildError, JobError
 from exporter.job import MergeJob
-from exporter.pipeline.reference import measure_reference
+from exporter.pipeline.asking import measure_reference
 from exporter.pipeline.source import Source, adapters_of, look, merged_sha256, with_hash
 from exporter.pipeline.texts import evaluation_text, window_of
 from exporter.process import HUGE_PAGES, Progress, Session, Stepped, Steps, Worker, unheard

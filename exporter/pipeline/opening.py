@@ -48,8 +48,8 @@ def measure_quality(
     told = quality.Reference.load(Path(reference))
     with _open(named, checkpoint, folder, threads, gpu) as runner:
         try:
-            task, longest = told.passages.task, max(told.passages, key=len)[: told.passages.window]
-            figures = compare_probe(runner, told.probe, task, longest)  # seconds, and tells of much
+            task, (source, longest) = told.passages.task, told.passages.longest()
+            figures = compare_probe(runner, told.probe, task, longest, source)  # seconds, and tells of much
             counted = session.counted(f"quality {named}")
             compared, samples = compare(runner, told, Path(reference).parent, checkpoint, counted)
             figures |= compared
@@ -102,7 +102,9 @@ def open_for_speed(
 ) -> dict[str, Any]:
     """A worker's operation: opens an artifact and warms it up."""
     told = quality.Reference.load(Path(reference)).passages
-    ids = told.ids if FORMS[told.task].inputs == "text" else next(iter(told))
+    ids = told.ids if told.sources is None else told.sources
+    if FORMS[told.task].inputs == "pixels":
+        ids = next(iter(told))
     runner = _open(Variant(*variant), checkpoint, folder, threads, gpu).__enter__()
     if isinstance(runner, BoundedRunner):
         max_length = min(max_length, runner.max_length)

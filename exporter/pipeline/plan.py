@@ -14,30 +14,33 @@ from pydantic import BaseModel
 
 from exporter.checkpoint.load import is_recipe
 from exporter.device import gpu_number, was_asked
-from exporter.errors import BuildError, JobError
+from exporter.errors import BuildError
+from exporter.form import FORMS
 from exporter.job import Job
 from exporter.measure.embedding import Embedding, read_embedding
 from exporter.pipeline.combinations import Asked, check
 from exporter.pipeline.covering import check_forms
 from exporter.pipeline.distillations import Distillation, check_options, plan_distillation
+from exporter.pipeline.given import given_policy, quantizes
 from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.output import refuse_other_results
+from exporter.pipeline.pairs import paired_data
 from exporter.pipeline.pictures import calibration_pictures, evaluation_pictures, reads_pictures
-from exporter.pipeline.prunings import calibrated_by, read_prunings, reshaped_by
+from exporter.pipeline.prunings import calibrated_by, check_task, read_prunings, reshaped_by
 from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
-from exporter.pipeline.source import Source, look, merged_sha256
+from exporter.pipeline.source import Source, look
 from exporter.pipeline.texts import calibration_told, evaluation_text, window_of
 from exporter.pipeline.trainings import Training, how_of, plan_training
 from exporter.pipeline.zeros import has_zeros
 from exporter.process import Progress, Session, Worker
-from exporter.quantization.policy import Policy, read_policy
+from exporter.quantization.policy import Policy
 from exporter.report.labelled import data_line
 from exporter.stages.prune.options import Pruning
 from exporter.store import cache_folder, refuse_full_disk, swept, working_folders
 from exporter.targets import known
-from exporter.types import FEATURES, TASKS, Checkpoint, Gates, Precision, Preparation, Target, Variant
+from exporter.types import FEATURES, TASKS, Checkpoint, Gates, Preparation, Target, Variant
 
 
 @dataclass(frozen=True)
@@ -145,14 +148,17 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
         text_name, text = evaluation_pictures(job)
     check_samples(job, task)
     check_forms(job, task)
-    data = labelled_data(job, task, source.config, source.labels)
+    encodes = FORMS[task].encodes
+    data = paired_data(job, task) if encodes else labelled_data(job, task, source.config, source.labels)
     if data is not None:
         text_name, text = data.about["file"], data.text
+    elif encodes:
+        text_name = f"{text_name} (neighbouring sentences, as source and target)"
     embedding = read_embedding(source.checkpoint.path) if task == FEATURES else None
     window, stride = window_of(job, task, source.max_length, usual_window(data, embedding))
     lengths_of(job, source)  # raises for a length that the model does not have
     variants, skipped = _variants(job, sections, source, window, prunings)
-    policy, notes = _policy(job, variants, source)
+    policy, notes = given_policy(job, variants, source)
     source = replace(source, notes=(*source.notes, *notes))
     wanted = tuple(_wanted(job, sections, variant, task, policy) for variant in variants)
     check(replace(asked, hows=[one.how for one in wanted], zeros=has_zeros((), source.checkpoint.path)))
@@ -161,6 +167,7 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     by_windows = trains or calibrated_by(prunings) or any(one.how for one in wanted)
     calibration = _calibration(job, source, text, by_windows or any(one.calibrates for one in wanted))
     measured_tokens = job.eval_tokens if data is None else len(text)
+    check_task(prunings, task)
     distillation = plan_distillation(job, sections.distill, source, text, measured_tokens, worker)
     training = plan_training(job, sections.qat, source, text, policy)
     if calibration is not None and by_windows:
@@ -219,7 +226,7 @@ def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: P
     target = known.get(variant.target)
     precision, options = target.precisions[variant.precision], sections.targets.get(variant.target)
     how = None
-    if _quantizes(job, precision):
+    if quantizes(job, precision, task):
         how = how_of(job, precision.schemes, policy) | {
             "mixed": job.policy != "off",
             "smooth": job.smooth,
@@ -232,54 +239,6 @@ def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: P
     calibrates = calibrates or (how is not None and target.convolutions and reads_pictures(task))
     limits = job.gates(precision.limits(task))
     return Wanted(variant, options, limits, calibrates, how)
-
-
-def _quantizes(job: Job, precision: Precision) -> bool:
-    """Whether a variant is exported from a checkpoint that was quantized in float, under a policy."""
-    schemes = precision.schemes
-    if not schemes or isinstance(job.policy, Path):
-        return bool(schemes)
-    # Ranges must be found, and at 4 bits the layers differ most; targets round 8-bit weights well by their own rules.
-    return schemes[0].input == "static" or (schemes[0].bits == 4 and job.policy == "auto")
-
-
-def _policy(job: Job, variants: list[Variant], source: Source) -> tuple[Policy | None, list[str]]:
-    """The policy that a job gives, after a look at what it was made for, at its names and at what the targets can do;
-    and notes on it. Raises JobError."""
-    if not isinstance(job.policy, Path):
-        return None, []
-    policy = read_policy(job.policy)
-    notes = _of_another(job, policy, merged_sha256(job, source))
-    resolved = policy.resolved(source.linear_layers)
-    targets = {variant: known.get(variant.target) for variant in variants}
-    taken = {one: target for one, target in targets.items() if _quantizes(job, target.precisions[one.precision])}
-    if not taken:
-        named = ", ".join(map(str, variants)) or "no target"
-        raise JobError(f"--policy {job.policy}: {named} takes none; see 'exporter targets'")
-    for variant, target in taken.items():
-        left = set() if target.experts else {one for one in source.experts if resolved[one] is not None}
-        if left:
-            notes.append(
-                f"The policy gives {len(left)} matrices of experts a scheme: {variant} cannot, and keeps them in float."
-            )
-        for module, scheme in resolved.items():
-            reason = scheme and module not in left and target.schemes(variant.precision, scheme)
-            if reason:
-                raise JobError(f"--policy {job.policy}: {variant} cannot make {module} {scheme}: {reason}")
-    return policy, notes
-
-
-def _of_another(job: Job, policy: Policy, sha256: str) -> list[str]:
-    """A note on a policy that was made for another checkpoint and is used all the same. Raises JobError."""
-    if policy.sha256 in (None, sha256):
-        return []
-    what = f"was made for another checkpoint, {policy.source or 'which it does not name'} ({policy.sha256:.12}…)"
-    if not job.force_policy:
-        raise JobError(
-            f"--policy {job.policy} {what}, and this is {job.model} ({sha256:.12}…): its ranges are of other weights; "
-            "make one for this: exporter calibrate, or take it all the same with --force-policy"
-        )
-    return [f"The policy {job.policy} {what}, and was used all the same (--force-policy)."]
 
 
 def _calibration(job: Job, source: Source, evaluated: str, wanted: bool) -> dict[str, Any] | None:

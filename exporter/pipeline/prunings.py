@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from exporter.errors import JobError
+from exporter.form import FORMS
 from exporter.pipeline.texts import read_text
 from exporter.stages.prune.options import Pruning, parse
 
@@ -12,6 +14,12 @@ from exporter.stages.prune.options import Pruning, parse
 def read_prunings(texts: Sequence[str]) -> tuple[Pruning, ...]:
     """Each --prune, in their order. Raises JobError for one that cannot be."""
     return tuple(_found(parse(text)) for text in texts)
+
+
+def check_task(prunings: Sequence[Pruning], task: str) -> None:
+    """Raises JobError for what is not pruned."""
+    if prunings and task in FORMS and FORMS[task].encodes:
+        raise JobError(f"--prune: models for {task} are not pruned; of --prune, --distill and --qat they take none yet")
 
 
 def _found(one: Pruning) -> Pruning:

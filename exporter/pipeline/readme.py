@@ -22,6 +22,7 @@ from exporter.checkpoint.card import README, read_licence
 from exporter.job import Job
 from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tokenizer
 from exporter.report import table, timing
+from exporter.report.columns import columns as columns_of
 from exporter.runner import Ids
 from exporter.targets import known
 from exporter.targets.folder.files import model_name
@@ -113,7 +114,7 @@ def alone(file: Path, told: Path) -> str | None:
 
 def _measured(report: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """What the report says of a row, as its own forms word it."""
-    columns = [(column, column.shown(report, row)) for column in table.columns(report) if column.title != "Size"]
+    columns = [(column, column.shown(report, row)) for column in columns_of(report) if column.title != "Size"]
     failed = [table.failure(gate) for gate in row["gates"] if not gate["passed"]]
     if row["status"] == "failed":
         failed.append(row["reason"])

@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from exporter import machine
-from exporter.checkpoint.problem import problem_of
-from exporter.checkpoint.tokenizer import check_ids
 from exporter.device import CPU, named
-from exporter.errors import JobError
-from exporter.form import FORMS
-from exporter.measure.embedding import EMBEDDING, modules_identity, read_embedding
-from exporter.measure.generation import itself
-from exporter.measure.labels import LABELS
-from exporter.measure.lengths import LENGTHS, Length, Lengths, Told, cuts_of, positions, shape_of, told_of
-from exporter.measure.perplexity import PERPLEXITY
-from exporter.measure.quality import ANSWERS, Passages, Reference, mean_pooled, reference_perplexity
-from exporter.measure.scored import doubt, score
-from exporter.measure.tokenization import TOKENIZED, TokenizedTexts
-from exporter.pipeline.covering import facts_of, forms_of, own_forms
-from exporter.pipeline.generating import KEY, continued
-from exporter.pipeline.labelled import tokenize_examples
+from exporter.measure.embedding import modules_identity
+from exporter.pipeline.asking import measure_reference
+from exporter.pipeline.covering import own_forms
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.pictures import measure_pictures, reads_pictures
 from exporter.pipeline.plan import Plan
-from exporter.pipeline.sampling import reference_samples, sampled, save_samples
-from exporter.process import Progress, Session, Worker
+from exporter.process import Progress, Worker
 from exporter.report.result import Figure, Result
-from exporter.runner import Floats, Ids
-from exporter.store import content_key, publish, reusable, write_manifest
+from exporter.store import content_key
 from exporter.targets import known
 from exporter.tasks import known as tasks
 from exporter.tasks.text_classification import OF_ITSELF
-from exporter.types import FEATURES, GENERATION, Checkpoint, Probe
+from exporter.types import FEATURES, GENERATION, Checkpoint
 
 if TYPE_CHECKING:
-    from exporter.checkpoint.opened import TorchRunner
+    pass
 
 _ROUNDING = 1e-5  # of the largest answer: float32's, of sums in another order
 _CLASSIFIED = 4  # texts beyond each boundary, of what answers once a text
@@ -97,148 +79,3 @@ def reference_row(reference: dict[str, Any]) -> Result:
     if (doubted := (reference.get("data") or {}).get("note")) is not None:
         row.reason += f"; {doubted}"
     return row
-
-
-def measure_reference(
-    session: Session,
-    checkpoint: Checkpoint,
-    folder: str,
-    key: str,
-    threads: int,
-    text: str,
-    eval_tokens: int,
-    window: int,
-    stride: int,
-    lengths: Sequence[dict[str, Any]] = (),
-    unproven: Sequence[tuple[int, str]] = (),
-    data: dict[str, Any] | None = None,
-    modules: str | None = None,
-    samples: Sequence[str] | None = None,
-    perplexity: Sequence[str] = (),
-    generation: bool = False,
-    max_length: int | None = None,
-    gpu: int | None = None,
-) -> dict[str, Any]:
-    """A worker's operation: publishes the reference's folder, unless it is there under its key; its manifest."""
-    if (manifest := reusable(Path(folder), key)) is None:
-        from exporter.targets.torch.target import open_checkpoint
-
-        tokenizer = _tokenizer(checkpoint)
-        problem = problem_of(checkpoint.path, checkpoint.task)
-        labels, cut = None, 0
-        embedding = None if modules is None else read_embedding(Path(modules))
-        if data is None:
-            passages = tasks.TASKS[checkpoint.task].read(tokenizer, text, eval_tokens, window, stride)
-        else:
-            passages, labels, cut = tokenize_examples(tokenizer, data, checkpoint.task, window, embedding)
-        passages = replace(passages, problem_type=problem)
-        forms = forms_of(tokenizer, text, passages, perplexity)
-        tokenized = TokenizedTexts.of(tokenizer, text)
-        how: dict[str, Any] = {"trust": checkpoint.trust_remote_code, "gpu": gpu}
-        opened = partial(open_checkpoint, checkpoint.path, checkpoint.task, threads, **how)
-        with opened() as runner:
-            check_ids(runner.rows(), passages.ids, "the evaluation's text")
-            ids, mask = _probe_ids(passages, tokenizer.pad_token_id or 0)
-            pool = mean_pooled if embedding is None else embedding.vector
-            answers = tasks.answer(runner, passages, session.counted("reference"), pool)
-            together = runner.batch(ids, mask)
-            probe = Probe(ids, mask, together, _alone(runner, ids, mask, together))
-            reference = Reference(passages, probe, answers)
-            tried = sampled(checkpoint, tokenizer, text, samples, runner, max_length)
-            if generation and checkpoint.task == GENERATION:
-                tried |= continued(runner, tokenizer, passages, tried["stop"], max_length)
-            facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
-            facts["device"] = named(gpu)
-            facts |= {"model_sha256": checkpoint.sha256, "task": checkpoint.task}
-        own = reference_perplexity(reference.answers)
-        scored = len(answers.nll) or len(answers.vectors)
-        if FORMS[checkpoint.task].unit == "passage":
-            scored = len(passages.offsets) - 1
-        if not all(np.isfinite(array).all() for array in (reference.answers.nll, reference.answers.vectors)):
-            raise JobError("the float model answers NaN or Inf on the text: no artifact can be compared with it")
-        told = []
-        for done, one in enumerate(lengths):
-            session.progress("reference beyond its boundaries", done, len(lengths))
-            told.append(_told(opened, checkpoint.task, tokenizer, text, one))
-        reach = int(min(window, np.diff(passages.offsets).max()))
-        facts |= {"scored": scored, "tokens": len(passages.ids), "perplexity": facts_of(forms, reference.answers.nll)}
-        facts["samples"] = reference_samples(tried)
-        facts["generation"] = itself(tried[KEY]) if KEY in tried else None
-        facts["pooling"] = None if embedding is None else embedding.words()
-        facts |= {"ppl": own.value, "ppl_se": own.se, "problem_type": problem}
-        if labels is not None and data is not None:
-            figures = score(labels, reference.answers.vectors)
-            facts["labelled"] = {name: asdict(figure) for name, figure in figures.items()}
-            facts["data"] = data["about"] | {"cut": cut, "note": doubt(labels, figures)}
-        with publish(Path(folder)) as building:
-            reference.save(building / ANSWERS)
-            save_samples(tried, tokenizer, building)
-            if forms is not None:
-                forms.save(building / PERPLEXITY)
-            if labels is not None:
-                labels.save(building / LABELS)
-            if embedding is not None:
-                embedding.save(building / EMBEDDING)
-            tokenized.save(building / TOKENIZED)
-            Lengths(reach, tuple(told), tuple((int(far), name) for far, name in unproven)).save(building / LENGTHS)
-            manifest = write_manifest(building, key, [], facts)
-    return manifest
-
-
-def _alone(runner: TorchRunner, ids: Ids, mask: Ids, together: Floats) -> Floats | None:
-    """The reference's answers to each of the probe's sequences without its padding; None where they are the same."""
-    if together.ndim == 2:  # a classifier's, of which only batches are compared
-        return None
-    found = np.zeros_like(together)
-    for row, length in enumerate(mask.sum(axis=1)):
-        found[row, :length] = runner.logits(ids[row, :length])
-    real, largest = mask.astype(bool), float(np.abs(together[np.isfinite(together)]).max(initial=1.0))
-    return None if np.allclose(found[real], together[real], rtol=0, atol=_ROUNDING * largest) else found
-
-
-def _told(opened: Callable[[], TorchRunner], task: str, tokenizer: Any, text: str, one: dict[str, Any]) -> Told:
-    """The reference's answers around one boundary, of a model that has read nothing before."""
-    boundary, tokens = int(one["boundary"]), int(one["tokens"])
-    count, short = shape_of(boundary, tokens)
-    far = _texts(tokenizer, text, task, 1 if FORMS[task].per_token else _CLASSIFIED, tokens)
-    near = _texts(tokenizer, text, task, count, short)
-    at, cuts = positions(boundary, tokens, task), cuts_of(boundary, tokens, one["switch"], task)
-    length = Length(one["name"], boundary, near, far, at, cuts)
-    return told_of(opened, length, task)
-
-
-def _texts(tokenizer: Any, text: str, task: str, count: int, tokens: int) -> Ids:
-    """[count, tokens] ids from all over a text, which is repeated where it is too short."""
-    if task == GENERATION:
-        ids = np.array(tokenizer(text)["input_ids"], np.int64)
-        starts = np.linspace(0, max(len(ids) - tokens, 0), count).astype(np.int64)
-        return np.stack([np.resize(ids[start:], tokens) for start in starts])
-    pieces: list[list[int]] = []
-    while len(pieces) < count:
-        cut = tokenizer(text, truncation=True, max_length=tokens, return_overflowing_tokens=True)["input_ids"]
-        cut = cut if isinstance(cut[0], list) else [cut]
-        pieces = [piece for piece in cut if len(piece) == tokens]
-        text = f"{text}\n{text}"
-    return np.array([pieces[i] for i in np.linspace(0, len(pieces) - 1, count).astype(int)], np.int64)
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
-
-
-def _probe_ids(passages: Passages, pad: int) -> tuple[Ids, Ids]:
-    """[3, 17] ids and mask: short sequences from different places of the text, padded on the right."""
-    longest = max(_PROBE_LENGTHS)
-    ids, mask = (
-        np.full((len(_PROBE_LENGTHS), longest), pad, np.int64),
-        np.zeros((len(_PROBE_LENGTHS), longest), np.int64),
-    )
-    for row, length in enumerate(_PROBE_LENGTHS):
-        start = int(passages.offsets[row % (len(passages.offsets) - 1)]) + (
-            row * longest if len(passages.offsets) == 2 else 0
-        )
-        ids[row, :length] = passages.ids[start : start + length]
-        mask[row, :length] = 1
-    return ids, mask

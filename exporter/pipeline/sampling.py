@@ -13,10 +13,11 @@ import numpy as np
 from exporter.checkpoint.load import read_config
 from exporter.checkpoint.tokenizer import check_ids
 from exporter.errors import JobError
+from exporter.form import FORMS
 from exporter.job import Job
-from exporter.measure.samples import DECODER, NEW_TOKENS, SAMPLES, Decode, continuation, greedy
+from exporter.measure.samples import DECODER, NEW_TOKENS, SAMPLES, Decode, answer, continuation
 from exporter.pipeline.labelled import class_names
-from exporter.types import CLASSIFICATION, GENERATION, Checkpoint
+from exporter.types import CLASSIFICATION, Checkpoint
 
 if TYPE_CHECKING:
     from exporter.checkpoint.opened import TorchRunner
@@ -28,7 +29,7 @@ _LETTERS = 24  # of a sentence that says something
 
 def check_samples(job: Job, task: str) -> None:
     """Raises JobError for prompts that this model cannot continue."""
-    if job.sample and task != GENERATION:
+    if job.sample and not FORMS[task].cached:
         raise JobError(
             f"--sample is a prompt to continue, and this model is for {task}: its report shows the texts of the "
             "evaluation that an artifact decides or orders otherwise"
@@ -57,15 +58,20 @@ def sampled(
     told: dict[str, Any] = {"prompts": [], "stop": [], "names": []}
     if checkpoint.task == CLASSIFICATION:
         told["names"] = list(class_names(config))
-    if checkpoint.task != GENERATION or given is None:  # nothing is asked for
+    form = FORMS[checkpoint.task]
+    if not form.cached or given is None:  # nothing is asked for
         return told
-    told["stop"] = _stops(checkpoint.path, config)
+    told["stop"] = _named(checkpoint.path, config, "eos_token_id")
+    if form.encodes:
+        told["start"] = next(iter(_named(checkpoint.path, config, "decoder_start_token_id")), None)
+        if told["start"] is None:  # chosen by who asks, as mBART's language is
+            return told
     decode, plain = _decoders(tokenizer)
     for words in given or first_sentences(text):
         ids = list(tokenizer(words)["input_ids"])
-        while len(ids) > 1 and ids[-1] in told["stop"]:
+        while len(ids) > 1 and ids[-1] in told["stop"] and not form.encodes:
             ids.pop()  # an end that the tokenizer writes would end the text before it began
-        if not given:
+        if not given and not form.encodes:
             ids = ids[:_TOKENS]
         if max_length is not None and len(ids) + NEW_TOKENS > max_length:
             if given:
@@ -78,17 +84,17 @@ def sampled(
             continue
         check_ids(runner.rows(), array, "a sample")
         count = NEW_TOKENS if max_length is None else min(NEW_TOKENS, max_length - len(ids))
-        new = greedy(runner, array, told["stop"], count)
+        new = answer(runner, array, told.get("start"), told["stop"], count)
         prompt = {"text": plain(ids), "ids": ids, "count": count, "new": new}
-        told["prompts"].append({**prompt, "answer": continuation(decode, ids, new)})
+        told["prompts"].append({**prompt, "answer": continuation(decode, [] if form.encodes else ids, new)})
     return told
 
 
-def _stops(folder: Path, config: dict[str, Any]) -> list[int]:
-    """The ids that end a text: of generation_config.json, else of config.json."""
+def _named(folder: Path, config: dict[str, Any], name: str) -> list[int]:
+    """The ids of a name, such as those that end a text: of generation_config.json, else of config.json."""
     file = folder / "generation_config.json"
     own = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    found = own.get("eos_token_id", config.get("eos_token_id"))
+    found = own.get(name, config.get(name))
     return [int(one) for one in (found if isinstance(found, list) else [found]) if one is not None]
 
 

@@ -11,6 +11,7 @@ from exporter.checkpoint.load import check_config, is_recipe, locate, prepare, r
 from exporter.checkpoint.recipes import RECIPES, Recipe
 from exporter.checkpoint.weights import Weights, check_weights, spare_files, stored_tensors, weight_files
 from exporter.errors import JobError
+from exporter.form import TASK_OF_ADAPTER
 from exporter.job import MergeJob
 from exporter.machine import available_memory
 from exporter.pipeline.pictures import check_inputs
@@ -19,7 +20,7 @@ from exporter.process import Session, Worker
 from exporter.stages.merge.adapter import STEM, Adapter, base_identity, check_combination, parse_adapter, read_adapter
 from exporter.stages.merge.proof import read_probe
 from exporter.store import content_key, sha256_folder
-from exporter.types import TASK_OF_ADAPTER, Checkpoint
+from exporter.types import Checkpoint
 
 _WITH_HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # PEFT's names of the tasks whose adapters bring a head
 _HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # with a row for each label

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from exporter.pipeline.asking import measure_reference
 from exporter.pipeline.calibrating import collect_statistics
 from exporter.pipeline.choosing import choose_policy, prepare_policy
 from exporter.pipeline.distillations import check_teacher
@@ -19,7 +20,6 @@ from exporter.pipeline.pictures import measure_pictures
 from exporter.pipeline.plan import check_calibration
 from exporter.pipeline.pruning import prune_checkpoint
 from exporter.pipeline.quantized_base import dequantize_base
-from exporter.pipeline.reference import measure_reference
 from exporter.pipeline.source import inspect_checkpoint, prepare_recipe
 from exporter.pipeline.training import train_checkpoint
 from exporter.pipeline.zeros import measure_zeros

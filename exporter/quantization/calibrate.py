@@ -54,8 +54,10 @@ def calibrate(
     torch.set_num_threads(threads)
     how = {"text": text, "skip": skip, "tokens": tokens, "max_length": max_length}
     pieces = samples(checkpoint, how)
-    model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
-    statistics = collect(model, pieces, progress)
+    statistics = {}
+    if not FORMS[checkpoint.task].encodes:  # which reads two texts, and whose windows alone are asked for
+        model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
+        statistics = collect(model, pieces, progress)
     count = pieces.numel() if pieces.ndim == 2 else None
     about = {"text": name, "tokens": count, "windows": len(pieces), "window": pieces.shape[1]}
     with store.publish(folder) as building:

@@ -47,7 +47,8 @@ def data_line(data: Mapping[str, Any]) -> str:
         if name is not None
     ]
     cut = f"; {data['cut']} texts were cut at the window" if data.get("cut") else ""
-    return f"{data['examples']:,} examples: {', '.join(told)}; labels are {data['labels']}{cut}"
+    labels = f"; labels are {data['labels']}" if data["labels"] is not None else ""
+    return f"{data['examples']:,} examples: {', '.join(told)}{labels}{cut}"
 
 
 def _has(quality: Mapping[str, Any], key: str) -> bool:

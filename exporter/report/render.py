@@ -16,6 +16,8 @@ from typing import Any
 
 from exporter.report import charts, table, timing, winners
 from exporter.report.built import build_lines
+from exporter.report.columns import columns as columns_of
+from exporter.report.columns import detail_columns
 from exporter.report.devices import device_lines
 from exporter.report.forms import perplexity_line
 from exporter.report.generation import generation_lines
@@ -49,8 +51,8 @@ def render_html(report: Report) -> str:
     return template.render(
         report=report,
         rows=[(row, table.verdict(report, row)) for row in report["results"]],
-        columns=table.columns(report),
-        details=table.detail_columns(report),
+        columns=columns_of(report),
+        details=detail_columns(report),
         reference=winners.reference(report),
         winners=list(winners.told(report)),
         nothing_passed=winners.nothing_passed(report),
@@ -139,7 +141,7 @@ def _points(report: Report, what: str) -> list[charts.Point]:
 def render_markdown(report: Report) -> str:
     """A comment for a pull request, in GitHub's Markdown."""
     report = table.clean(report)
-    columns = table.columns(report)
+    columns = columns_of(report)
     heads = ["Target", "Verdict", *(f"{column.title} {column.unit}" for column in columns), "Gates"]
     lines = [
         f"### exporter: {_code(report['name'])} {'passed ✅' if report['passed'] else 'failed ❌'}",

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from exporter.report import table, timing
+from exporter.report.columns import Column
+from exporter.report.columns import columns as columns_of
 from exporter.report.winners import nothing_passed, told
 from exporter.report.zeros import zeros_lines
 
@@ -27,7 +29,7 @@ def print_table(report: Report, console: Console) -> None:
     On a narrow terminal columns are left out, the least important first, and a line says which.
     """
     report = table.clean(report)
-    columns = every = table.columns(report)
+    columns = every = columns_of(report)
     wide = console.options.update(width=1000)
     for gap, least in ((1, ""), (0, ""), (0, "Greedy"), (0, "RSS"), (0, "Prefill"), (0, "KL"), (0, "Top-1")):
         columns = [column for column in columns if column.title != least]
@@ -63,7 +65,7 @@ def print_winners(report: Report, folder: Path, console: Console) -> None:
         console.print(Text(nothing))
 
 
-def _terminal_table(report: Report, columns: list[table.Column], gap: int) -> Table:
+def _terminal_table(report: Report, columns: list[Column], gap: int) -> Table:
     view = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
     view.add_column("\ntarget", overflow="fold", max_width=24)
     view.add_column("status\ngates", no_wrap=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 from exporter.checkpoint.renamed import renaming, without
 from exporter.errors import JobError
+from exporter.form import TASK_OF_ADAPTER
 from exporter.stages.merge.adapter import PREFIX, Adapter
-from exporter.types import GENERATION, TASK_OF_ADAPTER
+from exporter.types import GENERATION
 
 _TEXT_PART, _WITH_IMAGES = "language_model.", "image-to-text"
 _BEFORE, _SINCE = "language_model.model.", "model.language_model."  # 4.52 of transformers moved it

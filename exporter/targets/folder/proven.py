@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from exporter.errors import BuildError
 from exporter.form import FORMS
 from exporter.measure.arithmetic import divergence_of, log_softmax, top_of
 from exporter.measure.lengths import LENGTHS, Lengths, compare_lengths, told_of
-from exporter.measure.quality import ANSWERS, Reference, finite, mean_pooled
+from exporter.measure.probe import sources_of, together
+from exporter.measure.quality import ANSWERS, Reference, answered, mean_pooled
 from exporter.runner import Floats, Runner
 from exporter.store import read_manifest
 from exporter.types import ExportRequest, Probe
@@ -101,7 +102,7 @@ def expected(request: ExportRequest, folder: Path) -> tuple[Reference, Probe, Le
     opened = partial(open_checkpoint, checkpoint.path, task, request.threads, trust=checkpoint.trust_remote_code)
     probe = reference.probe
     with opened() as model:
-        probe = Probe(probe.ids, probe.mask, model.batch(probe.ids, probe.mask))
+        probe = replace(probe, answers=together(model, probe), alone=None)
     told = tuple(told_of(opened, one.length, task) for one in lengths.told)
     return reference, probe, Lengths(lengths.window, told, lengths.unproven)
 
@@ -128,7 +129,8 @@ def _off_probe(runner: Runner, probe: Probe, task: str, allowed: Tolerance) -> s
     asked = [(row[:length], whole[:length]) for row, length, whole in zip(probe.ids, lengths, answers, strict=True)]
     if not FORMS[task].per_token:
         asked = [(ids, whole[None]) for (ids, _), whole in zip(asked, answers, strict=True)]
-    pairs = [(expected, finite(ids, runner.logits(ids))) for ids, expected in asked]
+    with_sources = zip(sources_of(probe), asked, strict=True)
+    pairs = [(expected, answered(runner, source, ids)) for source, (ids, expected) in with_sources]
     if FORMS[task].answers == "vocabulary":
         parts = [divergence_of(top_of(log_softmax(expected)), log_softmax(got)) for expected, got in pairs]
         kl = float(np.concatenate(parts).mean())

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from exporter.targets.folder.proven import FLOAT16, expected, float_disagrees, prove_once
-from exporter.targets.gguf.runner import GgufDecoder, GgufEncoder
-from exporter.types import GENERATION, ExportRequest
+from exporter.targets.gguf.encoder_decoder import kind_of
+from exporter.types import ExportRequest
 
 
 def prove(file: Path, request: ExportRequest) -> None:
@@ -23,6 +23,6 @@ def prove(file: Path, request: ExportRequest) -> None:
 
 def _wrong(file: Path, request: ExportRequest, folder: Path) -> str | None:
     task = request.checkpoint.task
-    opened = partial(GgufDecoder if task == GENERATION else GgufEncoder, file, request.threads)
+    opened = partial(kind_of(task), file, request.threads)
     _, probe, lengths = expected(request, folder)
     return float_disagrees(opened, probe, lengths, task, FLOAT16)

@@ -75,6 +75,14 @@ class GgufRunner:
 
     def _decode(self, ids: Ids, every: bool) -> None:
         """Reads ids into the context; asks for the answers at every position, or at the last one."""
+        self._fill(ids, every)
+        status = self._api.llama_decode(self._context, self._batch)
+        if status != 0:
+            raise BuildError(f"llama_decode failed with status {status}: {log.last_errors()}")
+        self._position += len(ids)
+
+    def _fill(self, ids: Ids, every: bool) -> None:
+        """Puts ids into the batch that is read next."""
         batch, count = self._batch, len(ids)
         batch.n_tokens = count
         _array(batch.token, count)[:] = ids
@@ -82,10 +90,6 @@ class GgufRunner:
         wanted = _array(batch.logits, count)
         wanted[:] = every
         wanted[-1] = 1
-        status = self._api.llama_decode(self._context, batch)
-        if status != 0:
-            raise BuildError(f"llama_decode failed with status {status}: {log.last_errors()}")
-        self._position += count
 
     def _open_context(self, length: int, batch: int, **settings: Any) -> None:
         api = self._api

@@ -16,11 +16,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from exporter.errors import BuildError, JobError
+from exporter.form import FORMS
 from exporter.targets.folder.files import copy_configuration, hard_link, model_name
 from exporter.targets.folder.kit import kit, programs
 from exporter.targets.folder.proven import FLOAT16
 from exporter.targets.gguf import proof
 from exporter.targets.gguf.converter import convert, fetch
+from exporter.targets.gguf.encoder_decoder import kind_of, refused
 from exporter.targets.gguf.imatrix import ImportanceMatrix, from_calibration, read_imatrix, write_imatrix
 from exporter.targets.gguf.inspection import inspect
 from exporter.targets.gguf.modelfile import gpu_layers_of, modelfile, written
@@ -39,7 +41,6 @@ from exporter.targets.gguf.types import (
 )
 from exporter.targets.gguf.zeros import zeros_of
 from exporter.types import (
-    FEATURES,
     GENERATION,
     Exported,
     ExportRequest,
@@ -130,6 +131,8 @@ def _matrix(request: ExportRequest, source: Path) -> ImportanceMatrix | None:
     options: GgufOptions = request.options
     if (request.precision in IGNORE_MATRIX and not options.tensor) or options.imatrix == "off":
         return None
+    if FORMS[request.checkpoint.task].encodes and options.imatrix == "auto":  # a calibration reads one text, not two
+        return None
     if options.imatrix != "auto":
         return read_imatrix(options.imatrix)
     if request.calibration is None:
@@ -144,11 +147,7 @@ def calibrates(precision: str, options: GgufOptions) -> bool:
 
 
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
-    if task not in (GENERATION, FEATURES):
-        return "llama.cpp has programs for text generation and embeddings alone"
-    if config.get("is_encoder_decoder"):
-        return "encoder-decoder models are not exported to GGUF yet"
-    return None
+    return refused(config, task, precision)
 
 
 def prepare(wanted: Preparation) -> str | None:
@@ -186,7 +185,7 @@ def open_gguf(folder: Path, threads: int, gpu: int | None = None) -> GgufDecoder
     `gpu`: the GPU's number, None: the CPU.
     """
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    kind = GgufDecoder if manifest["task"] == GENERATION else GgufEncoder
+    kind = kind_of(manifest["task"])
     # llama.cpp finds the other parts by the first one's name.
     exact = manifest["variant"].endswith(":f32")
     return kind(folder / min(manifest["weights"]), threads, exact, gpu, gpu_layers_of(folder))

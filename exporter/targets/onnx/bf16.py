@@ -49,7 +49,12 @@ def open_stand_in(model: Path, folder: Path, threads: int, decoder: bool) -> Onn
 
     Raises MissingPackage where there is what opens graphs and not what rewrites them: on a machine that only measures.
     """
-    if absent := [name for name in ("onnx", "onnx_ir") if find_spec(name) is None]:
-        raise MissingPackage("onnx:bf16 on the CPU", [name.replace("_", "-") for name in absent], "onnx")
+    need_packages()
     with proof_of(model, folder) as proof:
         return (DecoderStandIn if decoder else EncoderStandIn)(proof, threads)
+
+
+def need_packages() -> None:
+    """Raises MissingPackage where there is what opens graphs and not what rewrites them."""
+    if absent := [name for name in ("onnx", "onnx_ir") if find_spec(name) is None]:
+        raise MissingPackage("onnx:bf16 on the CPU", [name.replace("_", "-") for name in absent], "onnx")

@@ -6,7 +6,7 @@ back as float16 afterwards, one by one while they are written, so that neither c
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,24 +21,26 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from exporter.runner import Ids
+    from exporter.runner import Floats, Ids
 
-_FLOAT, _FLOAT16 = 1, 10  # as onnx.TensorProto numbers them
+_FLOAT, _FLOAT16, _INTEGERS = 1, 10, (6, 7)  # as onnx.TensorProto numbers them
 
 
 LARGEST = float(np.finfo(np.float16).max)
 _MASKS = 1e30  # what is larger stands for infinity in a mask, and the converter cuts it
 
 
-def overflowing(model: ir.Model, windows: Ids | None, scratch: Path, threads: int) -> dict[str, float]:
+def overflowing(
+    model: ir.Model, windows: Ids | None, scratch: Path, threads: int, states: Callable[[Ids], Floats] | None = None
+) -> dict[str, float]:
     """The values of a float graph that float16 cannot hold on token ids [windows, window], and how large they are.
 
-    `model` is spent. Weights are found too, and without windows only they.
+    `model` is spent. Weights are found too, and without windows only they. `states` is largest_of's.
     """
     found = dict(weights_beyond(model, LARGEST))
     if windows is None:
         return found
-    largest = largest_of(model, _floats(model), windows, scratch, threads)
+    largest = largest_of(model, _floats(model), windows, scratch, threads, states)
     return found | {name: it for name, it in largest.items() if not it <= LARGEST / MARGIN and not it >= _MASKS}
 
 
@@ -68,17 +70,17 @@ def half(model: ir.Model, beyond: Collection[str] = ()) -> ir.Model:
     import onnx_ir as ir
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    wide = frozenset(beyond)
     kept = [str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)]
     proto, weights = shell(model)
+    # Types of the values in between tell the converter where an operator that stays in float32 needs casts.
+    proto = onnx.shape_inference.infer_shapes(proto)
+    wide = frozenset(beyond) | _become_integers(proto)
     kept += [name for name in weights if name in wide]
     stay = []
     for number, node in enumerate(proto.graph.node):
         if not wide.isdisjoint((*node.input, *node.output)):
             node.name = node.name or f"node_{number}"
             stay.append(node.name)
-    # Types of the values in between tell the converter where an operator that stays in float32 needs casts.
-    proto = onnx.shape_inference.infer_shapes(proto)
     halved = convert_float_to_float16(proto, keep_io_types=kept, disable_shape_infer=True, node_block_list=stay)
     _drop_doubles(halved)
     converted: ir.Model = ir.from_proto(halved)
@@ -95,6 +97,26 @@ def half(model: ir.Model, beyond: Collection[str] = ()) -> ir.Model:
         converted.graph.register_initializer(value)
     converted.graph.sort()  # the converter leaves its casts at the end
     return converted
+
+
+def _become_integers(proto: onnx.ModelProto) -> set[str]:
+    """The float values that only whole numbers are made of, such as the logarithms of distances that T5 puts in
+    buckets: one that is rounded to float16 first is in another bucket."""
+    graph = proto.graph
+    kinds = {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info)}
+    makers = {name: node for node in graph.node for name in node.output}
+    asked = [node.input[0] for node in graph.node if node.op_type == "Cast" and _to_integers(node)]
+    found: set[str] = set()
+    while asked:
+        name = asked.pop()
+        if name not in found and name in makers and kinds.get(name) == _FLOAT:
+            found.add(name)
+            asked += makers[name].input
+    return found
+
+
+def _to_integers(cast: onnx.NodeProto) -> bool:
+    return any(attribute.name == "to" and attribute.i in _INTEGERS for attribute in cast.attribute)
 
 
 def _drop_doubles(proto: onnx.ModelProto) -> None:

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.device import Gpu
+from exporter.form import FORMS
 from exporter.store import write_text
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.folder.kit import programs
 from exporter.targets.onnx.bf16 import open_stand_in
 from exporter.targets.onnx.genai_config import GENAI_CONFIG, NotDescribedError, genai_config
+from exporter.targets.onnx.pair import HALVES, open_onnx_pair, weights_of_pair, zero_counts_of_pair
 from exporter.targets.onnx_graph import held
 from exporter.targets.onnx_graph.device_session import CudaDecoder, CudaRunner
+from exporter.targets.onnx_graph.encoder_decoder_session import OnnxEncoderDecoder
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
 from exporter.targets.onnx_graph.zeros import zero_counts
 from exporter.types import GENERATION, Checkpoint, Weight, Zeros
@@ -59,24 +62,34 @@ def configure(checkpoint: Path, folder: Path, browsers: bool = True) -> tuple[st
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop(_JS, None)  # what a checkpoint says there is said of other files than this one
     if browsers:
-        config[_JS] = {"dtype": "fp32", "use_external_data_format": (folder / DATA).is_file()}
+        config[_JS] = {"dtype": "fp32", "use_external_data_format": _external(folder)}
     _write(folder / "config.json", config)
     template, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if template.is_file():
         told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
         if "chat_template" not in told:  # where transformers.js alone looks
             _write(settings, told | {"chat_template": template.read_text(encoding="utf-8")})
-    return tuple(name for name in (MODEL, DATA) if (folder / name).is_file())
+    files = [file for name in (MODEL, *HALVES) for file in (name, f"{name}_data")]
+    return tuple(name for name in files if (folder / name).is_file())
+
+
+def _external(folder: Path) -> bool | dict[str, bool]:
+    """Whether the weights are in a file of their own; of two graphs, of which."""
+    if (folder / MODEL).is_file():
+        return (folder / DATA).is_file()
+    return {Path(name).stem: (folder / f"{name}_data").is_file() for name in HALVES}
 
 
 def _write(file: Path, told: dict[str, Any]) -> None:
     write_text(file, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 
 
-def open_onnx(folder: Path, threads: int, gpu: int | None = None) -> OnnxRunner:
+def open_onnx(folder: Path, threads: int, gpu: int | None = None) -> OnnxRunner | OnnxEncoderDecoder:
     """The runner of an artifact's folder: a decoder for text generation. `gpu`: the GPU's number; None: the CPU."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     task = manifest["task"]
+    if FORMS[task].encodes:
+        return open_onnx_pair(folder, threads, manifest["variant"], gpu)
     if gpu is not None:
         return (CudaDecoder if task == GENERATION else CudaRunner)(folder / MODEL, threads, Gpu(gpu))
     if manifest.get("variant") == "onnx:bf16":
@@ -86,12 +99,12 @@ def open_onnx(folder: Path, threads: int, gpu: int | None = None) -> OnnxRunner:
 
 def weights_of(folder: Path, files: Sequence[str] = ()) -> list[Weight]:
     """The weight matrices in an artifact's graph."""
-    return held.weights_of(folder / MODEL)
+    return held.weights_of(folder / MODEL) if (folder / MODEL).is_file() else weights_of_pair(folder)
 
 
 def zeros_of(folder: Path, files: Sequence[str] = ()) -> Zeros:
     """The zeros in an artifact's graph."""
-    counts = zero_counts(folder / MODEL)
+    counts = zero_counts(folder / MODEL) if (folder / MODEL).is_file() else zero_counts_of_pair(folder)
     return Zeros(counts, "ONNX Runtime stores and multiplies a zero as any other number: no speed, and the same bytes")
 
 

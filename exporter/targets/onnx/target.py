@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.errors import BuildError
-from exporter.form import FORMS
+from exporter.form import FORMS, TEXT2TEXT
 from exporter.targets.folder.kit import kit
 from exporter.targets.folder.limits import bfloat16, float16, float32, of_convolutions
 from exporter.targets.onnx.bf16 import bfloat16_graph
+from exporter.targets.onnx.encoder_decoder import export_pair, refused
 from exporter.targets.onnx.half import half, overflowing
 from exporter.targets.onnx.kernels import Labels, describe, weight_products
 from exporter.targets.onnx.layout import (
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
 
 def export(request: ExportRequest) -> Exported:
     """Writes the artifact's folder. The float graph is made once for all the precisions of a run."""
+    if FORMS[request.checkpoint.task].encodes:
+        return export_pair(request, _told)
     check_policy(request.precision, request.policy)
     model, notes, labels = _graph(request)
     if request.precision not in ("int8-static", "bf16"):  # whose kernels are told by their weights' names
@@ -154,8 +157,10 @@ def _told(beyond: Mapping[str, float]) -> list[str]:
 
 
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
-    if config.get("is_encoder_decoder"):
-        return "encoder-decoder models are not exported to ONNX yet"
+    if config.get("is_encoder_decoder") and not FORMS[task].encodes:
+        return f"an encoder-decoder is exported to ONNX for {TEXT2TEXT}, and not for {task}"
+    if (reason := refused(task, precision)) is not None:
+        return reason
     return refused_cache(config) if task == GENERATION else None
 
 

@@ -9,8 +9,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from exporter.form import FORMS
 from exporter.measure.probe import compare_probe
+from exporter.runner import Runner
 from exporter.targets.folder.proven import FLOAT32, disagrees, drifted, expected, prove_once
+from exporter.targets.onnx_graph.encoder_decoder_session import open_pair
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
 from exporter.types import GENERATION, ExportRequest
 
@@ -23,7 +26,8 @@ def prove(float_graph: Path, request: ExportRequest, runnable: Callable[[Path, P
 
     Compared once for a graph: what came out stands beside it, in the run's scratch folder. Where the checkpoint is not
     the reference (its weights are rounded already), it is run itself, by torch. Without a reference there is no probe.
-    `runnable` writes the graph (first path) as ONNX Runtime runs it (second), where that is another.
+    `runnable` writes the graph (first path) as ONNX Runtime runs it (second), where that is another. Of an
+    encoder-decoder `float_graph` is the folder of both.
     """
 
     def wrong(reference: Path) -> str | None:
@@ -34,18 +38,24 @@ def prove(float_graph: Path, request: ExportRequest, runnable: Callable[[Path, P
             runnable(float_graph, run)
             return _wrong(run, request, reference)
 
-    prove_once(float_graph.with_name("proof.json"), request, _WHAT, wrong)
+    beside = float_graph / "proof.json" if float_graph.is_dir() else float_graph.with_name("proof.json")
+    prove_once(beside, request, _WHAT, wrong)
+
+
+def _opened(float_graph: Path, task: str, threads: int) -> Runner:
+    if FORMS[task].encodes:
+        return open_pair(float_graph, threads)
+    return (OnnxDecoder if task == GENERATION else OnnxRunner)(float_graph, threads)
 
 
 def _wrong(float_graph: Path, request: ExportRequest, folder: Path) -> str | None:
     task = request.checkpoint.task
     reference, probe, lengths = expected(request, folder)
-    kind = OnnxDecoder if task == GENERATION else OnnxRunner
-    graph: Callable[[], OnnxRunner] = partial(kind, float_graph, request.threads)
-    longest = max(reference.passages, key=len)[: reference.passages.window]
+    graph: Callable[[], Runner] = partial(_opened, float_graph, task, request.threads)
+    source, longest = reference.passages.longest()
     try:
         with graph() as runner:
-            figures = compare_probe(runner, probe, task, longest)
+            figures = compare_probe(runner, probe, task, longest, source)
         drift = drifted(graph, lengths, task)
     except Exception as error:  # whatever the engine raises of a graph that it does not take
         raise disagrees(_WHAT, " ".join(str(error).split())[:300] or type(error).__name__) from error

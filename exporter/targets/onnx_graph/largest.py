@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,23 @@ MARGIN = 2  # text that nobody calibrated on has larger activations
 _WINDOWS, _WINDOW = 4, 256  # the largest are at the first tokens, and in the same channels in every text
 
 
-def largest_of(model: ir.Model, names: Sequence[str], windows: Ids, scratch: Path, threads: int) -> dict[str, float]:
-    """Of the values `names` on token ids [windows, window]. `model` is float32; it is spent.
+def largest_of(
+    model: ir.Model,
+    names: Sequence[str],
+    windows: Ids,
+    scratch: Path,
+    threads: int,
+    states: Callable[[Ids], Floats] | None = None,
+) -> dict[str, float]:
+    """Of the values `names` on token ids [windows, window]. `model` is float32; it is spent. `states`: an encoder's
+    [S, H] of a window, which the graph of its decoder takes.
 
     Each tensor is reduced to one number as it is made, and kept no longer.
     """
     some = windows[:_WINDOWS, :_WINDOW] if windows.ndim == 2 else windows
     found = dict.fromkeys(names, 0.0)
-    for name, value in _watched(model, [(name, "Abs", "ReduceMax") for name in names], some, scratch, threads):
+    asked = [(name, "Abs", "ReduceMax") for name in names]
+    for name, value in _watched(model, asked, some, scratch, threads, states):
         found[name] = float(np.maximum(found[name], value))  # NaN stays NaN
     return found
 
@@ -45,7 +54,12 @@ def ranges_of(
 
 
 def _watched(
-    model: ir.Model, asked: Sequence[tuple[str, str, str]], samples: Sample, scratch: Path, threads: int
+    model: ir.Model,
+    asked: Sequence[tuple[str, str, str]],
+    samples: Sample,
+    scratch: Path,
+    threads: int,
+    states: Callable[[Ids], Floats] | None = None,
 ) -> Iterator[tuple[str, float]]:
     """For each sample and each (value, operator, reduction): the value's name and the number that is made of it."""
     import onnx_ir as ir
@@ -56,7 +70,7 @@ def _watched(
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value.release()  # its mapped pages, which the session reads again
-    yield from _run(path, [name for name, _, _ in asked], outputs, samples, threads)
+    yield from _run(path, [name for name, _, _ in asked], outputs, samples, threads, states)
     for file in (path, path.with_name(path.name + "_data")):
         file.unlink(missing_ok=True)
 
@@ -91,7 +105,12 @@ def _watch(model: ir.Model, asked: Sequence[tuple[str, str, str]]) -> list[str]:
 
 
 def _run(
-    path: Path, names: Sequence[str], outputs: Sequence[str], samples: Sample, threads: int
+    path: Path,
+    names: Sequence[str],
+    outputs: Sequence[str],
+    samples: Sample,
+    threads: int,
+    states: Callable[[Ids], Floats] | None,
 ) -> Iterator[tuple[str, float]]:
     import onnxruntime
 
@@ -105,7 +124,10 @@ def _run(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     for sample in samples:
-        feeds = _feeds(session, sample[None] if sample.ndim > 1 else sample[None].astype(np.int64))
+        ids: Any = sample if sample.ndim > 1 else sample.astype(np.int64)
+        feeds = _feeds(session, ids[None])
+        if states is not None:
+            feeds |= {"encoder_hidden_states": states(ids)[None], "encoder_attention_mask": np.ones_like(ids)[None]}
         for name, value in zip(names, session.run(list(outputs), feeds), strict=True):
             yield name, float(value)
 

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     import torch
 
 BATCH, NEW, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
-# Sizes at the trace: above 1, which exporters take for a constant, and all different from one another.
-SAMPLE = {BATCH: 2, NEW: 3, PAST: 5, TOTAL: 8}
+SOURCE, READ = "encoder_sequence_length", "past_encoder_sequence_length"  # what an encoder reads; what is read of it
+# Sizes at the trace: above 1, which exporters take for a constant, and all different from one another, but for those
+# of a source, all of which is read.
+SAMPLE = {BATCH: 2, NEW: 3, PAST: 5, TOTAL: 8, SOURCE: 7, READ: 7}
 
 _EXPORTER, _WRITTEN_OUT = "exporter", "exporter.written_out"  # in a graph's metadata
 
@@ -72,7 +74,7 @@ def trace_causal_lm(
         for part, (heads, size) in zip(("key", "value"), layer, strict=True):
             inputs[f"past_key_values.{number}.{part}"] = (BATCH, heads, PAST, size)
             outputs[f"present.{number}.{part}"] = (BATCH, heads, TOTAL, size)
-    graph = _traced(model, cached_decoder(model, names), inputs, outputs, dynamo)
+    graph = traced(model, cached_decoder(model, names), inputs, outputs, dynamo)
     del model  # so that save_graph can let go of the weights as it writes them
     if fuse is not None:
         fuse(graph)
@@ -112,7 +114,7 @@ def trace_encoder(
     output: tuple[str | int, ...] = (BATCH, NEW, *one) if form.per_token else (BATCH, *one)
     if form.inputs == "pixels" and form.answers == "states":
         output = (BATCH, *_states_shape(model, inputs, form))
-    graph = _traced(model, encoder(model, names, form.outputs), inputs, dict.fromkeys(form.outputs, output), dynamo)
+    graph = traced(model, encoder(model, names, form.outputs), inputs, dict.fromkeys(form.outputs, output), dynamo)
     del model
     if fuse is not None:
         fuse(graph)
@@ -149,7 +151,7 @@ def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     return split_experts(model).eval()
 
 
-def _traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shapes, dynamo: bool) -> ir.Model:
+def traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shapes, dynamo: bool) -> ir.Model:
     """The wrapper's graph with named dimensions, and each weight in it once, still in torch's memory."""
     config = model.config.get_text_config()
     sample = _sample(config, inputs)

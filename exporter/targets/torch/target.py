@@ -15,17 +15,19 @@ from typing import Any
 from exporter.checkpoint.configuration import correct_ties, keep_configuration
 from exporter.checkpoint.folder import carry
 from exporter.checkpoint.model import load_model
-from exporter.checkpoint.opened import TorchDecoder, TorchRunner
+from exporter.checkpoint.opened import TorchRunner, runner_of
 from exporter.checkpoint.opened import open_checkpoint as open_checkpoint
 from exporter.errors import BuildError, JobError
+from exporter.form import FORMS
 from exporter.scheme import Scheme
 from exporter.targets.folder.kit import kit, programs
 from exporter.targets.folder.limits import bfloat16, float16, of_convolutions
 from exporter.targets.torch.held import weights_of
 from exporter.targets.torch.static import WEIGHTS, cannot_express, export_static, load_static
 from exporter.targets.torch.zeros import zeros_of
-from exporter.types import GENERATION, Exported, ExportRequest, Gates, Precision, Preparation, Target, agreement
+from exporter.types import Exported, ExportRequest, Gates, Precision, Preparation, Target, agreement
 
+_DOTTED = ("t5", "mt5", "umt5")  # encoder-decoders without a tensor of the whole model's own
 _HALVES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -70,7 +72,7 @@ def open_static(folder: Path, task: str, threads: int) -> TorchRunner:
     except (JobError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BuildError(f"{folder} cannot be opened ({reason}); remove it and export it again") from error
-    runner = (TorchDecoder if task == GENERATION else TorchRunner)(model, task)
+    runner = runner_of(model, task, None)
     runner.engine = f"torch {torch.__version__} onednn int8 in {layers} layers"
     return runner
 
@@ -106,6 +108,14 @@ def export(request: ExportRequest) -> Exported:
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("auto_map") and precision != "fp32":
         return "torch artifacts of a model that brings its own code are not written: opening one would run that code"
+    if not FORMS[task].encodes:
+        return None
+    if precision == "int8-static":
+        return (
+            "static ranges are found by running a model on one text, and an encoder-decoder reads two; try int8-dynamic"
+        )
+    if precision == "int8-dynamic" and config.get("model_type") not in _DOTTED:
+        return "torchao cannot read its own file again where a tensor's name has no dot, as BART's final_logits_bias"
     return None
 
 
