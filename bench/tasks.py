@@ -25,7 +25,12 @@ BEGIN, END = "<!-- bench/tasks.py: begin -->\n", "<!-- bench/tasks.py: end -->\n
 EXIT_DIFFERS = 3
 _DECODER: Mapping[str, Any] = {"model_type": "llama", "vocab_size": 32000}
 _ENCODER: Mapping[str, Any] = {"model_type": "bert", "vocab_size": 30522}
-_BOTH: Mapping[str, Any] = {"model_type": "t5", "vocab_size": 32128, "is_encoder_decoder": True}
+_BOTH: Mapping[str, Any] = {
+    "model_type": "t5",
+    "vocab_size": 32128,
+    "is_encoder_decoder": True,
+    "tie_word_embeddings": False,
+}
 _VISION: Mapping[str, Any] = {"model_type": "vit"}
 
 

@@ -72,7 +72,7 @@ def kind_of(task: str) -> type[GgufDecoder] | type[GgufEncoder]:
 def refused(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     """Why a model is not for llama.cpp, or None."""
     if task not in (GENERATION, FEATURES, TEXT2TEXT):
-        return f"{task} is no task of llama.cpp: its programs generate text and make embeddings"
+        return "llama.cpp has programs for text generation and embeddings alone"
     if not config.get("is_encoder_decoder"):
         return None
     kind = config.get("model_type")
