@@ -187,13 +187,13 @@ def test_what_cannot_be_is_refused_before_work(checkpoints, run_here, tmp_path):
     assert "encoder-decoder" in refused("-t", "tensorrt:fp16", "--no-tensorrt-engine")
     assert "t5, mt5, umt5" in refused("-t", "gguf:q8_0")
     assert "tied head" in refused("-t", "gguf:q8_0", model="T5")
-    assert "--qat trains models for text-generation" in refused("-t", "onnx", "--qat", "int8", status=2)
+    assert "--qat trains models for text-generation" in refused("-t", "onnx", "--qat", status=2)
     assert "models for text2text-generation are not pruned" in refused(
         "-t", "onnx", "--prune", "magnitude:0.5", status=2
     )
     pairs = made.pairs(tmp_path / "pairs.jsonl")
     asked = ("-t", "onnx", "--eval-data", pairs)
-    assert "there are: source, target" in refused(*asked, "--text-column", "sauce", status=2)
+    assert "did you mean source?" in refused(*asked, "--text-column", "sauce", status=2)
     assert "no label" in refused(*asked, "--label-column", "target", status=2)
 
 
