@@ -36,7 +36,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 JOBS = {"run": Job, "calibrate": Job, "compress": CompressJob, "merge": MergeJob}
 NO_KEY = {"config", "dry_run", "form", "policy_out", "verbose"}  # flags of a command that are no key of its job
 FILES = ("adapter", "eval_text", "calib_text", "eval_data", "probe")
-READERS = {"./llama", "./lora", "./second", "./classifier", "reviews.jsonl", "own.txt", "job.yaml"}
+READERS = {"./llama", "./lora", "./second", "./classifier", "./vit", "reviews.jsonl", "own.txt", "job.yaml"}
 # Flags of pip, of other programs and of bench/.
 FOREIGN = {
     "--extra-index-url", "--no-deps", "--model-repository", "--windows", "--rounds", "--sparsity", "--text",
