@@ -193,7 +193,7 @@ def test_folders_of_pictures_are_measured_and_calibrated_on(tmp_path, refused):
             picture = Image.fromarray(draw(np.random.default_rng([seed, number])))
             picture.save(tmp_path / name / f"{number}.png")
     job = Job(
-        model=str(model), output=tmp_path / "out", threads=1, speed=False, target=("onnx:fp32",),
+        model=str(model), output=tmp_path / "first", threads=1, speed=False, target=("onnx:fp32",),
         eval_images=tmp_path / "eval",
     )  # fmt: skip
     report = run(job)
