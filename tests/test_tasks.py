@@ -3,10 +3,11 @@
 import pytest
 from bench_results import run_module
 
-from bench.tasks import quality_gates, refusals, table
+from bench.tasks import plain, quality_gates, refusals, table
 from exporter.form import FORMS
 from exporter.targets.known import BUILTIN, REFERENCE
 from exporter.tasks.known import TASKS
+from exporter.types import Preparation
 
 pytestmark = pytest.mark.quick
 CELLS = [
@@ -48,3 +49,16 @@ def test_the_page_has_the_table():
     done = run_module("bench.tasks", "--check")
     assert done.returncode == 0, done.stderr
     assert table().startswith("| task | torch | onnx |")
+
+
+@pytest.mark.parametrize("name", ["coreml", "litert"])
+def test_what_a_task_is_measured_on_fits_into_the_usual_sizes(name, tmp_path):
+    """A size is a number there: no default may refuse a task's own window."""
+    target = BUILTIN[name]
+    assert target.options is not None
+    for task in TASKS:
+        if refusals(target, task)[target.default] is None:
+            options = target.options.model_validate({})
+            window = TASKS[task].window
+            asked = Preparation(tmp_path, plain(task), task, target.default, options, tmp_path, True, window, 10**6)
+            assert target.prepare(asked) is None, task

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError
 from exporter.targets.litert.flatbuffer import LIMIT
-from exporter.targets.litert.options import ENCODED, PREFILLED, USUAL_LENGTH, LitertOptions
+from exporter.targets.litert.options import PREFILLED, USUAL_LENGTH, LitertOptions, encoded
 from exporter.targets.litert.traps import alone, weights_as_they_are
 from exporter.targets.traced_model.attention import GROUPED
 from exporter.targets.traced_model.longest import longest
 from exporter.targets.traced_model.outer_cache import outer_cache
 from exporter.targets.traced_model.wrapped import wrap_decoder, wrap_encoder
+from exporter.tasks.known import TASKS
 from exporter.types import GENERATION, Checkpoint
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def wrap(checkpoint: Checkpoint, options: LitertOptions) -> Wrapped:
     length, limited = longest(checkpoint, asked, USUAL_LENGTH, flag)
     if decoder:
         return _decoder(checkpoint, _lengths(options, PREFILLED, length), length, limited)
-    return _encoder(checkpoint, _lengths(options, ENCODED, length), limited)
+    return _encoder(checkpoint, _lengths(options, encoded(TASKS[checkpoint.task].window), length), limited)
 
 
 def too_large(parameters: int) -> str | None:

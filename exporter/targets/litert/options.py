@@ -12,6 +12,11 @@ ENCODED = (64, 128, 256)
 PREFILLED = (128, 512)
 
 
+def encoded(window: int) -> tuple[int, ...]:
+    """Lengths of the usual signatures, of a task that is measured on texts of `window` tokens unless a job says."""
+    return ENCODED if window <= ENCODED[-1] else (*ENCODED, window)
+
+
 class LitertOptions(BaseModel):
     """The options of the target litert."""
 

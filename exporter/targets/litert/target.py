@@ -28,7 +28,7 @@ from exporter.targets.litert.describe import describe
 from exporter.targets.litert.held import FILE, weights_of
 from exporter.targets.litert.inspection import inspect
 from exporter.targets.litert.opened import open_file, open_folder
-from exporter.targets.litert.options import ENCODED, USUAL_LENGTH, LitertOptions
+from exporter.targets.litert.options import USUAL_LENGTH, LitertOptions, encoded
 from exporter.targets.litert.places import name_tensors
 from exporter.targets.litert.precisions import PRECISIONS, cannot_express, usual
 from exporter.targets.litert.quantize import HALF, Forms, quantize
@@ -36,6 +36,7 @@ from exporter.targets.litert.ranges import output_ranges
 from exporter.targets.litert.zeros import zeros_of
 from exporter.targets.traced_model.cache import refused_cache
 from exporter.targets.traced_model.wrapped import refused_encoder
+from exporter.tasks.known import TASKS
 from exporter.types import GENERATION, Exported, ExportRequest, Preparation, Target
 
 FLOAT, PLACES = "float.tflite", "places.json"  # in the scratch folder
@@ -165,9 +166,9 @@ def prepare(wanted: Preparation) -> str | None:
         if options.bundle or options.max_length:
             flag = "--litert-bundle" if options.bundle else "--litert-max-length"
             raise JobError(f"{flag} is for text generation; this model's task is {wanted.task}")
-        longest = (asked or ENCODED)[-1]
-        if longest < wanted.window:
-            more = ",".join(map(str, [*(asked or ENCODED), wanted.window]))
+        lengths = asked or encoded(TASKS[wanted.task].window)
+        if (longest := lengths[-1]) < wanted.window:
+            more = ",".join(map(str, [*lengths, wanted.window]))
             raise JobError(
                 f"the longest of --litert-lengths, {longest}, is less than what is measured on, {wanted.window} "
                 f"tokens: give --litert-lengths {more}, or --window {longest}"
