@@ -273,7 +273,7 @@ class Target:
     export: Callable[[ExportRequest], Exported]
     open: Callable[[Path, int], Runner]  # (artifact's folder, threads)
     open_cuda: Callable[[Path, int, int], Runner] | None = None  # (artifact's folder, threads, the GPU's number)
-    lacks_cuda: Callable[[str], str | None] = lambda precision: None  # (precision)
+    lacks_cuda: Callable[[str, str], str | None] = lambda precision, task: None  # (precision, task)
     aliases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # {"int8": {task: precision}}
     builds_with: Callable[[Any], tuple[str, ...]] = lambda options: ()
     instead: str = ""

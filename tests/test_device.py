@@ -89,13 +89,13 @@ def test_a_profile_tells_where_each_node_ran(folder, tmp_path):
 def test_what_has_no_engine_for_a_gpu_is_measured_on_the_cpu_and_says_so_where_one_was_asked_for(monkeypatch):
     """The rule alone, as if there were a GPU: engines are not asked to run."""
     monkeypatch.setattr("exporter.device.count", lambda: 1)
-    assert known.placed(Variant("coreml", "fp16"), "auto") == (None, None)
-    assert known.placed(Variant("coreml", "fp16"), "cuda") == (None, "coreml has no engine for CUDA")
-    assert known.placed(Variant("coreml", "fp16"), "cpu") == (None, None)
-    number, why = known.placed(Variant("torch", "int8-static"), "auto")
+    assert known.placed(Variant("coreml", "fp16", GENERATION), "auto") == (None, None)
+    assert known.placed(Variant("coreml", "fp16", GENERATION), "cuda") == (None, "coreml has no engine for CUDA")
+    assert known.placed(Variant("coreml", "fp16", GENERATION), "cpu") == (None, None)
+    number, why = known.placed(Variant("torch", "int8-static"), "auto", GENERATION)
     assert (number, why) == (None, "torchao's PT2E graph for x86 runs on the CPU alone")
     with pytest.raises(JobError, match=r"only 1, from cuda:0 on"):
-        known.placed(Variant("onnx", "fp32"), "cuda:1")
+        known.placed(Variant("onnx", "fp32", GENERATION), "cuda:1")
 
 
 @needs_no_gpu
@@ -107,7 +107,7 @@ def test_engines_that_are_built_without_cuda_name_the_command_that_mends_it(monk
         "gguf:q8_0": "CMAKE_ARGS=-DGGML_CUDA=on pip install",
     }
     for name, command in mends.items():
-        number, why = known.placed(Variant(*name.split(":")), "cuda")
+        number, why = known.placed(Variant(*name.split(":")), "cuda", GENERATION)
         assert number is None
         assert command in why
 

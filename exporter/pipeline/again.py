@@ -80,7 +80,7 @@ def _bench(output: Path, told: dict[str, Any], progress: Progress, failed: Faile
                 )
         elif old["path"] is None:
             row.status, row.reason = old["status"], old["reason"]
-        bench.attempt(row, partial(_found, row, output, job.device))
+        bench.attempt(row, partial(_found, row, output, job.device, checkpoint.task))
         rows.append(row)
     measured = [row for row in rows if row.status == "ok" and row.variant != known.REFERENCE]
     shipped = [row for row in rows if row.path is not None and row.variant != known.REFERENCE]
@@ -97,7 +97,7 @@ def _bench(output: Path, told: dict[str, Any], progress: Progress, failed: Faile
     return finish(job, described | {"machine": here}, rows, output)
 
 
-def _found(row: Result, output: Path, device: str) -> None:
+def _found(row: Result, output: Path, device: str, task: str) -> None:
     """What is told of an artifact that is there, and whether this machine can open it, on the device that was asked.
 
     Raises BuildError where an engine could run there, and what is installed cannot.
@@ -107,7 +107,7 @@ def _found(row: Result, output: Path, device: str) -> None:
         row.reason = "; ".join(manifest.get("notes", ())) or None
     if (reason := known.unavailable(row.variant, to_open=True)) is not None:
         row.status, row.reason = "skipped", reason
-    elif was_asked(device) and (reason := known.placed(row.variant, device)[1]) is not None:
+    elif was_asked(device) and (reason := known.placed(row.variant, device, task)[1]) is not None:
         if known.get(row.target).open_cuda is not None and row.variant != known.REFERENCE:
             raise BuildError(f"{row.variant} is not measured on {device}: {reason}")
         row.status, row.reason = "skipped", reason

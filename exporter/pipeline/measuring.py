@@ -87,7 +87,10 @@ class Bench:
     def quality(self, rows: Sequence[Result], steps: Steps) -> None:
         """Apart from the speed measurement: the arithmetic of the comparison is not the engine's peak memory."""
         for row in rows:
-            if row.status == "ok" and (lacks := known.placed(row.variant, self._device)[1]) is not None:
+            if (
+                row.status == "ok"
+                and (lacks := known.placed(row.variant, self._device, self._checkpoint.task)[1]) is not None
+            ):
                 row.reason = "; ".join(filter(None, (row.reason, f"on the CPU: {lacks}")))
             measured = row.artifact["engine"] is not None  # to choose its policy
             if row.status == "ok" and row.variant != known.REFERENCE and not measured:
@@ -223,7 +226,7 @@ class Bench:
     def _what(self, row: Result) -> dict[str, Any]:
         return {
             "variant": [row.target, row.precision],
-            "gpu": known.placed(row.variant, self._device)[0],
+            "gpu": known.placed(row.variant, self._device, self._checkpoint.task)[0],
             "checkpoint": self._checkpoint,
             "folder": self._output / row.variant.folder,
             "reference": self._output / "reference" / quality.ANSWERS,

@@ -214,7 +214,7 @@ def _variants(
             )
             reason = target.check(config, task, variant.precision) or target.prepare(where)
         if target and reason is None and was_asked(job.device) and variant != known.REFERENCE:
-            reason = known.placed(variant, job.device)[1]
+            reason = known.placed(variant, job.device, task)[1]
         if reason is not None and named:
             raise BuildError(f"{variant} cannot be built here: {reason}")
         if reason is not None:

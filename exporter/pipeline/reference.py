@@ -43,7 +43,7 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     if data is not None or modules is not None:
         key = content_key([key, data, modules and modules_identity(modules)])
     told = {"key": key, "threads": plan.job.threads, "text": plan.text, **how}
-    gpu, _ = known.placed(known.REFERENCE, plan.job.device)
+    gpu, _ = known.placed(known.REFERENCE, plan.job.device, checkpoint.task)
     if gpu is not None:
         key, told["gpu"] = content_key([key, named(gpu)]), gpu
         told["key"] = key

@@ -140,8 +140,8 @@ def missing(
     return MissingPackage(f"{target.name}:{precision}", absent, target.extra, target.instead) if absent else None
 
 
-def placed(variant: Variant, device: str) -> tuple[int | None, str | None]:
-    """The GPU that a variant is opened on, None: the CPU; and why it is not the GPU that `device` means.
+def placed(variant: Variant, device: str, task: str) -> tuple[int | None, str | None]:
+    """The GPU that a variant of a task's model is opened on, None: the CPU; and why it is not the GPU that `device` means.
 
     A target that has no engine for GPUs needs no reason under `auto`. Raises JobError for a GPU that is not there.
     """
@@ -151,7 +151,7 @@ def placed(variant: Variant, device: str) -> tuple[int | None, str | None]:
     target = get(variant.target)
     if target.open_cuda is None:
         return None, f"{target.name} has no engine for CUDA" if was_asked(device) else None
-    lacks = target.lacks_cuda(variant.precision)
+    lacks = target.lacks_cuda(variant.precision, task)
     return (number, None) if lacks is None else (None, lacks)
 
 

@@ -191,7 +191,7 @@ def open_gguf(folder: Path, threads: int, gpu: int | None = None) -> GgufDecoder
     return kind(folder / min(manifest["weights"]), threads, exact, gpu, gpu_layers_of(folder))
 
 
-def lacks_cuda(precision: str) -> str | None:
+def lacks_cuda(precision: str, task: str) -> str | None:
     """Why the llama.cpp that is installed runs nothing on a GPU, or None: its binding tells."""
     import llama_cpp
 

@@ -14,14 +14,17 @@ import numpy as np
 from exporter import onnxruntimes
 from exporter.device import CUDA, Gpu
 from exporter.errors import BuildError
+from exporter.form import FORMS
 from exporter.runner import Floats, Ids
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner, bind, joined, options_of
 
 PROVIDER = "CUDAExecutionProvider"
 
 
-def lacks_cuda(precision: str) -> str | None:
-    """Why the ONNX Runtime that is installed runs nothing on a GPU, or None."""
+def lacks_cuda(precision: str, task: str) -> str | None:
+    """Why the ONNX Runtime that is installed runs no model of a task on a GPU, or None."""
+    if FORMS[task].encodes:
+        return "an encoder and its decoder, two graphs, are not run on a GPU yet"
     import onnxruntime
 
     if PROVIDER in onnxruntime.get_available_providers():

@@ -207,7 +207,7 @@ TENSORRT_TARGET = Target(
     export=partial(export, TENSORRT),
     open=partial(open_folder, TENSORRT),
     open_cuda=partial(open_folder, TENSORRT),
-    lacks_cuda=lambda precision: cannot_run(TENSORRT),
+    lacks_cuda=lambda precision, task: cannot_run(TENSORRT),
     weights=lambda folder, files: weights_of(folder / "model.onnx"),
     zeros=zeros_of,
     run="sh {folder}/run.sh",
@@ -230,6 +230,6 @@ RTX_TARGET = replace(
     export=partial(export, RTX),
     open=partial(open_folder, RTX),
     open_cuda=partial(open_folder, RTX),
-    lacks_cuda=lambda precision: cannot_run(RTX),
+    lacks_cuda=lambda precision, task: cannot_run(RTX),
     prepare=partial(prepare, RTX),
 )

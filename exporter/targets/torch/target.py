@@ -39,7 +39,7 @@ def open_torch(folder: Path, threads: int, gpu: int | None = None) -> TorchRunne
     return open_checkpoint(folder, manifest["task"], threads, "auto", gpu=gpu)
 
 
-def lacks_cuda(precision: str) -> str | None:
+def lacks_cuda(precision: str, task: str) -> str | None:
     """Why a precision does not run on a GPU with the torch that is installed, or None."""
     if precision == "int8-static":
         return "torchao's PT2E graph for x86 runs on the CPU alone"
