@@ -17,7 +17,7 @@ from exporter.targets import known
 from exporter.targets.gguf.modelfile import gpu_layers_of, written
 from exporter.targets.onnx_graph.device_session import open_session, profiled
 from exporter.targets.onnx_graph.session import OnnxDecoder, options_of
-from exporter.types import Variant
+from exporter.types import GENERATION, Variant
 
 needs_no_gpu = pytest.mark.skipif(count() > 0, reason="a CUDA device is here: what its lack means is tested elsewhere")
 QUICK = {"eval_tokens": 256, "speed": False}
@@ -89,13 +89,13 @@ def test_a_profile_tells_where_each_node_ran(folder, tmp_path):
 def test_what_has_no_engine_for_a_gpu_is_measured_on_the_cpu_and_says_so_where_one_was_asked_for(monkeypatch):
     """The rule alone, as if there were a GPU: engines are not asked to run."""
     monkeypatch.setattr("exporter.device.count", lambda: 1)
-    assert known.placed(Variant("coreml", "fp16", GENERATION), "auto") == (None, None)
-    assert known.placed(Variant("coreml", "fp16", GENERATION), "cuda") == (None, "coreml has no engine for CUDA")
-    assert known.placed(Variant("coreml", "fp16", GENERATION), "cpu") == (None, None)
+    assert known.placed(Variant("coreml", "fp16"), "auto", GENERATION) == (None, None)
+    assert known.placed(Variant("coreml", "fp16"), "cuda", GENERATION) == (None, "coreml has no engine for CUDA")
+    assert known.placed(Variant("coreml", "fp16"), "cpu", GENERATION) == (None, None)
     number, why = known.placed(Variant("torch", "int8-static"), "auto", GENERATION)
     assert (number, why) == (None, "torchao's PT2E graph for x86 runs on the CPU alone")
     with pytest.raises(JobError, match=r"only 1, from cuda:0 on"):
-        known.placed(Variant("onnx", "fp32", GENERATION), "cuda:1")
+        known.placed(Variant("onnx", "fp32"), "cuda:1", GENERATION)
 
 
 @needs_no_gpu

@@ -87,10 +87,8 @@ class Bench:
     def quality(self, rows: Sequence[Result], steps: Steps) -> None:
         """Apart from the speed measurement: the arithmetic of the comparison is not the engine's peak memory."""
         for row in rows:
-            if (
-                row.status == "ok"
-                and (lacks := known.placed(row.variant, self._device, self._checkpoint.task)[1]) is not None
-            ):
+            lacks = known.placed(row.variant, self._device, self._checkpoint.task)[1]
+            if row.status == "ok" and lacks is not None:
                 row.reason = "; ".join(filter(None, (row.reason, f"on the CPU: {lacks}")))
             measured = row.artifact["engine"] is not None  # to choose its policy
             if row.status == "ok" and row.variant != known.REFERENCE and not measured:

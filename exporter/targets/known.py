@@ -141,7 +141,7 @@ def missing(
 
 
 def placed(variant: Variant, device: str, task: str) -> tuple[int | None, str | None]:
-    """The GPU that a variant of a task's model is opened on, None: the CPU; and why it is not the GPU that `device` means.
+    """The GPU that a variant of a task is opened on, None: the CPU; and why it is not the GPU that `device` means.
 
     A target that has no engine for GPUs needs no reason under `auto`. Raises JobError for a GPU that is not there.
     """
