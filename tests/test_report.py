@@ -219,7 +219,7 @@ def test_a_number_never_looks_better_than_it_is() -> None:
     quality = {"top1": Figure(0.999999), "cosine": Figure(0.9999999), "ppl_ratio": Figure(1234.5, 7.0)}
     almost = Result("onnx", "fp32", quality=quality).to_json()
     cells = [column.cell(almost) for column in columns_of(generation([almost]))]
-    assert cells == ["1,234.5 ± 7", "99.99%"]
+    assert cells == ["1,234.5 ± 7", "0.99999", "99.99%"]
     assert [column.cell(almost) for column in detail_columns(generation([almost]))] == ["0.99999"]
 
 

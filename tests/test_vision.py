@@ -22,7 +22,8 @@ from exporter.errors import JobError
 from exporter.form import IMAGES
 from exporter.measure.gates import judge
 from exporter.measure.preprocessing import FIGURE, PROCESSED, Processed
-from exporter.measure.quality import ANSWERS, Reference, compare_probe
+from exporter.measure.probe import compare_probe
+from exporter.measure.quality import ANSWERS, Reference
 from exporter.pipeline.pictures import calibration_pictures, processed
 from exporter.report.result import Result
 from exporter.targets.onnx.target import ONNX

@@ -96,6 +96,7 @@ def _of_pictures(model: str, path: Path, task: str, trust: bool, config: Any) ->
     return {
         "task": task,
         "max_length": None,
+        "parameters": sum(one.numel() for one in empty.parameters()),
         "unused": unused,
         "notes": [],
         "linear_layers": list(weighted_layers(empty)),

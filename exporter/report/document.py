@@ -105,8 +105,7 @@ class Quality(_Group):
         description="Texts that its own tokenizer reads otherwise than the checkpoint's; detail: the first of them."
     )
     processor_error: Figure = Field(
-        default_factory=Figure,
-        description="Largest difference of a pixel value between its own image processor and the checkpoint's.",
+        description="Largest difference of a pixel value between its own image processor and the checkpoint's."
     )
 
 

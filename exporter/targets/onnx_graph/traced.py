@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.checkpoint.experts import split_experts
 from exporter.checkpoint.model import trust_code
 from exporter.checkpoint.processor import picture_shape, read_processor
-from exporter.errors import BuildError
+from exporter.errors import BuildError, unknown
 from exporter.form import FORMS, PIXELS, Form
 from exporter.targets.onnx_graph.attention_operator import standard, use_operator
 from exporter.targets.onnx_graph.cache_wrapper import cached_decoder, encoder
@@ -102,6 +102,8 @@ def trace_encoder(
     as with trace_causal_lm.
     """
     form = FORMS[task]
+    if form.cached:
+        raise BuildError(unknown("task", task, [name for name, one in FORMS.items() if not one.cached]))
     model = load_model(checkpoint, task, trust_remote_code)
     # sdpa's graph looks for NaN in rows that are masked whole: a fifth of MiniLM's time at 512 tokens, for rows that
     # no text has.
