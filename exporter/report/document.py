@@ -138,7 +138,7 @@ class Speed(_Group):
     """On this machine, beside the other processes that `other_cores` tells of."""
 
     prefill_tokens_per_s: float | None = Field(description="Tokens per second of the longest prefill, at its median.")
-    pictures_per_s: float | None = Field(None, description="Pictures per second, one at a time, at its median.")
+    pictures_per_s: float | None = Field(description="Pictures per second, one at a time, at its median.")
     decode_tokens_per_s: float | None = Field(description="Tokens per second of decoding, at its median.")
     latency_ms: dict[str, dict[str, float | None]] | None = Field(
         description="Milliseconds p50, p90 and p99 of `prefill` (512 tokens), `prefill_128`, and `decode` (one token); "
