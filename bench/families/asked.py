@@ -16,6 +16,7 @@ import numpy as np
 
 from bench.families.family import Family
 from exporter.runner import Floats, Ids
+from exporter.targets.onnx_graph.session import joined
 
 # Short texts besides the first: what a format costs them bounds what it may cost, so it must be known.
 _OTHERS, _SHORT = 15, 100
@@ -96,8 +97,8 @@ def _padded(ids: Ids, pad: int, left: bool) -> Question:
 class Asked:
     """transformers' model, in torch float32. Each question has a copy of its own: a rope may keep what it has read."""
 
-    def __init__(self, model: Any, output: str, cached: bool) -> None:
-        self._model, self._output, self._cached = model, output, cached
+    def __init__(self, model: Any, outputs: Sequence[str], cached: bool) -> None:
+        self._model, self._outputs, self._cached = model, outputs, cached
         self._takes = inspect.signature(model.forward).parameters
 
     def answers(self, question: Question) -> list[Floats]:
@@ -148,6 +149,6 @@ class Asked:
             with torch.no_grad():
                 said = model(**given, return_dict=True)
             past = said.get("past_key_values")
-            parts.append(said[self._output].numpy())
+            parts.append(joined([said[name].numpy() for name in self._outputs]))
         answer: Floats = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         return answer

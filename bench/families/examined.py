@@ -22,6 +22,7 @@ from exporter import Job, run
 from exporter.checkpoint.boundaries import find_boundaries
 from exporter.checkpoint.load import read_config
 from exporter.errors import ExporterError
+from exporter.form import FORMS
 from exporter.process import WorkerFailed
 from exporter.targets import known
 from exporter.targets.onnx.layout import MODEL
@@ -103,10 +104,11 @@ def reference(family: Family, checkpoint: Path, task: str) -> tuple[Asked, list[
     text = model.config.get_text_config()
     takes_segments = not family.decoder and (getattr(text, "type_vocab_size", 0) or 0) > 1
     pad = text.pad_token_id if text.pad_token_id is not None else 0
-    output = "last_hidden_state" if task == FEATURES else "logits"
     boundaries = find_boundaries(read_config(checkpoint), task, None)
     boundary = boundaries[0].tokens if boundaries else None
-    return Asked(model, output, family.decoder), questions(family, text.vocab_size, pad, takes_segments, boundary)
+    return Asked(model, FORMS[task].outputs, family.decoder), questions(
+        family, text.vocab_size, pad, takes_segments, boundary
+    )
 
 
 def main() -> None:

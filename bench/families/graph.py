@@ -9,6 +9,7 @@ import numpy as np
 
 from bench.families.asked import Question, positions_of
 from exporter.runner import Floats
+from exporter.targets.onnx_graph.session import joined
 
 _TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
 
@@ -29,7 +30,8 @@ class Graph:
         answers = [name for name in outputs if not name.startswith("present")]
         present = {name.removeprefix("present"): name for name in outputs if name.startswith("present")}
         ends = [name.removeprefix("past_key_values").removeprefix("past") for name in self._past]
-        self._asked = [answers[0], *(present[end] for end in ends)]
+        self._answers = len(answers)
+        self._asked = [*answers, *(present[end] for end in ends)]
 
     def answer(self, question: Question) -> Floats:
         """[B, T, V] or [B, V]."""
@@ -45,9 +47,9 @@ class Graph:
                 "token_type_ids": segments[:, begin:end],
             }
             feeds = {name: np.ascontiguousarray(value) for name, value in usual.items() if name in self._inputs}
-            said, *present = self._session.run(self._asked, feeds | states)
-            states = dict(zip(self._past, present, strict=True))
-            parts.append(said.astype(np.float32, copy=False))
+            told = self._session.run(self._asked, feeds | states)
+            states = dict(zip(self._past, told[self._answers :], strict=True))
+            parts.append(joined(told[: self._answers]))
         answer: Floats = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         return answer
 
