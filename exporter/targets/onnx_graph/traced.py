@@ -112,10 +112,11 @@ def trace_encoder(
     beyond = set() if attention is None or form.inputs == "pixels" else use_operator(model, attention)
     inputs = _encoder_shapes(checkpoint, model, form, trust_remote_code)
     names = list(inputs)
-    one = [] if len(form.outputs) > 1 else [form.width(model.config)]  # several outputs have no axis of their own
-    output: tuple[str | int, ...] = (BATCH, NEW, *one) if form.per_token else (BATCH, *one)
     if form.inputs == "pixels" and form.answers == "states":
-        output = (BATCH, *_states_shape(model, inputs, form))
+        output: tuple[str | int, ...] = (BATCH, *_states_shape(model, inputs, form))
+    else:
+        one = [] if len(form.outputs) > 1 else [form.width(model.config)]  # several outputs have no axis of their own
+        output = (BATCH, NEW, *one) if form.per_token else (BATCH, *one)
     graph = traced(model, encoder(model, names, form.outputs), inputs, dict.fromkeys(form.outputs, output), dynamo)
     del model
     if fuse is not None:
