@@ -18,7 +18,7 @@ from exporter import store
 from exporter.form import FORMS
 from exporter.targets.known import BUILTIN
 from exporter.tasks.known import TASKS
-from exporter.types import Gates, Target
+from exporter.types import Target
 
 PAGE = ROOT / "docs" / "tasks.md"
 BEGIN, END = "<!-- bench/tasks.py: begin -->\n", "<!-- bench/tasks.py: end -->\n"
@@ -47,12 +47,6 @@ def plain(task: str) -> Mapping[str, Any]:
 def refusals(target: Target, task: str) -> dict[str, str | None]:
     """Of each precision, why a target does not take a task; None: it does."""
     return {precision: target.check(plain(task), task, precision) for precision in target.precisions}
-
-
-def quality_gates(limits: Gates, task: str) -> list[str]:
-    """The gates that judge how near an artifact's answers are: those of a figure that the task has."""
-    has = {*TASKS[task].of_itself, *(["ppl_ratio"] if FORMS[task].answers == "vocabulary" else [])}
-    return [name for name in Gates.__dataclass_fields__ if name[4:] in has and getattr(limits, name) is not None]
 
 
 def table() -> str:

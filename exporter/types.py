@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from exporter.form import CLASSIFICATION as CLASSIFICATION
 from exporter.form import FEATURES as FEATURES
-from exporter.form import FILL_MASK as FILL_MASK
 from exporter.form import FORMS
 from exporter.form import GENERATION as GENERATION
 from exporter.form import TASKS as TASKS

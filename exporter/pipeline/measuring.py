@@ -87,8 +87,8 @@ class Bench:
     def quality(self, rows: Sequence[Result], steps: Steps) -> None:
         """Apart from the speed measurement: the arithmetic of the comparison is not the engine's peak memory."""
         for row in rows:
-            lacks = known.placed(row.variant, self._device, self._checkpoint.task)[1]
-            if row.status == "ok" and lacks is not None:
+            lacks = self._lacks(row) if row.status == "ok" else None
+            if lacks is not None:
                 row.reason = "; ".join(filter(None, (row.reason, f"on the CPU: {lacks}")))
             measured = row.artifact["engine"] is not None  # to choose its policy
             if row.status == "ok" and row.variant != known.REFERENCE and not measured:
@@ -96,6 +96,10 @@ class Bench:
                 self.attempt(row, partial(self.measure, row, self._output / row.variant.folder))
             if row.variant != known.REFERENCE:
                 self.attempt(row, partial(self._claim, row))
+
+    def _lacks(self, row: Result) -> str | None:
+        """Why an artifact is not opened where the device says. Its engine is asked: of one that is not there not."""
+        return known.placed(row.variant, self._device, self._checkpoint.task)[1]
 
     def _claim(self, row: Result) -> None:
         """Says in the row and in the artifact's own manifest how far it is proven: it claims no more than that."""
