@@ -12,16 +12,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
+from vector import vector
 
 HERE = Path(__file__).resolve().parent
-
-
-def vector(states: torch.Tensor) -> torch.Tensor:
-    """Of [P, H] or [H, height, width]: the state of the whole picture beside a square of patches, or the mean."""
-    if states.dim() == 3:
-        return states.mean((1, 2))
-    squares = {side * side + more for side in range(1, len(states)) for more in (1, 2)}
-    return states[0] if len(states) in squares else states.mean(0)
 
 
 def main() -> None:
@@ -33,7 +26,7 @@ def main() -> None:
     model = AutoModel.from_pretrained(HERE, dtype="auto").eval()
     pixels = processor(images=[picture.convert("RGB")], return_tensors="pt")["pixel_values"].to(model.dtype)
     with torch.inference_mode():
-        states = model(pixel_values=pixels).last_hidden_state[0].float()
+        states = model(pixel_values=pixels).last_hidden_state[0].float().numpy()
     print(json.dumps(vector(states).tolist()))
 
 
