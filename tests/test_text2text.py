@@ -20,6 +20,7 @@ from exporter import Job, run
 from exporter.checkpoint.encoder_decoder import start_of
 from exporter.checkpoint.opened import open_checkpoint
 from exporter.form import TEXT2TEXT
+from exporter.measure.generation import time_generation
 from exporter.measure.quality import Passages, Reference
 from exporter.report.table import value
 from exporter.targets.onnx.layout import open_onnx
@@ -106,6 +107,9 @@ def test_the_decoder_is_begun_and_fed_as_transformers_does(checkpoints):
         assert passages.decoded(1).tolist() == wanted
         with open_checkpoint(folder, TEXT2TEXT, 1) as own, torch.no_grad():
             loss = model(**tokenizer("word3", return_tensors="pt"), labels=labels).loss.item()
+            timed = time_generation(own, passages.sources, 4096)
+            assert timed["seconds"] > 0
+            assert "one at a time" in timed["not_timed"]
             own.encode(passages.source(1))
             logits = torch.tensor(own.logits(passages.decoded(1)))
         assert torch.nn.functional.cross_entropy(logits, labels[0]).item() == pytest.approx(loss, abs=1e-5)
@@ -124,6 +128,7 @@ def test_every_precision_keeps_its_gates(checkpoints, tmp_path, family):
     exact = rows["onnx:fp32"]
     assert value(exact, "ppl_ratio") == pytest.approx(1, abs=1e-5)
     assert value(exact, "top1") == 1
+    assert exact["generation"]["greedy_agreement"] == 1
     for row in (row for name, row in rows.items() if name != "torch:fp32"):
         assert {"max_ppl_ratio", "max_kl", "min_cosine", "max_cache_kl"} <= {gate["name"] for gate in row["gates"]}
         assert 0.9 < value(row, "cosine") <= 1
@@ -141,8 +146,9 @@ def test_every_precision_keeps_its_gates(checkpoints, tmp_path, family):
 
 def test_what_is_broken_fails_its_gate(checkpoints, tmp_path, run_cli):
     model = checkpoints("Bart")
-    _, rows = rows_of(model, tmp_path, "onnx:fp32")
+    _, rows = rows_of(model, tmp_path, "onnx:fp32", min_greedy_agreement=1)
     assert all(gate["passed"] for gate in rows["onnx:fp32"]["gates"])
+    assert rows["onnx:fp32"]["generation"]["prompts"] == 8
     whole = tmp_path / "out" / "onnx-fp32"
 
     def measured(half, change):
@@ -163,7 +169,7 @@ def test_what_is_broken_fails_its_gate(checkpoints, tmp_path, run_cli):
 
     shutil.copytree(whole / "onnx", tmp_path / "kept")
     failed = measured(ENCODER, of("layers.0.fc1.weight"))
-    assert {"min_cosine", "max_kl"} <= failed
+    assert {"min_cosine", "max_kl", "min_greedy_agreement"} <= failed
     shutil.copy(tmp_path / "kept" / "encoder_model.onnx", whole / ENCODER)
 
     def forgets(graph):  # the decoder's cache of its own tokens, where it goes in

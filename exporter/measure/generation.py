@@ -1,7 +1,8 @@
 """Generation as its users feel it: how long an artifact writes what the reference would, and how fast it writes.
 
 Agreement is greedy: the tokens of the reference's own continuation that an artifact finds too, up to the first that
-differs. The prompts are the beginnings of windows from all over the evaluation's text.
+differs. The prompts are the beginnings of windows from all over the evaluation's text; an encoder-decoder is asked what
+it makes of sources from all over the evaluation's pairs.
 
 Times are a clock's on the wall, of whole generations, in the process that measures speed: what a user waits for.
 """
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from exporter.measure.latency import PROMPT
+from exporter.measure.quality import Passages, encoded
 from exporter.measure.samples import greedy, most_likely
-from exporter.runner import BatchCachedRunner, BoundedRunner, CachedRunner, Ids, Runner
+from exporter.runner import BatchCachedRunner, BoundedRunner, CachedRunner, EncoderDecoderRunner, Ids, Runner
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 32, 32
 GENERATED = 100  # tokens of a generation that is timed, after a prompt of latency.PROMPT
@@ -51,11 +53,24 @@ def reference_continuations(
     return {"prompts": told, "new_tokens": count}
 
 
-def agreement(runner: Runner, told: Mapping[str, Any]) -> dict[str, Any]:
+def reference_answers(
+    runner: Runner, passages: Passages, stop: Sequence[int], max_length: int | None
+) -> dict[str, Any]:
+    """What is stored of an encoder-decoder: which pairs' sources it was asked of, and what it makes of each."""
+    count = NEW_TOKENS if max_length is None else min(NEW_TOKENS, max_length - 1)
+    told = []
+    for number in np.unique(np.linspace(0, len(passages.offsets) - 2, PROMPTS).astype(np.int64)):
+        encoded(runner, passages.source(number))
+        start = passages.decoded(number)[:1]
+        told.append({"pair": int(number), "ids": start.tolist(), "new": greedy(runner, start, stop, count)})
+    return {"prompts": told, "new_tokens": count}
+
+
+def agreement(runner: Runner, told: Mapping[str, Any], passages: Passages | None = None) -> dict[str, Any]:
     """An artifact beside the reference's stored continuations, one prompt after the other, as one user would ask.
 
     No batch: formats that find a range for each call (int8-dynamic) answer otherwise in one. An engine that ends sooner
-    is compared as far as it goes.
+    is compared as far as it goes. `passages` hold the sources of an encoder-decoder's.
     """
     if not isinstance(runner, CachedRunner):
         return {"not_compared": NO_CACHE}
@@ -66,6 +81,9 @@ def agreement(runner: Runner, told: Mapping[str, Any]) -> dict[str, Any]:
         if room < 1:
             return {"not_compared": f"it takes no more than {len(ids) + room} tokens, and a prompt has {len(ids)}"}
         expected = prompt["new"][:room]
+        if "pair" in prompt:
+            assert passages is not None
+            encoded(runner, passages.source(prompt["pair"]))
         agreed.append(_shared(runner, ids, expected))
         whole.append(agreed[-1] == len(expected))
     return compared(told, agreed, whole)
@@ -73,9 +91,10 @@ def agreement(runner: Runner, told: Mapping[str, Any]) -> dict[str, Any]:
 
 def compared(told: Mapping[str, Any], agreed: Sequence[int], whole: Sequence[bool]) -> dict[str, Any]:
     """The figures of the tokens that each prompt's continuation shares with the reference's, and whether it is all."""
+    first = told["prompts"][0]
     return {
         "prompts": len(agreed),
-        "prompt_tokens": len(told["prompts"][0]["ids"]),
+        "prompt_tokens": None if "pair" in first else len(first["ids"]),
         "new_tokens": told["new_tokens"],
         "agreed_tokens": list(agreed),
         "agreed_tokens_mean": float(np.mean(agreed)),
@@ -107,7 +126,9 @@ def time_generation(runner: Runner, ids: Ids, max_length: int) -> dict[str, Any]
         return {"not_timed": f"{PROMPT + GENERATED} tokens are generated, and it takes {max_length}"}
     ids = np.resize(ids, max(PROMPT, BATCHES[-1] * (PROMPT_TOKENS + STEPS)))
     begin = perf_counter()
-    greedy(runner, ids[:PROMPT], (), GENERATED)
+    if isinstance(runner, EncoderDecoderRunner):
+        runner.encode(ids[:PROMPT])
+    greedy(runner, ids[: 1 if isinstance(runner, EncoderDecoderRunner) else PROMPT], (), GENERATED)
     seconds = perf_counter() - begin
     rows = ids[: BATCHES[-1] * (PROMPT_TOKENS + STEPS)].reshape(BATCHES[-1], -1)
     rates: dict[str, float | None] = dict.fromkeys(map(str, BATCHES))

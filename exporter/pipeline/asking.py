@@ -86,7 +86,7 @@ def measure_reference(
             probe = _probe(runner, passages, tokenizer.pad_token_id or 0)
             reference = Reference(passages, probe, answers)
             tried = sampled(checkpoint, tokenizer, text, samples, runner, max_length)
-            if generation and checkpoint.task == GENERATION:
+            if generation and FORMS[checkpoint.task].cached:
                 tried |= continued(runner, tokenizer, passages, tried["stop"], max_length)
             facts = {"parameters": runner.parameters(), "engine": runner.engine, "checkpoint": str(checkpoint.path)}
             facts["device"] = named(gpu)

@@ -15,6 +15,7 @@ from typing import Any
 from exporter.device import AUTO
 from exporter.errors import BuildError, ExporterError
 from exporter.forkserver import Start, fresh, shared
+from exporter.form import FORMS
 from exporter.measure import generation, quality
 from exporter.measure.latency import Budget, Round, summarize
 from exporter.measure.lengths import FIGURE, PROVEN
@@ -26,7 +27,7 @@ from exporter.process import Progress, Steps, Worker, WorkerFailed
 from exporter.report.result import Result
 from exporter.store import MANIFEST, disk_full, read_manifest, write_text
 from exporter.targets import known
-from exporter.types import GENERATION, Checkpoint, Variant
+from exporter.types import Checkpoint, Variant
 
 Failed = Callable[[Variant, ExporterError], None]  # told of each artifact that fails, when it does
 
@@ -147,7 +148,7 @@ class Bench:
         """
         import psutil
 
-        self._generates = generates and self._checkpoint.task == GENERATION
+        self._generates = generates and FORMS[self._checkpoint.task].cached
         timed = [row for row in rows if row.status == "ok" and row.speed["untimed"] is None]
         measured = [row for row in timed if not self._timed_before(row, rounds, budget)]
         # An engine can hold an artifact's weights three times: as read, as constants, and packed for its kernels.

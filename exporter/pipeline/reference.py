@@ -37,7 +37,7 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     how |= {"perplexity": plan.job.perplexity, "generation": plan.job.generation}
     how |= lengths_of(plan.job, plan.source)
     made_of = [checkpoint.sha256, checkpoint.task, plan.text, plan.job.sample, how, machine.versions()]
-    key = content_key(["reference with lengths and samples, on whole texts, answered alone", *made_of])
+    key = content_key(["reference with lengths, samples, answers to sources, on whole texts, answered alone", *made_of])
     data = None if plan.data is None else plan.data.to_json()
     modules = plan.source.checkpoint.path if plan.embedding is not None else None  # a merge changes none of them
     if data is not None or modules is not None:

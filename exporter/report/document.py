@@ -110,7 +110,7 @@ class Quality(_Group):
 
 
 class Generation(_Group):
-    """Greedy generation as its users feel it; of models that continue a text."""
+    """Greedy generation as its users feel it; of models that make a text, token by token."""
 
     greedy_agreement: float | None = Field(
         description="Share of the prompts whose every new token is the reference's own, 0 to 1."
@@ -120,12 +120,14 @@ class Generation(_Group):
     )
     agreed_tokens_mean: float | None = Field(description="Their mean; a lower bound where some never differ.")
     agreed_tokens_median: float | None = Field(description="Their median.")
-    prompts: int | None = Field(description="Prompts that were continued, from all over the evaluation's text.")
-    prompt_tokens: int | None = Field(description="Tokens of each.")
+    prompts: int | None = Field(description="Prompts continued, or sources answered, from all over the evaluation.")
+    prompt_tokens: int | None = Field(description="Tokens of each prompt; null of sources.")
     new_tokens: int | None = Field(description="New tokens of each at most; the end of a text ends it.")
     not_compared: str | None = Field(description="Why there is no agreement.")
-    end_to_end_s: float | None = Field(description="Seconds of a whole generation, prompt and new tokens; the median.")
-    end_to_end_prompt: int | None = Field(description="Tokens of its prompt.")
+    end_to_end_s: float | None = Field(
+        description="Seconds of a whole generation, with reading its prompt or source; the median."
+    )
+    end_to_end_prompt: int | None = Field(description="Tokens of its prompt, or source.")
     end_to_end_new: int | None = Field(description="Tokens that it generates.")
     end_to_end_runs: int | None = Field(description="How often it was timed.")
     tokens_per_s: dict[str, float | None] | None = Field(

@@ -13,9 +13,14 @@ def generation_lines(reference: str, row: Mapping[str, Any]) -> Iterator[str]:
     told = row.get("generation") or {}
     if told.get("greedy_agreement") is not None and name(row) != reference:
         same = round(told["greedy_agreement"] * told["prompts"])
+        size, asked = told["prompt_tokens"], f"{same} of {told['prompts']}"
+        done = (
+            f"{asked} sources are answered as the reference answers them"
+            if size is None
+            else f"{asked} prompts of {size} tokens are continued as the reference continues them"
+        )
         yield (
-            f"{same} of {told['prompts']} prompts of {told['prompt_tokens']} tokens are continued as the reference "
-            f"continues them, {told['new_tokens']} tokens at most; alike until the first difference: "
+            f"{done}, {told['new_tokens']} tokens at most; alike until the first difference: "
             f"{told['agreed_tokens_mean']:.1f} tokens in the mean, {told['agreed_tokens_median']:g} in the median"
         )
     elif told.get("not_compared"):
