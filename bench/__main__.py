@@ -23,6 +23,7 @@ PROGRAMS = {  # each name, and whether it reads the text
     "coreml": True,
     "litert": True,
     "prune": True,
+    "shapes": True,
     "merge": False,
     "calibration": False,
     "families": False,

@@ -32,7 +32,14 @@ def progress(what: str, done: int, total: int) -> None:
 
 
 def measure(
-    model: str, text: Path, targets: tuple[str, ...], folder: str, label: str, *, again: bool = False, **given: Any
+    model: str,
+    text: Path | None,
+    targets: tuple[str, ...],
+    folder: str,
+    label: str,
+    *,
+    again: bool = False,
+    **given: Any,
 ) -> dict[str, Any]:
     """What a result keeps of one whole job in out/bench/`folder`; `given` are more fields of the job.
 

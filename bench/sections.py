@@ -24,6 +24,7 @@ from bench.gpu.section import NOTHING, gpu
 from bench.litert_section import litert
 from bench.prune_section import prune
 from bench.rows import figure, variant, verdict
+from bench.shapes_section import shapes
 
 STEPS = ("graph", "cast", "parse", "build")  # of an engine
 BY_MODEL = ("quality",)  # whose text can be that of one model's reports
@@ -250,6 +251,7 @@ SECTIONS: dict[str, Callable[[Result], str]] = {
     "tensorrt": tensorrt,
     "coreml": coreml,
     "litert": litert,
+    "shapes": shapes,
     "prune": prune,
     "merge": merge,
     "calibration": calibration,

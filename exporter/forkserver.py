@@ -246,9 +246,9 @@ def stay(path: Path) -> bool:
     return False
 
 
-def warm_up() -> None:
+def warm_up(more: Sequence[str]) -> None:
     """Imports what its workers will. What cannot be imported each of them meets, and says, where it needs it."""
-    for name in IMPORTED:
+    for name in (*IMPORTED, *more):
         with suppress(ImportError):
             importlib.import_module(name)
     gc.collect()

@@ -118,12 +118,14 @@ def worker_environment(threads: int) -> dict[str, str]:
     }
 
 
-def lasting_server(folder: Path, threads: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Starts a fork server for many runs in a row: it stays until its stdin is closed.
+def lasting_server(
+    folder: Path, threads: int, environment: Mapping[str, str], imported: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """Starts a fork server for many runs in a row, with `imported` modules too: it stays until its stdin is closed.
 
     Its socket is where runs look whose environment names `folder` as forkserver.SHARED; its log lies beside it.
     """
-    command = [sys.executable, "-m", _CHILD, str(folder / f"{threads}.sock")]
+    command = [sys.executable, "-m", _CHILD, str(folder / f"{threads}.sock"), *imported]
     with (folder / f"{threads}.log").open("wb") as log:
         return subprocess.Popen(
             command, env=dict(environment), stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
@@ -234,8 +236,8 @@ def _plain(value: Any) -> Any:
 def begin(arguments: Sequence[str], operations: Mapping[str, Operation]) -> None:
     """The child's program: a worker, or the server that forks workers where it is given its connection or its path."""
     if arguments:
-        [place] = arguments
-        warm_up()
+        place, *more = arguments
+        warm_up(more)
         if not (attend(socket.socket(fileno=int(place))) if place.isdigit() else stay(Path(place))):
             return
     serve(operations)

@@ -254,7 +254,8 @@ class Target:
     and is asked of pruned models alone. Without it nothing is claimed of zeros.
     `open_cuda` opens it on a GPU, by its number; None: its engine has none, and `lacks_cuda` says why a precision's
     engine has none here, with the command that mends it, or None.
-    `with_torch`: its first export into a scratch folder loads the float model in torch; it may begin where torch is.
+    `with_torch`: its first export into a scratch folder loads the float model in torch, and all that round do it there:
+    they may begin where torch is.
     `inspects` tells what is in a file that ends so, such as {".npz": read}, for `exporter inspect`: a mapping with
     format, functions (of each name, inputs, outputs, states, operators), bytes (of the weights by type), metadata.
     `run` is the line that a person types to run an artifact, with {folder} where its folder stands; "": none is known.

@@ -1,4 +1,4 @@
-"""Two processes that have imported torch and transformers, for all tests of a session: their workers are forks of them.
+"""Two processes that have imported what exports need, for all tests of a session: their workers are forks of them.
 
 With xdist alone, where many tests run; until a server is warm a worker starts by itself, as a user's first does. Tests
 that change the environment, HOME or PYTHONPATH, get workers of their own: no server fits.
@@ -14,6 +14,8 @@ from pathlib import Path
 from exporter import forkserver, machine
 from exporter.process import lasting_server, worker_environment
 
+# None that starts a thread when it is imported, as onnxruntime does: a fork has none. None that changes torch.
+_IMPORTED = ("onnx", "onnxscript.optimizer", "onnxscript.rewriter", "optimum.exporters.tasks", "PIL.Image")
 _servers = []
 _folders = []
 
@@ -27,7 +29,7 @@ def pytest_configure(config):
     os.environ[forkserver.SHARED] = folder
     for threads in {1, machine.usable_cores()}:
         environment = os.environ | worker_environment(threads) | {"TORCHINDUCTOR_CACHE_DIR": folder}
-        _servers.append(lasting_server(Path(folder), threads, environment))
+        _servers.append(lasting_server(Path(folder), threads, environment, _IMPORTED))
 
 
 def pytest_unconfigure():

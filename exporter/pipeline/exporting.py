@@ -167,8 +167,9 @@ class Exports:
         if quantization:
             shutil.rmtree(mine, ignore_errors=True)  # of the mix before: another checkpoint
         mine.mkdir(exist_ok=True)
-        # Only where it imports torch itself: its peak memory is a figure.
-        start = self.start if wanted.target.with_torch and not any(mine.iterdir()) else fresh
+        # Only where it imports torch itself, to load the model or to round: its peak memory is a figure.
+        rounds = bool(wanted.target.precisions[variant.precision].schemes)
+        start = self.start if wanted.target.with_torch and (rounds or not any(mine.iterdir())) else fresh
         log = self.output / "logs" / f"{variant.folder}.export.log"
         with Worker(log, threads, self.progress, start=start) as worker:
             done = worker(
