@@ -67,6 +67,29 @@ def test_blocks_that_are_not_run_again_change_nothing(model, windows, name):
     assert loss > 1e-5
 
 
+def test_of_an_engine_that_rounds_answers_that_is_simulated(model, windows):
+    name, scheme = "model.layers.0.mlp.down_proj", Scheme(weight="int8", input="static", range=(-8, 8))
+    plain = LossMeter(model, "text-generation", windows).loss({name: scheme})
+    meter = LossMeter(model, "text-generation", windows, rounds_outputs=True)
+
+    def rounded(module, inputs, output):
+        step = (output.max() - output.min()) / 255
+        return (output / step).round() * step
+
+    layer = model.get_submodule(name)
+    with torch.inference_mode(), simulated(model, {name: scheme}):
+        hook = layer.register_forward_hook(rounded)
+        try:
+            got = [model(input_ids=window[None]).logits[0] for window in windows]
+        finally:
+            hook.remove()
+    expected = [model(input_ids=window[None]).logits[0].log_softmax(-1) for window in windows]
+    kl = [(a.exp() * (a - b.log_softmax(-1))).sum(-1).mean() for a, b in zip(expected, got, strict=True)]
+    assert meter.loss({name: scheme}) == pytest.approx(float(sum(kl) / len(kl)), rel=0.05)
+    assert meter.loss({name: scheme}) > 1.2 * plain > 0
+    assert meter.loss({name: INT4}) == LossMeter(model, "text-generation", windows).loss({name: INT4})
+
+
 def test_the_model_is_as_it_was_after_a_measurement(model, windows, layers):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     meter = LossMeter(model, "text-generation", windows)

@@ -232,6 +232,7 @@ def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: P
             "smooth": job.smooth,
             "rounding": job.rounding,
             "ranges_per_octave": precision.ranges_per_octave,
+            "rounds_outputs": precision.rounds_outputs,
             "experts": target.experts,
             "convolutions": target.convolutions,
         }

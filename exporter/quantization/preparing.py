@@ -44,9 +44,9 @@ Step = Callable[[str], Callable[[int, int], None]]  # a step's name to what is t
 class How:
     """How a policy is made. `schemes`: what a layer may get, cheapest first; float is the last resort where `mixed`.
 
-    `policy`: given, so that nothing is chosen; ranges that it leaves out are found. `ranges_per_octave` as in
-    exporter.types.Precision, `experts` and `convolutions` as in Target: those that are no layers of its policies
-    stay in float.
+    `policy`: given, so that nothing is chosen; ranges that it leaves out are found. `ranges_per_octave` and
+    `rounds_outputs` as in exporter.types.Precision, `experts` and `convolutions` as in Target: those that are no layers
+    of its policies stay in float.
     """
 
     schemes: tuple[Scheme, ...]
@@ -56,6 +56,7 @@ class How:
     rounding: str
     policy: Policy | None = None
     ranges_per_octave: int | None = None
+    rounds_outputs: bool = False
     experts: bool = False
     convolutions: bool = False
 
