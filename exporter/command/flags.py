@@ -45,6 +45,7 @@ HEADINGS: Mapping[str, Sequence[str]] = {
     "Distillation": ("distill",),
     "Calibration and policies": (
         "calib_text", "calib_tokens", "calib_images", "policy", "force_policy", "ranges", "smooth", "rounding",
+        "sensitivity",
     ),
     "Quantization-aware training": ("qat",),
     "Running": (

@@ -231,6 +231,7 @@ def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: P
             "mixed": job.policy != "off",
             "smooth": job.smooth,
             "rounding": job.rounding,
+            "sensitivity": job.sensitivity,
             "ranges_per_octave": precision.ranges_per_octave,
             "rounds_outputs": precision.rounds_outputs,
             "experts": target.experts,

@@ -43,13 +43,14 @@ class Distance:
         import torch
 
         self._kind = kind
+        self.scale: Tensor | None = None  # what the error of a number is divided by
         compared_raw = kind in (FEATURES, REGRESSION, MULTI_LABEL)
         self._answers = [one if compared_raw else one.log_softmax(-1) for one in outputs]
         if kind == REGRESSION:
             answers = torch.cat(self._answers).double()
             largest, spread = answers.abs().amax(0), answers.std(0, correction=0)
             own = torch.where(largest > 0, largest, torch.ones_like(largest))
-            self._scale = torch.where(spread <= _CONSTANT * largest, own, spread)
+            self.scale = torch.where(spread <= _CONSTANT * largest, own, spread)
 
     def __call__(self, window: int, outputs: Tensor) -> float:
         """The loss of outputs for the window of that number."""
@@ -59,7 +60,8 @@ class Distance:
         if self._kind == FEATURES:
             return 1 - float(torch.nn.functional.cosine_similarity(expected.double(), outputs.double()).mean())
         if self._kind == REGRESSION:
-            return float(((expected.double() - outputs.double()).abs() / self._scale).mean())
+            assert self.scale is not None
+            return float(((expected.double() - outputs.double()).abs() / self.scale).mean())
         if self._kind == MULTI_LABEL:
             return _bernoulli(expected.double(), outputs.double())
         rows = []  # of a large vocabulary, each intermediate tensor would be a hundred megabytes

@@ -17,7 +17,7 @@ from exporter.checkpoint.linear import weight_of, weighted_layers
 from exporter.quantization.layer_weights import LayerWeights, load_parameters
 from exporter.quantization.policy import FLOAT, Policy
 from exporter.quantization.preparing import How, Prepared, Step
-from exporter.quantization.selection import Choice, Group, choose, rank
+from exporter.quantization.selection import Choice, Group, choose, rank, rank_by_estimates
 from exporter.types import Checkpoint
 
 POLICY = "policy.yaml"
@@ -44,6 +44,7 @@ class Quantizer:
         self._model = model
         self._originals = LayerWeights(model, self._prepared.parameters)
         self._weights = self._prepared.rounded(model)
+        self._ranked: dict[str, Any] = {"how": "measured"}
         held_out, rounds = self._prepared.held_out, how.rounds_outputs
         self._meter = LossMeter(model, checkpoint.task, held_out, self._originals, rounds)
 
@@ -60,9 +61,15 @@ class Quantizer:
         file = self._prepared.folder / _RANKED
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))
-            return [Group(tuple(one["names"]), one["size"], one["loss"]) for one in found]
-        groups = rank(self._meter, self._prepared.layers, self._weights, self._step("sensitivity"))
-        file.write_text(json.dumps([asdict(group) for group in groups]), encoding="utf-8")
+            self._ranked = found["about"]
+            return [Group(tuple(one["names"]), one["size"], one["loss"]) for one in found["groups"]]
+        given = (self._meter, self._prepared.layers, self._weights, self._step("sensitivity"))
+        if self._how.sensitivity == "estimated":
+            groups, self._ranked = rank_by_estimates(*given)
+        else:
+            groups = rank(*given)
+        told = {"about": self._ranked, "groups": [asdict(group) for group in groups]}
+        file.write_text(json.dumps(told), encoding="utf-8")
         return groups
 
     def write(self, choice: Choice, budget: float, folder: Path) -> dict[str, Any]:
@@ -112,6 +119,7 @@ class Quantizer:
             "budget": budget,
             "unit": self._meter.unit,
             "tokens": self._meter.tokens,
+            "ranked": self._ranked,
             "sensitivity": [[list(group.names), group.loss] for group in choice.groups[:_WORST]],
             "history": [*self._prepared.done, *biases, f"quantized in float: {in_words} linear layers"],
         }

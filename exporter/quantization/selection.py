@@ -1,17 +1,20 @@
 """Chooses what each layer gets: the cheapest mix of a target's schemes whose simulated loss fits a budget.
 
-Each group of layers with a common input is quantized alone, by the cheapest scheme, and its loss measured. What loses
-much is then looked at layer by layer where only weights are rounded: of query, key and value it is nearly always the
-value, a fifth of them (SmolLM2: 0.0064 of 0.0070 nats). Groups are given the next scheme in the order of loss per cost,
-the worst first. The losses of groups do not add up exactly, so how many of them are needed is found by simulating the
-whole mix, halving the interval each time.
+Each group of layers with a common input is quantized alone, by the cheapest scheme, and its loss measured, or estimated
+from gradients (exporter.quantization.estimate) and measured of the worst alone. What loses much is then looked at layer
+by layer where only weights are rounded: of query, key and value it is nearly always the value, a fifth of them
+(SmolLM2: 0.0064 of 0.0070 nats). Groups are given the next scheme in the order of loss per cost, the worst first. The
+losses of groups do not add up exactly, so how many of them are needed is found by simulating the whole mix, halving the
+interval each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from exporter.scheme import Scheme
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 _RANKED_ON = 1  # window: an order needs less evidence than a loss, and there are hundreds of groups
+_SIMULATED = 10  # groups whose estimate is held against a simulation
 
 
 @dataclass(frozen=True)
@@ -59,29 +63,80 @@ class Choice:
     groups: Sequence[Group] = field(repr=False)
 
 
+def rank_by_estimates(
+    meter: LossMeter, layers: Mapping[str, Layer], weights: Mapping[str, Tensor], progress: Progress
+) -> tuple[list[Group], dict[str, Any]]:
+    """The same order from one backward pass; and how it was found, for the record.
+
+    The worst are simulated: their estimates give way to that, and the others' are scaled by the median of both's ratio.
+    """
+    wanted = _wanted(meter, layers)
+    lowest = {name: layers[name].choices[0] for names in wanted for name in names}
+    told = meter.estimates(wanted, lowest, weights, progress)
+    groups = [Group(names, _size(names, layers), loss) for names, (loss, _) in zip(wanted, told, strict=True)]
+    alone = {name: loss for _, parts in told for name, loss in parts.items()}
+    apart = _apart(groups, layers, meter)
+    groups = [group for group in groups if group not in apart]
+    groups += [Group((name,), layers[name].size, alone[name]) for group in apart for name in group.names]
+    ranked = _ordered(groups)
+    worst = ranked[:_SIMULATED]
+    losses = [meter.loss({name: lowest[name] for name in one.names}, weights, _RANKED_ON) for one in worst]
+    ratios = sorted(loss / one.loss for loss, one in zip(losses, worst, strict=True) if one.loss > 0)
+    scale = ratios[len(ratios) // 2] if ratios else 1.0
+    found = [replace(one, loss=loss) for one, loss in zip(worst, losses, strict=True)]
+    found += [replace(one, loss=one.loss * scale) for one in ranked[_SIMULATED:]]
+    about = {"how": "estimated", "simulated": len(worst), "scale": scale, "rank_correlation": _spearman(worst, losses)}
+    return _ordered(found), about
+
+
+def _spearman(groups: Sequence[Group], losses: Sequence[float]) -> float | None:
+    """Of the groups' estimates and losses; None of fewer than three."""
+    if len(groups) < 3:
+        return None
+    ranks = [np.argsort(np.argsort(values)) for values in ([one.loss for one in groups], losses)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _wanted(meter: LossMeter, layers: Mapping[str, Layer]) -> list[tuple[str, ...]]:
+    wanted = [tuple(name for name in names if name in layers) for names in meter.groups]
+    return [names for names in wanted if names]
+
+
+def _size(names: Sequence[str], layers: Mapping[str, Layer]) -> int:
+    return sum(layers[name].size for name in names)
+
+
+def _apart(groups: Sequence[Group], layers: Mapping[str, Layer], meter: LossMeter) -> list[Group]:
+    """Those that lose more than usual, and whose layers may get schemes that differ."""
+    usual = sum(group.loss for group in groups) / max(sum(group.size for group in groups), 1)
+    return [group for group in groups if group.loss > usual * group.size and _are_apart(group.names, layers, meter)]
+
+
+def _ordered(groups: Sequence[Group]) -> list[Group]:
+    return sorted(groups, key=lambda group: group.loss / group.size, reverse=True)
+
+
 def rank(
     meter: LossMeter, layers: Mapping[str, Layer], weights: Mapping[str, Tensor], progress: Progress
 ) -> list[Group]:
     """Measures each group alone at its lowest rung. Those that lose most for what they save come first."""
-    wanted = [tuple(name for name in names if name in layers) for names in meter.groups]
-    wanted = [names for names in wanted if names]
+    wanted = _wanted(meter, layers)
 
     def measured(names: tuple[str, ...]) -> Group:
         loss = meter.loss({name: layers[name].choices[0] for name in names}, weights, _RANKED_ON)
-        return Group(names, sum(layers[name].size for name in names), loss)
+        return Group(names, _size(names, layers), loss)
 
     groups = []
     for done, names in enumerate(wanted):
         groups.append(measured(names))
         progress(done + 1, len(wanted))
-    usual = sum(group.loss for group in groups) / max(sum(group.size for group in groups), 1)
-    apart = [group for group in groups if group.loss > usual * group.size and _are_apart(group.names, layers, meter)]
+    apart = _apart(groups, layers, meter)
     parts = [(name,) for group in apart for name in group.names]
     groups = [group for group in groups if group not in apart]
     for done, names in enumerate(parts, len(wanted)):
         groups.append(measured(names))
         progress(done + 1, len(wanted) + len(parts))
-    return sorted(groups, key=lambda group: group.loss / group.size, reverse=True)
+    return _ordered(groups)
 
 
 def _are_apart(names: Sequence[str], layers: Mapping[str, Layer], meter: LossMeter) -> bool:

@@ -7,8 +7,9 @@ not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ANSWERS = 1 << 28  # bytes of float answers that are kept
+_ESTIMATED_ON = 128  # tokens of a window: what a backward pass keeps of a billion parameters is then 0.5 GB
 _SHORT = 64  # tokens of a piece that a classifier answers once: of whole windows there would be four answers
 
 
@@ -84,6 +86,25 @@ class LossMeter:
                 with _skipping(self._blocks[:first], kept):
                     total += self._distance(number, _outputs(self._model, self._task, window))
         return total / len(measured)
+
+    def estimates(
+        self,
+        groups: Sequence[Sequence[str]],
+        schemes: Mapping[str, Scheme | None],
+        weights: Mapping[str, Tensor],
+        progress: Callable[[int, int], None],
+    ) -> list[tuple[float, dict[str, float]]]:
+        """Of each group the loss that its gradients foretell, and that of each of its layers alone."""
+        from exporter.quantization.estimate import Gradients
+
+        modules = {name: module for name, module in weighted_layers(self._model).items() if name in schemes}
+        gradients = Gradients(kind_of(self._model.config, self._task), modules, self._distance.scale)
+        windows = self._windows if self._windows.ndim > 2 else self._windows[:, :_ESTIMATED_ON]
+        answers = [partial(_outputs, self._model, self._task, window) for window in windows]
+        with _no_gradients_of_weights(self._model):
+            gradients.take(answers, windows.shape[1])
+        made = partial(simulated, self._model, originals=self._originals, rounds_outputs=self._rounds_outputs)
+        return gradients.losses(groups, schemes, weights, made, progress)
 
     def _blocks_before(self) -> dict[str, int]:
         """How many blocks come before each layer: those need not run again when it is quantized."""
@@ -169,6 +190,18 @@ def _skipping(blocks: Sequence[Any], outputs: Sequence[Any]) -> Iterator[None]:
     finally:
         for block in blocks:
             block.__dict__.pop("forward", None)
+
+
+@contextmanager
+def _no_gradients_of_weights(model: Any) -> Iterator[None]:
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asked:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)
 
 
 def _width(model: Any, task: str) -> int:

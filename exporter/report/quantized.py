@@ -26,6 +26,14 @@ def quantization_lines(record: Mapping[str, Any]) -> Iterator[str]:
         got = ", ".join(f"{name} {attempt[name]:.4g}" for name in _FIGURES if attempt.get(name) is not None)
         passed = "passed its gates" if attempt["passed"] else "failed a gate"
         yield f"at a simulated loss of {attempt['loss']:.3g} the artifact had {got}: it {passed}"
+    ranked = record.get("ranked") or {}
+    if ranked.get("how") == "estimated":
+        told = ranked["rank_correlation"]
+        order = "" if told is None else f", whose order agrees by {told:.2f} (Spearman)"
+        yield (
+            f"what layers lose was estimated from gradients, times {ranked['scale']:.2g} by the simulation of the "
+            f"{ranked['simulated']} worst{order}"
+        )
     worst = [f"{_common(names)} {loss:.2g}" for names, loss in record["sensitivity"][:_WORST]]
     if worst:
         yield f"most sensitive for their size, alone at the lowest scheme ({unit}): {', '.join(worst)}"
