@@ -114,3 +114,7 @@ def test_sounds_with_transcripts(folder):
     file.write_text("\n".join(lines).replace("8.wav", "9.wav"), encoding="utf-8")
     with pytest.raises(JobError, match=r"line 9: no such sound"):
         labelled_sounds(Job(model="m", output="o", eval_data=file))
+    with pytest.raises(JobError, match=r"give sounds with them, --eval-data FILE"):
+        labelled_sounds(Job(model="m", output="o", max_wer_rise=0.1))
+    with pytest.raises(JobError, match=r"give one of them"):
+        labelled_sounds(Job(model="m", output="o", eval_data=file, eval_audio=folder))

@@ -16,7 +16,9 @@ from onnx import numpy_helper
 
 from exporter import Job, run
 from exporter.checkpoint.ctc import transcriber
+from exporter.checkpoint.inspection import inspect
 from exporter.checkpoint.opened import open_checkpoint
+from exporter.errors import JobError
 from exporter.form import SPEECH_CTC
 from exporter.measure.gates import judge
 from exporter.measure.preprocessing import FIGURE
@@ -26,12 +28,13 @@ from exporter.pipeline.sounds import extracts, heard
 from exporter.report.result import Result
 from exporter.targets.onnx.target import ONNX
 from exporter.targets.onnx_graph.session import OnnxRunner
+from exporter.targets.torch.target import open_torch
 from exporter.tasks.known import compare
 from exporter.types import Checkpoint
 
 TARGETS = (
     "torch:bf16", "torch:fp16", "torch:int8-static", "onnx:fp32", "onnx:fp16", "onnx:bf16", "onnx:int8-weight",
-    "onnx:int8-dynamic", "onnx:int8-static", "onnx:int4-weight",
+    "onnx:int8-dynamic", "onnx:int4-weight",
 )  # fmt: skip
 
 
@@ -56,7 +59,7 @@ def labelled(tmp_path_factory):
 def made(labelled, tmp_path_factory):
     model, said = labelled
     out = tmp_path_factory.mktemp("out") / "wav2vec2"
-    job = Job(model=str(model), output=out, eval_data=said, target=TARGETS, policy="off", threads=1, repeats=1)
+    job = Job(model=str(model), output=out, eval_data=said, target=TARGETS, policy="off", threads=1, speed=False)
     return model, out, run(job)
 
 
@@ -71,7 +74,7 @@ def hubert(tmp_path_factory):
         task="automatic-speech-recognition",
         target=("onnx:fp32", "onnx:int8-static"),
         threads=1,
-        speed=False,
+        repeats=1,
     )
     return model, folder / "out", run(job)
 
@@ -100,8 +103,6 @@ def test_every_precision_of_wav2vec2(made):
             assert row["quality"]["kl"]["value"] > 0  # it did round something
     assert 0 < reference["wer"]["value"] < 1
     assert rows["onnx:fp32"]["quality"]["transcripts"]["value"] == 1
-    assert rows["onnx:fp32"]["speed"]["times_real_time"] > 1
-    assert "QLinearConv" in rows["onnx:int8-static"]["reason"]
     changed = rows["onnx:int4-weight"]["samples"]
     assert (changed["kind"], changed["of"]) == ("transcripts", 10)
     assert 0 < changed["changed"] <= 10
@@ -115,6 +116,9 @@ def test_hubert_with_a_layer_normalization(hubert):
     assert report["evaluation"]["text"] == "16 made sounds"
     assert rows["onnx:fp32"]["quality"]["transcripts"]["value"] == 1
     assert "wer" not in rows["onnx:fp32"]["quality"]
+    assert rows["onnx:fp32"]["speed"]["times_real_time"] > 1
+    # Under a policy that was found: what a whole 8-bit feature encoder costs in quiet frames, its mix does not.
+    assert "QLinearConv" in rows["onnx:int8-static"]["reason"]
 
 
 @pytest.mark.parametrize("family", ["made", "hubert"])
@@ -166,37 +170,38 @@ def test_another_extractor_fails_its_gate(changed, made, tmp_path):
     assert (gate.name, gate.passed) == (f"max_{FIGURE}", False)
 
 
-@pytest.mark.parametrize("variant", ["onnx-fp32", "onnx-int8-static", "torch-fp16", "torch-int8-static"])
-def test_the_program_beside_an_artifact_writes_the_transcript(made, labelled, variant):
-    _, out, report = made
-    file = labelled[1].parent / "sounds/1.wav"
-    said = next(row[1] for row in csv.reader(labelled[1].open(encoding="utf-8")) if row[0].endswith("/1.wav"))
-    got = client(out / variant, file).strip()
-    if variant == "onnx-fp32":
-        assert got == said
-    shown = rows_of(report)[variant.replace("-", ":", 1)]["samples"]["shown"]
-    answer = next((one["answer"] for one in shown if one["input"] == ["1.wav"]), None)
-    assert got == said or (got and (answer is None or got == answer))
+@pytest.mark.parametrize("variant", ["onnx-fp32", "torch-fp16", "torch-int8-static"])
+def test_the_program_beside_an_artifact_writes_its_transcript(made, labelled, variant):
+    file, folder = labelled[1].parent / "sounds/1.wav", made[1] / variant
+    with open_torch(folder, 1) if "torch" in variant else OnnxRunner(_graph(folder), 1) as runner:
+        answer = transcriber(made[0], False)(runner.logits(speech_models.fed(made[0], file)))
+    assert answer
+    assert client(folder, file).strip() == answer
 
 
 def test_transformers_js_writes_the_transcript(made, labelled, node):  # noqa: F811
-    said = next(row[1] for row in csv.reader(labelled[1].open(encoding="utf-8")) if row[0].endswith("/1.wav"))
-    assert client(made[1] / "onnx-fp32", labelled[1].parent / "sounds/1.wav", file="run.mjs").strip() == said
+    file = labelled[1].parent / "sounds/1.wav"
+    rows = csv.reader(labelled[1].read_text(encoding="utf-8").splitlines())
+    [said] = [text for name, text in rows if name == "sounds/1.wav"]
+    assert client(made[1] / "onnx-fp32", file, file="run.mjs").strip() == said
 
 
-def test_what_does_not_fit_is_refused_before_work(labelled, tmp_path, refused):
-    model, said = labelled
-    assert "--eval-text is not for a model of sounds" in refused("-m", model, "--eval-text", said)
-    assert "give sounds with them" in refused("-m", model, "--max-wer-rise", 0.1)
-    assert "give one of them" in refused("-m", model, "--eval-data", said, "--eval-audio", said.parent / "sounds")
-    assert "models that hear are not exported to TensorRT" in refused("-m", model, "-t", "tensorrt-rtx:fp16", status=4)
-    assert "models that hear are not exported to LiteRT" in refused("-m", model, "-t", "litert:fp32", status=4)
-    other = shutil.copytree(model, tmp_path / "blank")
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"pad_token_id": 3}))
-    assert "CTC's blank is 3" in refused("-m", other)
+def test_what_is_of_texts_is_refused_before_work(labelled, refused):
+    assert "--eval-text is not for a model of sounds" in refused("-m", labelled[0], "--eval-text", labelled[1])
+
+
+def test_a_tokenizer_or_an_extractor_that_does_not_fit_is_refused(labelled, tmp_path):
+    other = shutil.copytree(labelled[0], tmp_path / "model")
+    asked = ("other", other, None, False, {}, None, True, other)
+    assert inspect(*asked)["task"] == SPEECH_CTC
+    (other / "config.json").write_text(
+        json.dumps(json.loads((other / "config.json").read_text()) | {"pad_token_id": 3})
+    )
+    with pytest.raises(JobError, match="CTC's blank is 3 for other"):
+        inspect(*asked)
     (other / "preprocessor_config.json").unlink()
-    assert "has no preprocessor_config.json" in refused("-m", other)
+    with pytest.raises(JobError, match=r"has no preprocessor_config.json"):
+        inspect(*asked)
 
 
 def _graph(folder: Path) -> Path:
