@@ -33,6 +33,7 @@ _BOTH: Mapping[str, Any] = {
 }
 _SPEECH: Mapping[str, Any] = {"model_type": "wav2vec2", "vocab_size": 32}
 _VISION: Mapping[str, Any] = {"model_type": "vit"}
+_TOWERS: Mapping[str, Any] = {"model_type": "clip"}
 
 
 def plain(task: str) -> Mapping[str, Any]:
@@ -42,6 +43,8 @@ def plain(task: str) -> Mapping[str, Any]:
         return _BOTH
     if form.inputs == "waveform":
         return _SPEECH
+    if form.matches:
+        return _TOWERS
     if form.inputs == "pixels":
         return _VISION
     return _DECODER if form.cached else _ENCODER

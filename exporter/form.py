@@ -20,6 +20,7 @@ TEXT2TEXT = "text2text-generation"
 IMAGES = "image-classification"
 IMAGE_FEATURES = "image-feature-extraction"
 SPEECH_CTC = "automatic-speech-recognition-ctc"  # optimum has one name for it and for what generates a transcript
+ZERO_SHOT = "zero-shot-image-classification"
 
 PIXELS = "pixel_values"  # what a model calls the pictures that it is fed
 SAMPLES = "input_values"  # and what it calls the samples of a sound
@@ -39,6 +40,7 @@ class Form:
     too, with a KV cache. `outputs`: the names in transformers' output; more than one are an axis of the answer: of
     ("start_logits", "end_logits"), [B, T] each, it is [B, T, 2]. `unit`: what a row's figures are means over.
     `encodes`: an encoder reads a source first, of which a decoder is asked then (exporter.runner.EncoderDecoderRunner).
+    `matches`: its classes are texts that are given, which another tower reads (exporter.runner.MatchingRunner).
     """
 
     answers: Literal["vocabulary", "classes", "states"]
@@ -48,6 +50,7 @@ class Form:
     unit: Literal["token", "passage", "picture", "frame"] = "token"
     inputs: Literal["text", "pixels", "waveform", "spectrogram"] = "text"
     encodes: bool = False
+    matches: bool = False
 
     @property
     def classifier(self) -> bool:
@@ -75,6 +78,9 @@ FORMS: Mapping[str, Form] = {
     SPEECH_CTC: Form("classes", unit="frame", inputs="waveform"),
     IMAGES: Form("classes", per_token=False, unit="picture", inputs="pixels"),
     IMAGE_FEATURES: Form("states", per_token=False, outputs=("last_hidden_state",), unit="picture", inputs="pixels"),
+    ZERO_SHOT: Form(
+        "classes", per_token=False, outputs=("logits_per_image",), unit="picture", inputs="pixels", matches=True
+    ),
 }
 TASKS = tuple(FORMS)
 

@@ -133,6 +133,9 @@ class Job(CompressJob):
     eval_images: Path | None = Field(
         None, description="A folder of pictures to measure a model of pictures on. Default: 64 that are drawn."
     )
+    eval_labels: Path | None = Field(
+        None, description="Texts that CLIP matches pictures with, one on each line. Default: 32 of its own."
+    )
     calib_images: Path | None = Field(
         None, description="A folder of pictures to calibrate it on: others. Default: 64 others that are drawn."
     )

@@ -96,6 +96,24 @@ class EncoderDecoderRunner(CachedRunner, Protocol):
 
 
 @runtime_checkable
+class MatchingRunner(BatchRunner, Protocol):
+    """A tower that reads texts and one that reads pictures. What `logits` and `batch` answer of a picture [C, H, W] is
+    how well it matches each of the texts that were given last, [1, N] and [B, N]."""
+
+    def match(self, ids: Ids, mask: Ids) -> None:
+        """Gives the texts, padded on the right: [N, T]."""
+        ...
+
+    def texts(self, ids: Ids, mask: Ids) -> Floats:
+        """The vectors [B, D] of padded texts [B, T], as their own tower has them."""
+        ...
+
+    def pictures(self, pixels: Sample) -> Floats:
+        """The vectors [B, D] of pictures [B, C, H, W], as their own tower has them."""
+        ...
+
+
+@runtime_checkable
 class PiecewiseRunner(CachedRunner, Protocol):
     """A runner whose `logits` read a longer text than `at_once` tokens in pieces, through its cache."""
 

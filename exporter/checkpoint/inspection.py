@@ -19,9 +19,10 @@ from exporter.checkpoint.model import is_native, load_model, trust_code
 from exporter.checkpoint.processor import picture_shape, read_processor
 from exporter.checkpoint.renamed import renaming, wrapper_of
 from exporter.checkpoint.tokenizer import check_fit, embedding_of, lacks_padding, read_tokenizer, rows_of
+from exporter.checkpoint.two_towers import check_towers
 from exporter.checkpoint.weights import again, stored_tensors
 from exporter.errors import JobError, unknown
-from exporter.form import FORMS, IMAGE_FEATURES, IMAGES, PIXELS, SAMPLES, SPEECH_CTC, TEXT2TEXT
+from exporter.form import FORMS, IMAGE_FEATURES, IMAGES, PIXELS, SAMPLES, SPEECH_CTC, TEXT2TEXT, ZERO_SHOT
 from exporter.types import FEATURES, TASKS
 
 _BLOCK = 1 << 24  # bytes of a tensor that are compared at a time
@@ -90,16 +91,18 @@ def inspect(
 def _of_pictures(model: str, path: Path, task: str, trust: bool, config: Any) -> dict[str, Any]:
     """The same of a model that reads pictures: its processor must make them all of the size that the model takes."""
     unused, empty = _fit(model, path, task, trust, set(), None)
+    notes = check_towers(model, path, trust, empty) if FORMS[task].matches else []
     shape = picture_shape(read_processor(path, trust))
-    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    seen = getattr(config, "vision_config", config)
+    size, channels = getattr(seen, "image_size", None), getattr(seen, "num_channels", None)
     # Of a model that takes any size its config.json may still name that of its training.
-    fixed = getattr(config, "patch_size", None) is not None and isinstance(size, int)
+    fixed = getattr(seen, "patch_size", None) is not None and isinstance(size, int)
     if (fixed and shape[1:] != (size, size)) or (channels is not None and shape[0] != channels):
         raise JobError(
             f"the image processor of {model} makes pictures of {' x '.join(map(str, shape))}, and its config.json "
             f"wants {channels} x {size} x {size}: one of the two is another model's"
         )
-    return _without_tokens(task, unused, empty)
+    return _without_tokens(task, unused, empty) | {"notes": notes}
 
 
 def _of_sounds(model: str, path: Path, task: str, trust: bool, config: Any) -> dict[str, Any]:
@@ -181,6 +184,7 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     )
 
     if asked is not None:
@@ -202,7 +206,9 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
         task = TasksManager.infer_task_from_model(named)
         if names[0] in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
             task = TEXT2TEXT  # optimum takes BART's and mBART's, which can fill masks too, for models of that alone
-        if task == FEATURES and getattr(named, "main_input_name", None) == PIXELS:
+        if names[0] in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.values():
+            task = ZERO_SHOT  # optimum takes CLIP for one of its towers
+        elif task == FEATURES and getattr(named, "main_input_name", None) == PIXELS:
             task = IMAGE_FEATURES  # optimum does not tell it from a model of texts
         task = _by_architecture(task, names)
     except ValueError:

@@ -119,10 +119,13 @@ def open_checkpoint(
 def runner_of(model: Any, task: str, gpu: int | None) -> TorchRunner:
     """A loaded model's runner. On a GPU float32 stays float32: without TF32, which has 10 bits of its 23."""
     from exporter.checkpoint.encoder_decoder import TorchEncoderDecoder
+    from exporter.checkpoint.two_towers import TorchTowers
 
     if gpu is None:
         if FORMS[task].encodes:
             return TorchEncoderDecoder(model, task)
+        if FORMS[task].matches:
+            return TorchTowers(model, task)
         return (TorchDecoder if FORMS[task].cached else TorchRunner)(model, task)
     import torch
 
@@ -132,4 +135,6 @@ def runner_of(model: Any, task: str, gpu: int | None) -> TorchRunner:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if FORMS[task].encodes:  # an answer takes two calls, which no one pair of CUDA events is around
         return TorchEncoderDecoder(model.to(f"cuda:{gpu}"), task)
+    if FORMS[task].matches:
+        return TorchTowers(model.to(f"cuda:{gpu}"), task)
     return (CudaTorchDecoder if FORMS[task].cached else CudaTorchRunner)(model.to(f"cuda:{gpu}"), task)

@@ -34,7 +34,7 @@ HEADINGS: Mapping[str, Sequence[str]] = {
     ),
     "Evaluation": (
         "task", "eval_tokens", "window", "stride", "eval_data", "text_column", "pair_column", "label_column",
-        "sample", "perplexity", "eval_images", "eval_audio",
+        "sample", "perplexity", "eval_images", "eval_labels", "eval_audio",
     ),
     "Gates": (
         "max_kl", "min_top1", "max_tokenizer_errors", "min_cosine", "max_regression_error", "min_pearson",

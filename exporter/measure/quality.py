@@ -40,7 +40,8 @@ class Passages:
     of a passage apart, where it has two and the model's tokenizer numbers them. `compared` [S] are the places in `ids`
     whose answers count, of a task that answers for each token; None: its own rule, or all. `mask_id`: fill-mask's.
     `sources` [M] with `source_offsets` are what an encoder reads, of a task whose passages are the texts to be made of
-    them; its decoder begins with the token `start`, or with a passage's own last one (None), as mBART was trained.
+    them; its decoder begins with the token `start`, or with a passage's own last one (None), as mBART was trained. Of
+    pictures that are matched with texts, the sources are these texts.
     """
 
     task: str
@@ -74,7 +75,7 @@ class Passages:
     def longest(self) -> tuple[Ids | None, Ids]:
         """The source (None: the task has none) and the ids of the longest text that is evaluated."""
         number = int(np.diff(self.offsets).argmax())
-        if self.sources is None:
+        if self.sources is None or self.ids.ndim > 1:
             return None, self.ids[self.offsets[number] : self.offsets[number + 1]][: self.window]
         return self.source(number), self.decoded(number)
 
@@ -86,7 +87,8 @@ class Answers:
     Generation: `nll` float64 [S], S the scored ids, N - 1 where windows overlap; `top_ids` int32 and `top_logp` float32
     [S, k], `rest_logp` float32 [S], natural logarithms. Encoders: `vectors` float32 [passages, H] (classification:
     logits [passages, C]). Of sounds `vectors` are the logits [frames, V], and `bounds` [sounds + 1] where each one's
-    frames begin; None: the task has none.
+    frames begin. `towers` float32 [pictures + texts, D]: of pictures that are matched with texts, the vectors behind
+    those logits. None: the task has none.
     """
 
     nll: Doubles
@@ -95,6 +97,7 @@ class Answers:
     rest_logp: Floats
     vectors: Floats
     bounds: Ids | None = None
+    towers: Floats | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from exporter.form import FORMS, IMAGE_FEATURES, IMAGES
+from exporter.form import FORMS, IMAGE_FEATURES, IMAGES, ZERO_SHOT
 from exporter.measure import quality
 from exporter.measure.embedding import EMBEDDING, Embedding
 from exporter.measure.labels import LABELS, PAIRS, Labels, truth
@@ -47,7 +47,7 @@ def compare(
     labels = Labels.load(folder / LABELS) if (folder / LABELS).is_file() else None
     if labels is not None:
         figures |= compare_labels(labels, expected, got)
-    if told is None or passages.task not in (FEATURES, CLASSIFICATION, IMAGES, IMAGE_FEATURES):
+    if told is None or passages.task not in (FEATURES, CLASSIFICATION, IMAGES, IMAGE_FEATURES, ZERO_SHOT):
         return figures, None
     texts = _texts(told, passages, folder, checkpoint)
     return figures, _changed(passages, expected, got, told["names"], labels, texts)

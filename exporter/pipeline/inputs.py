@@ -59,6 +59,7 @@ def check_inputs(job: MergeJob, task: str) -> None:
     kind = reads(task)
     others = [key for one in (PICTURES, SOUNDS) if one is not kind for key in one.keys]
     refused = [*others, *(() if kind is SOUNDS else _OF_SOUNDS)]
+    refused += [] if kind is not None and FORMS[task].matches else ["eval_labels"]
     if kind is not None:
         refused += [*_OF_TEXTS, *(() if kind.labelled else _OF_EXAMPLES)]
     for name in refused:

@@ -34,6 +34,7 @@ from exporter.runner import (
     TracingRunner,
 )
 from exporter.targets import known
+from exporter.tasks.zero_shot_image_classification import match_with
 from exporter.types import Checkpoint, Variant
 
 
@@ -112,6 +113,7 @@ def open_for_speed(
     elif FORMS[told.task].inputs == "waveform":
         ids = np.resize(told.longest()[1], latency.SECONDS * told.stride)
     runner = _open(Variant(*variant), checkpoint, folder, threads, gpu).__enter__()
+    match_with(runner, told)
     if isinstance(runner, BoundedRunner):
         max_length = min(max_length, runner.max_length)
     session.opened = _Timed(runner, ids, max_length)

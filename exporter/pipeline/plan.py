@@ -18,6 +18,7 @@ from exporter.errors import BuildError
 from exporter.form import FORMS
 from exporter.job import Job
 from exporter.measure.embedding import Embedding, read_embedding
+from exporter.pipeline.candidates import calibration_lines, evaluation_labels
 from exporter.pipeline.combinations import Asked, check
 from exporter.pipeline.covering import check_forms
 from exporter.pipeline.distillations import Distillation, check_options, plan_distillation
@@ -83,6 +84,7 @@ class Plan:
     prunings: tuple[Pruning, ...]
     distillation: Distillation | None
     training: Training | None
+    labels: tuple[str, ...] = ()  # the texts that pictures are matched with
 
     def whole_job(self) -> dict[str, Any]:
         """The job with every default, those of the sections that matter to it included."""
@@ -147,6 +149,8 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     task = source.checkpoint.task
     if (kind := reads(task)) is not None:
         text_name, text = evaluation_list(job, kind)
+    if labels := evaluation_labels(job, task):
+        text_name = f"{text_name}, each with {len(labels)} texts"
     check_samples(job, task)
     check_forms(job, task)
     encodes = FORMS[task].encodes
@@ -177,7 +181,8 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     if calibration is not None and by_windows:
         worker(check_calibration, checkpoint=source.checkpoint, text=calibration)
     measured = (text_name, text, data, embedding, window, stride)
-    return Plan(job, sections, source, wanted, skipped, *measured, calibration, prunings, distillation, training)
+    stages = (prunings, distillation, training)
+    return Plan(job, sections, source, wanted, skipped, *measured, calibration, *stages, labels)
 
 
 def check_calibration(session: Session, checkpoint: Checkpoint, text: dict[str, Any]) -> None:
@@ -249,7 +254,7 @@ def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: P
 def _calibration(job: Job, source: Source, evaluated: str, wanted: bool) -> dict[str, Any] | None:
     """What a worker is told of the text to calibrate on, where it is wanted. A text that was named is looked at."""
     if (kind := reads(source.checkpoint.task)) is not None:
-        told = calibration_list(job, kind, evaluated)
+        told = calibration_list(job, kind, evaluated) | calibration_lines(source.checkpoint.task)
         return told if wanted else None
     if not wanted and job.calib_text is None:
         return None

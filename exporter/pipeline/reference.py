@@ -51,7 +51,9 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
         key, told["gpu"] = content_key([key, named(gpu)]), gpu
         told["key"] = key
     if reads(checkpoint.task) is PICTURES:
-        seen = {name: told[name] for name in ("key", "threads", "text", "gpu") if name in told}
+        if plan.labels:
+            told |= {"key": content_key([key, *plan.labels]), "labels": plan.labels}
+        seen = {name: told[name] for name in ("key", "threads", "text", "gpu", "labels") if name in told}
         found: dict[str, Any] = worker(measure_pictures, checkpoint=checkpoint, folder=output / "reference", **seen)
         return found
     if checkpoint.task == SPEECH_CTC:

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter import store
 from exporter.checkpoint.linear import are_tokens
+from exporter.checkpoint.load import read_config
+from exporter.checkpoint.two_towers import longest_text
 from exporter.errors import JobError
 from exporter.form import FORMS
 from exporter.quantization.statistics import collect, save_statistics
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 WINDOW = 512
 _SECONDS = 2  # of a sound at a time
+_LINES = 16  # texts beside pictures
 FEWEST = 4  # windows of which one is held out, where a policy is made
 
 
@@ -42,10 +46,12 @@ def calibrate(
     tokens: int,
     skip: int,
     max_length: int | None,
+    beside: str | None = None,
 ) -> dict[str, Any]:
     """The worker's side. Publishes the statistics' folder, unless it is there under the same key; returns its manifest.
 
-    `name`: what reports call the text; the rest is as in calibration_windows. Raises JobError.
+    `name`: what reports call the text; the rest is as in calibration_windows. `beside`: a text, of
+    a model that matches pictures with texts; its lines are in texts.npy, int64 [lines, window]. Raises JobError.
     """
     if (manifest := store.reusable(folder, key)) is not None:
         return manifest
@@ -57,7 +63,8 @@ def calibrate(
     how = {"text": text, "skip": skip, "tokens": tokens, "max_length": max_length}
     pieces = samples(checkpoint, how)
     statistics = {}
-    if not FORMS[checkpoint.task].encodes:  # which reads two texts, and whose windows alone are asked for
+    form = FORMS[checkpoint.task]
+    if not form.encodes and not form.matches:  # which read two things, and whose windows alone are asked for
         model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
         statistics = collect(model, pieces, progress)
     count = pieces.numel() if are_tokens(pieces) else None
@@ -65,8 +72,20 @@ def calibrate(
     with store.publish(folder) as building:
         save_statistics(statistics, building)
         np.save(building / "windows.npy", pieces.numpy())
+        if beside is not None:
+            np.save(building / "texts.npy", _lines(checkpoint, beside))
         (building / "calibration.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         return store.write_manifest(building, key, [], about)
+
+
+def _lines(checkpoint: Checkpoint, text: str) -> NDArray[np.int64]:
+    """Lines of a text with their special tokens, each as long as the model takes: padded, or cut."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
+    lines = [line for line in text.splitlines() if line.strip()][:_LINES]
+    longest = longest_text(read_config(checkpoint.path))
+    return np.array(tokenizer(lines, truncation=True, max_length=longest, padding="max_length")["input_ids"], np.int64)
 
 
 def calibration_windows(tokenizer: Any, text: str, skip: int, tokens: int, max_length: int | None) -> Tensor:

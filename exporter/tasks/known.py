@@ -19,10 +19,12 @@ from exporter.tasks.text2text_generation import TEXT2TEXT_GENERATION
 from exporter.tasks.text_classification import TEXT_CLASSIFICATION
 from exporter.tasks.text_generation import TEXT_GENERATION
 from exporter.tasks.token_classification import TOKEN_CLASSIFICATION
+from exporter.tasks.zero_shot_image_classification import ZERO_SHOT_IMAGE_CLASSIFICATION
 
 _ALL = (
     TEXT_GENERATION, FILL_MASK, FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, QUESTION_ANSWERING,
     TEXT2TEXT_GENERATION, SPEECH_RECOGNITION_CTC, IMAGE_CLASSIFICATION, IMAGE_FEATURE_EXTRACTION,
+    ZERO_SHOT_IMAGE_CLASSIFICATION,
 )  # fmt: skip
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 assert set(TASKS) == set(FORMS)

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from exporter.form import FORMS
-from exporter.targets.onnx.bf16 import bfloat16_graph
-from exporter.targets.onnx.half import half, overflowing
+from exporter.targets.onnx.half import overflowing
 from exporter.targets.onnx.layout import configure
 from exporter.targets.onnx.pair import ENCODER, HALVES
-from exporter.targets.onnx.quantize import SCHEMES, quantize_by_rule
-from exporter.targets.onnx_graph import shell, versions
+from exporter.targets.onnx.parts import Needs, Told, at_precision, needs_of_all
+from exporter.targets.onnx.quantize import SCHEMES
 from exporter.targets.onnx_graph.encoder_decoder import trace_encoder_decoder
 from exporter.targets.onnx_graph.encoder_decoder_session import open_pair
 from exporter.targets.onnx_graph.file import load_graph, made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
-from exporter.targets.onnx_graph.half_scales import halve_scales
-from exporter.targets.onnx_graph.joined_products import join_products
-from exporter.targets.onnx_graph.traced import notes_of
 from exporter.types import Exported, ExportRequest
 
 
@@ -37,7 +30,7 @@ def refused(task: str, precision: str) -> str | None:
     return None
 
 
-def export_pair(request: ExportRequest, told: Callable[[Mapping[str, float]], list[str]]) -> Exported:
+def export_pair(request: ExportRequest, told: Told) -> Exported:
     """Writes the artifact's folder. Both float graphs are made once for all the precisions of a run.
 
     `told` says of tensors that float16 cannot hold what becomes of them.
@@ -46,30 +39,24 @@ def export_pair(request: ExportRequest, told: Callable[[Mapping[str, float]], li
     if request.precision in SCHEMES:
         prove(floats, request)
     notes: list[str] = []
-    needs: list[Mapping[str, Any]] = []
+    needs: list[Needs] = []
     for name in HALVES:
-        model = load_graph(floats / Path(name).name)
-        notes += notes_of(model)
-        if request.precision == "fp16":
-            beyond = _overflowing(request, floats, name)
-            model = half(model, beyond)
-            notes += told(beyond)
-        elif request.precision == "bf16":
-            model = bfloat16_graph(model)
-        elif request.precision in SCHEMES:
+        model, said, least = at_precision(
+            load_graph(floats / Path(name).name),
+            request,
+            partial(_overflowing, request, floats, name),
+            told,
             # An encoder's feed-forward is as a decoder's in these models: T5's have the largest outliers there are.
-            notes += quantize_by_rule(model, request.precision, decoder=True)
-        if request.precision != "bf16":  # whose kernels are told by their weights' names
-            join_products(model)
-        needs.append(versions.fit(model, request.options.min_onnxruntime if request.options else None))
-        halve_scales(model)
-        shell.check(model)
+            decoder=True,
+        )
         (request.folder / name).parent.mkdir(exist_ok=True)
         save_graph(model, request.folder / name)
+        notes += said
+        needs.append(least)
     if request.precision == "int4-weight":
         notes.append("by the precision's rule: policies are not made of encoder-decoders yet")
     weights = configure(request.checkpoint.path, request.folder, request.precision != "bf16")
-    return Exported(weights, tuple(dict.fromkeys(notes)), graph=_both(needs))
+    return Exported(weights, tuple(dict.fromkeys(notes)), graph=needs_of_all(needs))
 
 
 def _write_floats(request: ExportRequest, model_onnx: Path) -> None:
@@ -87,11 +74,3 @@ def _overflowing(request: ExportRequest, floats: Path, name: str) -> dict[str, f
         return overflowing(graph, windows, request.scratch, request.threads)
     with open_pair(floats, request.threads) as pair:
         return overflowing(graph, windows, request.scratch, request.threads, pair.encode)
-
-
-def _both(needs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a runtime must have to open both graphs."""
-    oldest = [one["min_onnxruntime"] for one in needs]
-    least = None if None in oldest else max(oldest, key=versions.number)
-    because = [one["because"] for one in needs if one["min_onnxruntime"] == least]
-    return {**needs[-1], "min_onnxruntime": least, "because": list(dict.fromkeys(chain(*because)))}

@@ -18,6 +18,7 @@ from exporter.errors import BuildError
 from exporter.form import FORMS, TEXT2TEXT
 from exporter.targets.folder.kit import kit
 from exporter.targets.folder.limits import bfloat16, float16, float32, of_convolutions
+from exporter.targets.onnx import two_towers
 from exporter.targets.onnx.bf16 import bfloat16_graph
 from exporter.targets.onnx.encoder_decoder import export_pair, refused
 from exporter.targets.onnx.half import half, overflowing
@@ -39,6 +40,7 @@ from exporter.targets.onnx.quantize import (
     quantize_by_policy,
     quantize_by_rule,
 )
+from exporter.targets.onnx.two_towers import write_towers
 from exporter.targets.onnx_graph import fused_operators, shell, versions
 from exporter.targets.onnx_graph.attention_operator import ANY_SIZE, OPSET
 from exporter.targets.onnx_graph.cached_attention import fuse
@@ -71,6 +73,10 @@ def export(request: ExportRequest) -> Exported:
     """Writes the artifact's folder. The float graph is made once for all the precisions of a run."""
     if FORMS[request.checkpoint.task].encodes:
         return export_pair(request, _told)
+    if FORMS[request.checkpoint.task].matches:
+        notes, needs = write_towers(request, _told)
+        weights = configure(request.checkpoint.path, request.folder, request.precision != "bf16")
+        return Exported(weights, tuple(notes), graph=needs)
     check_policy(request.precision, request.policy)
     model, notes, labels = _graph(request)
     if request.precision not in ("int8-static", "bf16"):  # whose kernels are told by their weights' names
@@ -159,7 +165,7 @@ def _told(beyond: Mapping[str, float]) -> list[str]:
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder") and not FORMS[task].encodes:
         return f"an encoder-decoder is exported to ONNX for {TEXT2TEXT}, and not for {task}"
-    if (reason := refused(task, precision)) is not None:
+    if (reason := refused(task, precision) or two_towers.refused(task, precision)) is not None:
         return reason
     return refused_cache(config) if task == GENERATION else None
 

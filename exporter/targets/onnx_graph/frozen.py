@@ -74,6 +74,10 @@ HARMLESS: Mapping[tuple[str, str], str] = {
         "beyond the model's positions alone, where the graph's lookup fails",
     ("transformers/models/xglm/modeling_xglm.py",
      "if attn_weights.size() != (bsz * self.num_heads, tgt_len, src_len):"): _CHECK,
+    ("transformers/models/clip/modeling_clip.py", "if seq_length > max_position_embedding:"):
+        "beyond the model's positions alone, where the graph's sum fails",
+    ("transformers/models/clip/modeling_clip.py",
+     "if not interpolate_pos_encoding and (height != self.image_size or width != self.image_size):"): _PICTURE,
     ("transformers/models/convnext/modeling_convnext.py", "if num_channels != self.num_channels:"): _PICTURE,
     ("transformers/models/deit/modeling_deit.py", "if num_channels != self.num_channels:"): _PICTURE,
     ("transformers/models/deit/modeling_deit.py",

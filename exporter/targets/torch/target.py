@@ -28,6 +28,11 @@ from exporter.targets.torch.zeros import zeros_of
 from exporter.types import Exported, ExportRequest, Gates, Precision, Preparation, Target, agreement
 
 _DOTTED = ("t5", "mt5", "umt5")  # encoder-decoders without a tensor of the whole model's own
+# Of a model that matches pictures with texts.
+_REFUSED = {
+    "int8-dynamic": "torchao cannot read its own file again where a tensor's name has no dot, as CLIP's logit_scale",
+    "int8-static": "static ranges are found by running a model on one input, and this one reads texts and pictures",
+}
 _HALVES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -109,6 +114,8 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
         return "torch artifacts of a model that brings its own code are not written: opening one would run that code"
     if FORMS[task].inputs == "waveform" and precision == "int8-dynamic":
         return "transformers loads torchao's int8 into models with input embeddings alone, and one that hears has none"
+    if FORMS[task].matches:
+        return _REFUSED.get(precision)
     if not FORMS[task].encodes:
         return None
     if precision == "int8-static":
