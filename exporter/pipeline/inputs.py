@@ -59,7 +59,9 @@ def check_inputs(job: MergeJob, task: str) -> None:
     kind = reads(task)
     others = [key for one in (PICTURES, SOUNDS) if one is not kind for key in one.keys]
     refused = [*others, *(() if kind is SOUNDS else _OF_SOUNDS)]
-    refused += [] if kind is not None and FORMS[task].matches else ["eval_labels"]
+    refused += [] if kind is PICTURES else ["eval_labels"]
+    if kind is PICTURES and not FORMS[task].matches and asked.get("eval_labels") is not None:
+        raise JobError(f"--eval-labels is for a model that matches pictures with texts, and this one is for {task}")
     if kind is not None:
         refused += [*_OF_TEXTS, *(() if kind.labelled else _OF_EXAMPLES)]
     for name in refused:
