@@ -40,7 +40,8 @@ def _fused(
     """[batch, heads, tokens, head size] each, out [batch, tokens, heads, size]; softmax(q kᵀ scale + mask) v."""
     import torch
 
-    if others.get("softcap") is not None or mask is None or _beyond(others):
+    hides = mask is None and getattr(module, "is_causal", True)  # a picture's patches see one another
+    if others.get("softcap") is not None or hides or _beyond(others):
         return _plain(module, query, key, value, mask, scaling, **others)
     size = int(query.shape[-1])
     # The operator scales by itself, with the root of the head size; MIL's has no place for another number.
