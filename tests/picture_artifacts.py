@@ -44,11 +44,11 @@ def made_in(place):
     return get
 
 
-def exported(target, place, family, task, precision="fp32"):
-    """The checkpoint of a family, and its artifact's folder, written in this process."""
+def exported(target, place, family, task, **asked):
+    """The checkpoint of a family, and its float32 artifact's folder, written in this process."""
     model = vision_models.checkpoint(place / "model", family, HEADS[task])
-    options = None if target.options is None else target.options()
-    return model, artifact(target, precision, model, task, place / "artifact", options=options)
+    options = target.options(**asked)
+    return model, artifact(target, "fp32", model, task, place / "artifact", options=options)
 
 
 def answers_alike(opened, model, task, limit):

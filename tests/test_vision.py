@@ -218,9 +218,6 @@ def test_what_is_not_of_pictures_is_refused_before_work(tmp_path, refused, tiny)
     assert "at least 8 are needed" in refused("-m", model, "--eval-images", tmp_path / "few")
     assert "--prune is not for" in refused("-m", model, "--prune", "magnitude:0.5")
     assert "llama.cpp" in refused("-m", model, "-t", "gguf", status=4)
-    for target, name in (("tensorrt-rtx", "TensorRT"),):
-        line = refused("-m", model, "-t", target, status=4)
-        assert f"pictures are not exported to {name} yet" in line or "needs" in line
     for variant in ("torch:int8-dynamic", "torch:int8-static", "onnx:int4-weight"):
         assert "are convolutions'" in refused("-m", model, "-t", variant, status=4)
     (model / "preprocessor_config.json").unlink()

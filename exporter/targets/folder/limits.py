@@ -8,11 +8,6 @@ from exporter.targets.folder.proven import FLOAT16, FLOAT32
 from exporter.types import Gates, Precision, Preparation, agreement
 
 
-def of_texts_alone(task: str, form: str) -> str | None:
-    """Why a task's model is not written in a form that models of texts alone are written in; None: it is."""
-    return None if FORMS[task].inputs == "text" else f"models that read pictures are not exported to {form} yet"
-
-
 def of_convolutions(wanted: Preparation, least: float, form: str) -> str | None:
     """Why a precision cannot hold what its name says of a model of pictures, for it rounds no convolutions so; or None.
 
