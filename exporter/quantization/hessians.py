@@ -32,7 +32,8 @@ def hessians(
     Layers come in the model's order of execution, as many at a time as fit in `budget_bytes` (at least one input);
     each block is another pass over `pieces` [windows, window], or pictures. A caller that replaces weights between
     blocks gets later layers' inputs as they then are. Layers that are fed the same tensor share one matrix, the same
-    object: it is not to be changed. A layer that is never fed a row is left out. Raises JobError where a layer is fed NaN or Inf.
+    object: it is not to be changed. A layer that is never fed a row is left out. Raises JobError where a layer is fed
+    NaN or Inf.
 
     An expert's matrix is of the tokens that chose it, which may be fewer than its inputs: fitted to those alone, its
     outputs on others are off by up to twice what plain rounding costs. Its diagonal is raised as if K / 4 rows of
