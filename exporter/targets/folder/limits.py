@@ -8,11 +8,13 @@ from exporter.targets.folder.proven import FLOAT16, FLOAT32
 from exporter.types import Gates, Precision, Preparation, agreement
 
 
-def of_texts_alone(task: str, form: str) -> str | None:
-    """Why a task's model is not written in a form that models of texts alone are written in; None: it is."""
-    if FORMS[task].inputs == "text":
+def of_one_text_or_picture(task: str, form: str) -> str | None:
+    """Why a task's model is not written in a form for models of one text or of one picture; None: it is."""
+    told, does = FORMS[task], "hear"
+    if told.matches:
+        does = "match pictures with texts"
+    elif told.inputs in ("text", "pixels"):
         return None
-    does = "read pictures" if FORMS[task].inputs == "pixels" else "hear"
     return f"models that {does} are not exported to {form} yet"
 
 
