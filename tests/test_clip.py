@@ -27,7 +27,8 @@ from exporter.measure.gates import judge
 from exporter.measure.probe import compare_probe
 from exporter.measure.quality import ANSWERS, Reference
 from exporter.pipeline.candidates import evaluation_labels
-from exporter.pipeline.pictures import check_inputs, with_texts
+from exporter.pipeline.inputs import check_inputs
+from exporter.pipeline.pictures import with_texts
 from exporter.report.result import Result
 from exporter.report.table import value
 from exporter.targets.known import BUILTIN
