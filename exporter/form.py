@@ -19,8 +19,10 @@ QUESTIONS = "question-answering"
 TEXT2TEXT = "text2text-generation"
 IMAGES = "image-classification"
 IMAGE_FEATURES = "image-feature-extraction"
+SPEECH = "automatic-speech-recognition"  # by an encoder-decoder, as Whisper is
 
 PIXELS = "pixel_values"  # what a model calls the pictures that it is fed
+SPECTROGRAM = "input_features"  # and what it calls spectrograms
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Form:
     """What a model of a task reads and answers: of each token of a text (`per_token`), or once for a sample.
 
     `inputs`: token ids of a text, or a picture's pixel values float32 [C, H, W], as the checkpoint's processor makes
-    them. A sample is one array, and its first axis is what samples are told apart by: tokens, or a picture's channels.
+    them, or a sound's spectrogram float32 [mel, frames]. A sample is one array, and its first axis is what samples are
+    told apart by: tokens, or a picture's channels; of what an encoder reads its ids, or a spectrogram's mel bands.
 
     `answers`: logits of the vocabulary, logits of a few classes, or hidden states. `cached`: it is asked token by token
     too, with a KV cache. `outputs`: the names in transformers' output; more than one are an axis of the answer: of
@@ -41,7 +44,7 @@ class Form:
     cached: bool = False
     outputs: tuple[str, ...] = ("logits",)
     unit: Literal["token", "passage", "picture"] = "token"
-    inputs: Literal["text", "pixels"] = "text"
+    inputs: Literal["text", "pixels", "spectrogram"] = "text"
     encodes: bool = False
 
     @property
@@ -65,6 +68,7 @@ FORMS: Mapping[str, Form] = {
     TOKENS: Form("classes"),
     QUESTIONS: Form("classes", outputs=("start_logits", "end_logits"), unit="passage"),
     TEXT2TEXT: Form("vocabulary", cached=True, encodes=True),
+    SPEECH: Form("vocabulary", cached=True, encodes=True, inputs="spectrogram"),
     IMAGES: Form("classes", per_token=False, unit="picture", inputs="pixels"),
     IMAGE_FEATURES: Form("states", per_token=False, outputs=("last_hidden_state",), unit="picture", inputs="pixels"),
 }

@@ -75,8 +75,8 @@ def export_pair(request: ExportRequest, told: Callable[[Mapping[str, float]], li
 def _write_floats(request: ExportRequest, model_onnx: Path) -> None:
     """Both halves in the folder of `model_onnx`, the weights in files of their own: they are mapped, not read."""
     places = (model_onnx.parent / Path(name).name for name in HALVES)
-    checkpoint = request.checkpoint
-    trace_encoder_decoder(checkpoint.path, *places, trust_remote_code=checkpoint.trust_remote_code, limit=0)
+    model, trust = request.checkpoint, request.checkpoint.trust_remote_code
+    trace_encoder_decoder(model.path, model.task, *places, trust_remote_code=trust, limit=0)
 
 
 def _overflowing(request: ExportRequest, floats: Path, name: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ from exporter.checkpoint.experts import split_experts
 from exporter.checkpoint.model import trust_code
 from exporter.checkpoint.processor import picture_shape, read_processor
 from exporter.errors import BuildError, unknown
-from exporter.form import FORMS, PIXELS, Form
+from exporter.form import FORMS, PIXELS, SPECTROGRAM, Form
 from exporter.targets.onnx_graph.attention_operator import standard, use_operator
 from exporter.targets.onnx_graph.cache_wrapper import cached_decoder, encoder
 from exporter.targets.onnx_graph.choices import chosen_by_tensors
@@ -198,9 +198,9 @@ def _sample(config: Any, inputs: Shapes) -> dict[str, torch.Tensor]:
     import torch
     from optimum.utils import DummyTextInputGenerator, NormalizedConfigManager, NormalizedTextConfig
 
-    if PIXELS in inputs:
-        sizes = [SAMPLE[size] if isinstance(size, str) else size for size in inputs[PIXELS]]
-        return {PIXELS: torch.randn(sizes, generator=torch.Generator().manual_seed(0))}
+    for name in inputs.keys() & {PIXELS, SPECTROGRAM}:
+        sizes = [SAMPLE[size] if isinstance(size, str) else size for size in inputs[name]]
+        return {name: torch.randn(sizes, generator=torch.Generator().manual_seed(0))}
     try:
         normalized = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
     except KeyError:  # a newer architecture than optimum has a table for, with the usual names
