@@ -38,7 +38,7 @@ def checkpoint(folder: Path, several: bool = False) -> Path:
     telling |= {"task_to_id": {name: IDS[name] for name in ("translate", "transcribe")}}
     telling |= {"forced_decoder_ids": [[1, None], [2, IDS["transcribe"]]]}
     model.generation_config = t.GenerationConfig(
-        **special, max_length=LONGEST, suppress_tokens=[3, 5, *(IDS[name] for name in ("startoftranscript", "en"))],
+        **special, max_length=LONGEST, suppress_tokens=[3, 5, *range(START, VOCABULARY)],
         begin_suppress_tokens=[7, END], is_multilingual=several, no_timestamps_token_id=IDS["notimestamps"],
         return_timestamps=False, **(telling if several else {"forced_decoder_ids": [[1, IDS["notimestamps"]]]}),
     )  # fmt: skip

@@ -164,7 +164,7 @@ def write_whisper(source: Path, destination: Path) -> None:
         prev_sot_token_id=tokens["<|startofprev|>"],
         return_timestamps=False,
     ).save_pretrained(destination)
-    WhisperFeatureExtractor(feature_size=mel).save_pretrained(destination)
+    WhisperFeatureExtractor(feature_size=mel, processor_class="WhisperProcessor").save_pretrained(destination)
     copyfile(source / "tokenizer.json", destination / "tokenizer.json")
     named = {f"{name}_token": "<|endoftext|>" for name in ("bos", "eos", "unk", "pad")}
     about = {

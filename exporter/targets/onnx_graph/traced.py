@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import split_experts
+from exporter.checkpoint.load import read_config
 from exporter.checkpoint.model import trust_code
 from exporter.checkpoint.processor import picture_shape, read_processor
 from exporter.errors import BuildError, unknown
@@ -148,7 +149,7 @@ def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     import torch
     from optimum.exporters.tasks import TasksManager
 
-    model_class = TasksManager.get_model_class_for_task(task)
+    model_class = TasksManager.get_model_class_for_task(task, model_type=read_config(checkpoint).get("model_type"))
     trust = trust_code(checkpoint, trust_remote_code)
     model = model_class.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=trust)
     return split_experts(model).eval()
