@@ -20,9 +20,11 @@ TEXT2TEXT = "text2text-generation"
 IMAGES = "image-classification"
 IMAGE_FEATURES = "image-feature-extraction"
 SPEECH = "automatic-speech-recognition"  # by an encoder-decoder, as Whisper is
+SPEECH_CTC = "automatic-speech-recognition-ctc"  # optimum has one name for it and for what generates a transcript
 
 PIXELS = "pixel_values"  # what a model calls the pictures that it is fed
-SPECTROGRAM = "input_features"  # and what it calls spectrograms
+SAMPLES = "input_values"  # and what it calls the samples of a sound
+SPECTROGRAM = "input_features"  # and its spectrogram
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class Form:
     """What a model of a task reads and answers: of each token of a text (`per_token`), or once for a sample.
 
     `inputs`: token ids of a text, or a picture's pixel values float32 [C, H, W], as the checkpoint's processor makes
-    them, or a sound's spectrogram float32 [mel, frames]. A sample is one array, and its first axis is what samples are
-    told apart by: tokens, or a picture's channels; of what an encoder reads its ids, or a spectrogram's mel bands.
+    them, or of a sound its samples float32 [T], as the feature extractor scales them, or its spectrogram [mel, frames].
+    What is measured on is one array, and its first axis is what one is told apart from another by: tokens, or a
+    picture's channels, or a spectrogram's mel bands. A model that hears may answer once for some hundreds of a sound's
+    samples, a frame.
 
     `answers`: logits of the vocabulary, logits of a few classes, or hidden states. `cached`: it is asked token by token
     too, with a KV cache. `outputs`: the names in transformers' output; more than one are an axis of the answer: of
@@ -43,8 +47,8 @@ class Form:
     per_token: bool = True
     cached: bool = False
     outputs: tuple[str, ...] = ("logits",)
-    unit: Literal["token", "passage", "picture"] = "token"
-    inputs: Literal["text", "pixels", "spectrogram"] = "text"
+    unit: Literal["token", "passage", "picture", "frame"] = "token"
+    inputs: Literal["text", "pixels", "waveform", "spectrogram"] = "text"
     encodes: bool = False
 
     @property
@@ -56,6 +60,8 @@ class Form:
         """The size of an answer's last axis, by a transformers configuration."""
         if len(self.outputs) > 1:
             return len(self.outputs)
+        if self.unit == "frame":  # its few classes are the characters that transcripts are made of
+            return int(config.vocab_size)
         names = {"vocabulary": "vocab_size", "classes": "num_labels", "states": "hidden_size"}
         return int(getattr(config, names[self.answers]))
 

@@ -115,6 +115,8 @@ class Gates:
     max_f1_drop: float | None = None
     max_spearman_drop: float | None = None
     min_greedy_agreement: float | None = None
+    max_wer_rise: float | None = None
+    min_transcripts: float | None = None
 
 
 def agreement(share: float) -> dict[str, Gates]:

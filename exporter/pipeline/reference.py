@@ -11,8 +11,9 @@ from exporter.device import CPU, named
 from exporter.measure.embedding import modules_identity
 from exporter.pipeline.asking import measure_reference
 from exporter.pipeline.covering import own_forms
+from exporter.pipeline.inputs import PICTURES, reads
 from exporter.pipeline.lengths import lengths_of
-from exporter.pipeline.pictures import measure_pictures, reads_pictures
+from exporter.pipeline.pictures import measure_pictures
 from exporter.pipeline.plan import Plan
 from exporter.process import Progress, Worker
 from exporter.report.result import Figure, Result
@@ -47,7 +48,7 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     if gpu is not None:
         key, told["gpu"] = content_key([key, named(gpu)]), gpu
         told["key"] = key
-    if reads_pictures(checkpoint.task):
+    if reads(checkpoint.task) is PICTURES:
         seen = {name: told[name] for name in ("key", "threads", "text", "gpu") if name in told}
         found: dict[str, Any] = worker(measure_pictures, checkpoint=checkpoint, folder=output / "reference", **seen)
         return found
