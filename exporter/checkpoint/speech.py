@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -34,6 +34,11 @@ class Transcribing:
     not_first: tuple[int, ...]
     stop: tuple[int, ...]
     longest: int
+
+    @classmethod
+    def load(cls, told: Mapping[str, Any]) -> Self:
+        """One that went through JSON."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
 
     def choose(self, logits: Floats, first: bool) -> int:
         """The most likely token of [V] that may stand here."""
