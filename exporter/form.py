@@ -25,6 +25,7 @@ SPEECH_CTC = "automatic-speech-recognition-ctc"  # optimum has one name for it a
 PIXELS = "pixel_values"  # what a model calls the pictures that it is fed
 SAMPLES = "input_values"  # and what it calls the samples of a sound
 SPECTROGRAM = "input_features"  # and its spectrogram
+FED = {"pixels": PIXELS, "waveform": SAMPLES, "spectrogram": SPECTROGRAM}  # by a form's inputs that are no tokens
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ FORMS: Mapping[str, Form] = {
     QUESTIONS: Form("classes", outputs=("start_logits", "end_logits"), unit="passage"),
     TEXT2TEXT: Form("vocabulary", cached=True, encodes=True),
     SPEECH: Form("vocabulary", cached=True, encodes=True, inputs="spectrogram"),
+    SPEECH_CTC: Form("classes", unit="frame", inputs="waveform"),
     IMAGES: Form("classes", per_token=False, unit="picture", inputs="pixels"),
     IMAGE_FEATURES: Form("states", per_token=False, outputs=("last_hidden_state",), unit="picture", inputs="pixels"),
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter import machine
 from exporter.device import CPU, named
+from exporter.form import SPEECH_CTC
 from exporter.measure.embedding import modules_identity
 from exporter.pipeline.asking import measure_reference
 from exporter.pipeline.covering import own_forms
@@ -15,6 +16,7 @@ from exporter.pipeline.inputs import PICTURES, reads
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.pictures import measure_pictures
 from exporter.pipeline.plan import Plan
+from exporter.pipeline.sounds import measure_sounds
 from exporter.process import Progress, Worker
 from exporter.report.result import Figure, Result
 from exporter.store import content_key
@@ -52,6 +54,10 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
         seen = {name: told[name] for name in ("key", "threads", "text", "gpu") if name in told}
         found: dict[str, Any] = worker(measure_pictures, checkpoint=checkpoint, folder=output / "reference", **seen)
         return found
+    if checkpoint.task == SPEECH_CTC:
+        given = {name: told[name] for name in ("key", "threads", "text", "gpu") if name in told} | {"data": data}
+        heard: dict[str, Any] = worker(measure_sounds, checkpoint=checkpoint, folder=output / "reference", **given)
+        return heard
     told |= {"data": data, "modules": modules, "samples": plan.job.sample, "max_length": plan.source.max_length}
     manifest: dict[str, Any] = worker(measure_reference, checkpoint=checkpoint, folder=output / "reference", **told)
     return manifest

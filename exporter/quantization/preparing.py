@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.checkpoint.experts import expert_layers, split_experts
-from exporter.checkpoint.linear import amount, convolutions, linear_layers, weight_of, weighted_layers
+from exporter.checkpoint.linear import amount, are_tokens, convolutions, linear_layers, weight_of, weighted_layers
 from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.quantization.calibrate import FEWEST, policy_windows
 from exporter.quantization.layer_weights import LayerWeights, save_parameters, save_weights
@@ -117,7 +117,7 @@ def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: 
     windows = policy_windows(checkpoint, text)
     model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
     split_experts(model)
-    if windows.ndim == 2:
+    if are_tokens(windows):
         check_ids(rows_of(model), windows, "the calibration text")
     held_out = _held_out(windows)
     work = _Preparation(model, windows[:-held_out], how, step)
@@ -131,7 +131,7 @@ def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: 
 
 
 def _held_out(windows: Tensor) -> int:
-    most = _HELD_OUT if windows.ndim == 2 else len(windows)  # a picture tells as much as a token does
+    most = _HELD_OUT if are_tokens(windows) else len(windows)  # a picture tells as much as a token does
     return min(most, len(windows) // FEWEST)
 
 

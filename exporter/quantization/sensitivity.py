@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
-from exporter.checkpoint.linear import asked, shared_weights, weighted_layers
+from exporter.checkpoint.linear import are_tokens, asked, shared_weights, weighted_layers
 from exporter.form import FORMS
 from exporter.quantization.distance import Distance, kind_of, unit
 from exporter.quantization.simulation import simulated
@@ -50,7 +50,7 @@ class LossMeter:
         kind = kind_of(model.config, task)
         self.unit = unit(kind)
         self._distance = Distance(kind, [self._record(window) for window in self._windows])
-        self.tokens = self._windows.numel() if windows.ndim == 2 else len(self._windows)
+        self.tokens = self._windows.numel() if are_tokens(windows) else len(self._windows)
         self._first = self._blocks_before()
 
     def loss(
