@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from exporter.checkpoint.extractor import read_extractor
 from exporter.errors import JobError
 from exporter.runner import Floats
 
@@ -51,12 +52,21 @@ class Transcribing:
         return self.languages[int(logits[list(self.languages)].argmax())]
 
 
-def refused_family(config: Mapping[str, Any]) -> str | None:
-    """Why a model of speech with a decoder is not exported, or None."""
-    kind = config.get("model_type")
-    if kind == _FAMILY:
-        return None
-    return f"of models that make text of speech by a decoder Whisper's are exported, and this is a {kind}"
+def check_speech(model: str, folder: Path, config: Any, trust: bool) -> None:
+    """Raises JobError for a model that is no Whisper, or whose folder does not say how one is asked."""
+    if config.model_type != _FAMILY:
+        raise JobError(
+            f"{model} is a {config.model_type}, and of models that hear and have a decoder Whisper's are measured"
+        )
+    transcribing(folder)
+    extractor = read_extractor(folder, trust)
+    made = tuple(getattr(extractor, name, None) for name in ("feature_size", "nb_max_frames"))
+    if made != spectrogram_of(config):
+        told, wanted = (" x ".join(map(str, one)) for one in (made, spectrogram_of(config)))
+        raise JobError(
+            f"the feature extractor of {model} makes spectrograms of {told}, and its config.json wants {wanted}: one "
+            "of the two is another model's"
+        )
 
 
 def spectrogram_of(config: Any) -> tuple[int, int]:

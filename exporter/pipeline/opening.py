@@ -111,6 +111,8 @@ def open_for_speed(
         ids = next(iter(told))
     elif FORMS[told.task].inputs == "waveform":
         ids = np.resize(told.longest()[1], latency.SECONDS * told.stride)
+    elif FORMS[told.task].inputs == "spectrogram":
+        ids = told.source(0)
     runner = _open(Variant(*variant), checkpoint, folder, threads, gpu).__enter__()
     if isinstance(runner, BoundedRunner):
         max_length = min(max_length, runner.max_length)
