@@ -50,6 +50,7 @@ def export_pair(request: ExportRequest, told: Callable[[Mapping[str, float]], li
     floats = made_once(request.scratch, partial(_write_floats, request)).parent
     if request.precision in SCHEMES:
         prove(floats, request)
+    hears = FORMS[request.checkpoint.task].inputs != "text"  # and its encoder begins with convolutions
     notes: list[str] = []
     needs: list[Mapping[str, Any]] = []
     for name in HALVES:
@@ -63,7 +64,7 @@ def export_pair(request: ExportRequest, told: Callable[[Mapping[str, float]], li
             model = bfloat16_graph(model)
         elif request.precision in SCHEMES:
             # An encoder's feed-forward is as a decoder's in these models: T5's have the largest outliers there are.
-            notes += quantize_by_rule(model, request.precision, decoder=True)
+            notes += quantize_by_rule(model, request.precision, True, hears and name == ENCODER)
         if request.precision != "bf16":  # whose kernels are told by their weights' names
             join_products(model)
         needs.append(versions.fit(model, request.options.min_onnxruntime if request.options else None))
