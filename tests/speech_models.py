@@ -52,6 +52,7 @@ def write_wav(file, sound, rate=RATE, channels=1, bits=16, kind=1):
             data = (codes + 128).astype(np.uint8).tobytes()
         else:
             data = codes.astype("<i8").reshape(-1).view(np.uint8).reshape(-1, 8)[:, : bits // 8].tobytes()
+    file.parent.mkdir(exist_ok=True)
     size = channels * bits // 8
     header = struct.pack("<HHIIHH", kind, channels, rate, rate * size, size, bits)
     chunks = b"".join(name + struct.pack("<I", len(body)) + body for name, body in ((b"fmt ", header), (b"data", data)))
@@ -61,3 +62,11 @@ def write_wav(file, sound, rate=RATE, channels=1, bits=16, kind=1):
 
 def sounds(count=10, seed=3, rate=RATE):
     return list(read(drawn(count, seed), rate))
+
+
+def fed(model, file):
+    """What a model of a folder is fed of a file, by its own extractor."""
+    from exporter.checkpoint.extractor import extracted, read_extractor
+    from exporter.checkpoint.sound_files import read_sound
+
+    return extracted(read_extractor(model, False), read_sound(file, RATE), RATE)

@@ -42,13 +42,15 @@ def listed(folder: Path, flag: str) -> str:
             f'for one in {name}/*{kind}; do ffmpeg -i "$one" -ac 1 "${{one%.*}}.wav" && rm "$one"; done'
         )
     files = [path for path in inside if path.suffix.lower() in KINDS]
-    once = dict(reversed([(sha256_file(path), path) for path in files]))  # a copy counts once
+    once: dict[str, Path] = {}
+    for path in files:  # a copy counts once
+        once.setdefault(sha256_file(path), path)
     if len(once) < FEWEST:
         raise JobError(
             f"{folder} holds {len(once)} different sounds ({', '.join(KINDS)}), and at least {FEWEST} are needed to "
             f"measure anything: give another with {flag}"
         )
-    return listed_files(list(reversed(once.values())))
+    return listed_files(list(once.values()))
 
 
 def listed_files(files: Sequence[Path]) -> str:

@@ -107,6 +107,8 @@ def export(request: ExportRequest) -> Exported:
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("auto_map") and precision != "fp32":
         return "torch artifacts of a model that brings its own code are not written: opening one would run that code"
+    if FORMS[task].inputs == "waveform" and precision == "int8-dynamic":
+        return "transformers loads torchao's int8 into models with input embeddings alone, and one that hears has none"
     if not FORMS[task].encodes:
         return None
     if precision == "int8-static":
