@@ -128,7 +128,7 @@ def write_whisper(source: Path, destination: Path) -> None:
     start, end, plain = (tokens[f"<|{name}|>"] for name in ("startoftranscript", "endoftext", "notimestamps"))
     vocabulary, width = tensors["model.decoder.embed_tokens.weight"].shape
     mel = tensors["model.encoder.conv1.weight"].shape[1]
-    sizes = {
+    sizes: dict[str, Any] = {
         f"{half}_{name}": value
         for half in ("encoder", "decoder")
         for name, value in (
@@ -153,7 +153,9 @@ def write_whisper(source: Path, destination: Path) -> None:
         **sizes,
     )
     config.save_pretrained(destination)
-    GenerationConfig(
+    generation: Any = GenerationConfig  # which transformers leaves untyped, as the extractor
+    extractor: Any = WhisperFeatureExtractor
+    generation(
         **special,
         suppress_tokens=told["suppress_ids"],
         max_length=config.max_target_positions,
@@ -164,7 +166,7 @@ def write_whisper(source: Path, destination: Path) -> None:
         prev_sot_token_id=tokens["<|startofprev|>"],
         return_timestamps=False,
     ).save_pretrained(destination)
-    WhisperFeatureExtractor(feature_size=mel, processor_class="WhisperProcessor").save_pretrained(destination)
+    extractor(feature_size=mel, processor_class="WhisperProcessor").save_pretrained(destination)
     copyfile(source / "tokenizer.json", destination / "tokenizer.json")
     named = {f"{name}_token": "<|endoftext|>" for name in ("bos", "eos", "unk", "pad")}
     about = {

@@ -39,7 +39,8 @@ class Transcribing:
     @classmethod
     def load(cls, told: Mapping[str, Any]) -> Self:
         """One that went through JSON."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
+        values: dict[str, Any] = {key: tuple(it) if isinstance(it, list) else it for key, it in told.items()}
+        return cls(**values)
 
     def choose(self, logits: Floats, first: bool) -> int:
         """The most likely token of [V] that may stand here."""

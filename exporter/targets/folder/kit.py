@@ -28,7 +28,8 @@ def programs(target: str, task: str) -> dict[str, Path]:
     A task that has a reading.py in targets/any/TASK is run by targets/TARGET/any, which asks it for what is its own.
     """
     folders = [kit(name) / task for name in (ANY, target)]
-    if (folders[0] / READING).is_file() and (kit(target) / ANY).is_dir():
+    folders.insert(0, kit(ANY) / task.removesuffix("-ctc"))  # both kinds of speech recognition read sounds alike
+    if (kit(ANY) / task / READING).is_file() and (kit(target) / ANY).is_dir():
         folders += [kit(name) / ANY for name in (ANY, target)]
     found = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
     return {path.name: path for path in found if path.is_file()}

@@ -24,13 +24,18 @@ function readWav(file, rate) {
   }
   const channels = told["fmt "]?.readUInt16LE(2);
   if (told["fmt "]?.readUInt32LE(4) !== rate || told["fmt "].readUInt16LE(14) !== 16) {
-    throw new Error(`${file} is no WAV file of ${rate} samples a second and 16 bits`);
+    throw new Error(`${file}: convert it: ffmpeg -i ${file} -ac 1 -ar ${rate} -c:a pcm_s16le sound.wav`);
   }
   const samples = new Float32Array(told.data.length / 2 / channels);
   for (let i = 0; i < samples.length * channels; i++) {
     samples[Math.floor(i / channels)] += told.data.readInt16LE(2 * i) / 32768 / channels;
   }
   return samples;
+}
+
+// Without a file a rising tone is heard.
+function tone(rate) {
+  return Float32Array.from({ length: 2 * rate }, (_, at) => 0.3 * Math.sin(2 * Math.PI * (200 + (400 * at) / rate) * (at / rate)));
 }
 
 const { values, positionals } = parseArgs({
@@ -40,7 +45,8 @@ const { values, positionals } = parseArgs({
 const extractor = await AutoFeatureExtractor.from_pretrained(folder);
 const tokenizer = await AutoTokenizer.from_pretrained(folder);
 const model = await WhisperForConditionalGeneration.from_pretrained(folder);
-const sound = readWav(positionals[0], extractor.config.sampling_rate);
+const rate = extractor.config.sampling_rate;
+const sound = positionals[0] ? readWav(positionals[0], rate) : tone(rate);
 const inputs = await extractor(sound);
 // Of a model of several languages transformers.js takes English where none is named.
 const output = await model.generate({ ...inputs, language: values.language ?? null, do_sample: false });

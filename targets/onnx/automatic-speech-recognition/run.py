@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from onnxruntime import OrtValue
-from spectrogram import read_wav, settings, spectrogram
+from sound import read_sound
+from spectrogram import settings, spectrogram
 from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -93,13 +94,17 @@ def transcribe(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sound", help="a WAV file; what is behind the first 30 seconds, or as many as the model reads, "
-                        "is not heard")  # fmt: skip
+    parser.add_argument(
+        "sound",
+        nargs="?",
+        type=Path,
+        help="a WAV file, of which no more is heard than the model reads at once: 30 seconds; without, a made tone",
+    )
     parser.add_argument("--language", help="of a model of several: its code, such as de (default: the sound's own)")
     parser.add_argument("--ids", action="store_true", help="print the tokens' ids: to compare formats by them")
     asked = parser.parse_args()
     told = settings(HERE)
-    features = spectrogram(read_wav(asked.sound, told["sampling_rate"]), told)
+    features = spectrogram(read_sound(asked.sound, told["sampling_rate"]), told)
     graphs = [
         onnxruntime.InferenceSession(str(HERE / "onnx" / name), providers=["CPUExecutionProvider"])
         for name in ("encoder_model.onnx", "decoder_model_merged.onnx")

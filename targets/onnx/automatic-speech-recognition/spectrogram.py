@@ -1,9 +1,8 @@
-"""From a sound to what Whisper reads: the logarithm of its mel spectrogram, as preprocessor_config.json has its sizes."""
+"""From a sound to what Whisper reads, the logarithm of its mel spectrogram: preprocessor_config.json has its sizes."""
 
 from __future__ import annotations
 
 import json
-import wave
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,6 @@ def settings(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))["feature_extractor"]
 
 
-def read_wav(file: str, rate: int) -> Floats:
-    """[T] between -1 and 1, the mean of its channels. Ends the program for what is no such sound."""
-    try:
-        with wave.open(file) as sound:
-            told = (sound.getframerate(), 8 * sound.getsampwidth())
-            samples, channels = sound.readframes(sound.getnframes()), sound.getnchannels()
-    except (OSError, EOFError, wave.Error) as error:
-        raise SystemExit(f"{file} cannot be read as a WAV file: {error}") from error
-    if told != (rate, 16):
-        raise SystemExit(
-            f"{file} has {told[0]} samples a second of {told[1]} bits, and {rate} of 16 are read: "
-            f"ffmpeg -i {file} -ac 1 -ar {rate} -c:a pcm_s16le other.wav"
-        )
-    return np.frombuffer(samples, "<i2").reshape(-1, channels).mean(axis=1) / 32768
-
-
 def spectrogram(sound: Floats, told: dict[str, Any]) -> Floats:
     """[1, mel, frames] float32 of [T]: cut, or filled with silence, to the length that the model reads at once."""
     size, hop, longest = told["n_fft"], told["hop_length"], told["chunk_length"] * told["sampling_rate"]
@@ -44,7 +27,7 @@ def spectrogram(sound: Floats, told: dict[str, Any]) -> Floats:
     whole[: len(sound)] = sound[:longest]
     around = np.pad(whole, size // 2, mode="reflect")
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
-    pieces = np.lib.stride_tricks.sliding_window_view(around, size)[: longest : hop]
+    pieces = np.lib.stride_tricks.sliding_window_view(around, size)[:longest:hop]
     power = np.abs(np.fft.rfft(pieces * window)) ** 2
     mel = mel_filters(told["feature_size"], size, told["sampling_rate"]) @ power.T
     decades = np.log10(np.maximum(mel, 1e-10))
