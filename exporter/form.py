@@ -75,8 +75,8 @@ FORMS: Mapping[str, Form] = {
     TOKENS: Form("classes"),
     QUESTIONS: Form("classes", outputs=("start_logits", "end_logits"), unit="passage"),
     TEXT2TEXT: Form("vocabulary", cached=True, encodes=True),
-    SPEECH: Form("vocabulary", cached=True, encodes=True, inputs="spectrogram"),
     SPEECH_CTC: Form("classes", unit="frame", inputs="waveform"),
+    SPEECH: Form("vocabulary", cached=True, encodes=True, inputs="spectrogram"),
     IMAGES: Form("classes", per_token=False, unit="picture", inputs="pixels"),
     IMAGE_FEATURES: Form("states", per_token=False, outputs=("last_hidden_state",), unit="picture", inputs="pixels"),
 }

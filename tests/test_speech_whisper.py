@@ -234,6 +234,11 @@ def test_what_cannot_be_is_refused_before_work(place, tmp_path, refused):
     (other / "generation_config.json").write_text(json.dumps(told))
     with pytest.raises(JobError, match=r"does not say how a transcript begins.*no_timestamps_token_id"):
         transcribing(other)
+    sounds.write_wav(place / "long.wav", np.zeros(int(1.5 * sounds.RATE)))
+    lines = (place / "said.jsonl").read_text() + '\n{"audio": "long.wav", "text": "word1"}'
+    (place / "long.jsonl").write_text(lines)
+    said = refused("-m", place / "model", "-t", "onnx", "--eval-data", place / "long.jsonl")
+    assert "long.wav lasts 1.5 s, and the model reads 1 s at once" in said
     assert "--qat" in refused("-m", place / "model", "-t", "onnx", "--qat")
 
 

@@ -59,6 +59,8 @@ def measure_speech(
     extractor, how = read_extractor(path, trust), transcribing(path)
     load: Any = AutoTokenizer.from_pretrained  # which transformers leaves untyped
     tokenizer = load(path, trust_remote_code=trust)
+    if data is not None:
+        _check_lengths(extractor, text)
     read: Passages = tasks.TASKS[checkpoint.task].read(extractor, text, 0, 0, 0)
     with open_checkpoint(path, checkpoint.task, threads, trust=trust, gpu=gpu) as runner:
         heard = list(_heard(runner, how, read, session.counted("transcripts of the reference")))
@@ -89,6 +91,17 @@ def measure_speech(
             facts |= labelled(data, [*map(plain, said)], [*map(plain, written)], cut)
         Lengths(0).save(building / LENGTHS)  # a sound is no text of some length
         return write_manifest(building, key, [], facts)
+
+
+def _check_lengths(extractor: Any, text: str) -> None:
+    """Raises JobError for a sound whose end the model does not hear, though it is known what is said there."""
+    rate, longest = rate_of(extractor), extractor.n_samples
+    for name, sound in zip(sounds.names(text), sounds.read(text, rate), strict=True):
+        if len(sound) > longest:
+            raise JobError(
+                f"{name} lasts {len(sound) / rate:.1f} s, and the model reads {longest / rate:g} s at once: "
+                "cut the sound and what is said in it, or leave its line out of --eval-data"
+            )
 
 
 def heard_by(
