@@ -75,7 +75,7 @@ def measure_speech(
         raise JobError("the float model answers NaN or Inf on the sounds: no artifact can be compared with it")
     own = reference_perplexity(answers)
     facts |= {"checkpoint": str(path), "device": named(gpu), "model_sha256": checkpoint.sha256}
-    facts |= {"task": checkpoint.task, "problem_type": "", "scored": len(answers.nll), "tokens": len(passages.ids)}
+    facts |= {"task": checkpoint.task, "problem_type": "", "scored": len(answers.nll), "tokens": None}
     facts |= {"ppl": own.value, "ppl_se": own.se, "samples": None, "pooling": None}
     with publish(Path(folder)) as building:
         Reference(passages, probe, answers).save(building / ANSWERS)

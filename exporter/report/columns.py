@@ -147,7 +147,7 @@ _DETAILS = (
     Column("Prefill", "ms p50 / p90 / p99", lambda row: _percentiles(row, "prefill"), timed=True),
     Column("Picture", "ms p50 / p90 / p99", lambda row: _percentiles(row, "picture"), timed=True),
     Column("4 s of sound", "ms p50 / p90 / p99", lambda row: _percentiles(row, "sound"), timed=True),
-    Column("First word", "ms p50 / p90 / p99", lambda row: _percentiles(row, "speech"), timed=True),
+    Column("First token", "ms p50 / p90 / p99", lambda row: _percentiles(row, "speech"), timed=True),
     Column("8 pictures", "ms p50 / p90 / p99", lambda row: _percentiles(row, "pictures_8"), timed=True),
     Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode"), timed=True),
     Column("Agreed", "tokens mean", lambda row: rate(generation(row, "agreed_tokens_mean"))),
