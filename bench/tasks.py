@@ -31,6 +31,7 @@ _BOTH: Mapping[str, Any] = {
     "is_encoder_decoder": True,
     "tie_word_embeddings": False,
 }
+_WHISPER: Mapping[str, Any] = {"model_type": "whisper", "vocab_size": 51864, "is_encoder_decoder": True}
 _SPEECH: Mapping[str, Any] = {"model_type": "wav2vec2", "vocab_size": 32}
 _VISION: Mapping[str, Any] = {"model_type": "vit"}
 _TOWERS: Mapping[str, Any] = {"model_type": "clip"}
@@ -39,6 +40,8 @@ _TOWERS: Mapping[str, Any] = {"model_type": "clip"}
 def plain(task: str) -> Mapping[str, Any]:
     """The configuration of a model of a task, as far as a target's check looks at it."""
     form = FORMS[task]
+    if form.inputs == "spectrogram":
+        return _WHISPER
     if form.encodes:
         return _BOTH
     if form.inputs == "waveform":

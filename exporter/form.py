@@ -19,12 +19,14 @@ QUESTIONS = "question-answering"
 TEXT2TEXT = "text2text-generation"
 IMAGES = "image-classification"
 IMAGE_FEATURES = "image-feature-extraction"
+SPEECH = "automatic-speech-recognition"  # by an encoder-decoder, as Whisper is
 SPEECH_CTC = "automatic-speech-recognition-ctc"  # optimum has one name for it and for what generates a transcript
 ZERO_SHOT = "zero-shot-image-classification"
 
 PIXELS = "pixel_values"  # what a model calls the pictures that it is fed
 SAMPLES = "input_values"  # and what it calls the samples of a sound
-FED = {"pixels": PIXELS, "waveform": SAMPLES}  # by a form's inputs that are no tokens
+SPECTROGRAM = "input_features"  # and its spectrogram
+FED = {"pixels": PIXELS, "waveform": SAMPLES, "spectrogram": SPECTROGRAM}  # by a form's inputs that are no tokens
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Form:
     `inputs`: token ids of a text, or a picture's pixel values float32 [C, H, W], as the checkpoint's processor makes
     them, or of a sound its samples float32 [T], as the feature extractor scales them, or its spectrogram [mel, frames].
     What is measured on is one array, and its first axis is what one is told apart from another by: tokens, or a
-    picture's channels. A model that hears answers once for some hundreds of a sound's samples, a frame.
+    picture's channels, or a spectrogram's mel bands. A model that hears may answer once for some hundreds of a sound's
+    samples, a frame.
 
     `answers`: logits of the vocabulary, logits of a few classes, or hidden states. `cached`: it is asked token by token
     too, with a KV cache. `outputs`: the names in transformers' output; more than one are an axis of the answer: of
@@ -76,6 +79,7 @@ FORMS: Mapping[str, Form] = {
     QUESTIONS: Form("classes", outputs=("start_logits", "end_logits"), unit="passage"),
     TEXT2TEXT: Form("vocabulary", cached=True, encodes=True),
     SPEECH_CTC: Form("classes", unit="frame", inputs="waveform"),
+    SPEECH: Form("vocabulary", cached=True, encodes=True, inputs="spectrogram"),
     IMAGES: Form("classes", per_token=False, unit="picture", inputs="pixels"),
     IMAGE_FEATURES: Form("states", per_token=False, outputs=("last_hidden_state",), unit="picture", inputs="pixels"),
     ZERO_SHOT: Form(

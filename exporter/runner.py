@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Sample = NDArray[Any]  # [T] token ids, or a picture's pixel values, float32 [C, H, W]
+Sample = NDArray[Any]  # [T] token ids, a picture's pixel values float32 [C, H, W], a spectrogram [mel, frames]
 
 
 def rows_of_states(answer: Floats) -> Floats:
@@ -86,12 +86,18 @@ class BatchCachedRunner(CachedRunner, Protocol):
 class EncoderDecoderRunner(CachedRunner, Protocol):
     """An encoder and a decoder. What `logits`, `prefill` and `step` are given is the decoder's, for the last source."""
 
-    def encode(self, ids: Ids) -> Floats:
-        """Reads a source of [S] ids, which all that follows is asked of: the encoder's last states [S, H]."""
+    def encode(self, ids: Sample) -> Floats:
+        """Reads a source of [S] ids, which all that follows is asked of: the encoder's last states [S, H].
+
+        Of a sound its spectrogram [mel, frames]: states [positions, H].
+        """
         ...
 
-    def paired(self, sources: Ids, mask: Ids, ids: Ids) -> Floats:
-        """Padded sources [B, S] with their mask, and the decoder's ids [B, T]: [B, T, V], without a cache."""
+    def paired(self, sources: Sample, mask: Ids, ids: Ids) -> Floats:
+        """Padded sources [B, S] with their mask, and the decoder's ids [B, T]: [B, T, V], without a cache.
+
+        Spectrograms [B, mel, frames] have no padding, and their mask [B, mel] says nothing.
+        """
         ...
 
 

@@ -18,15 +18,15 @@ from exporter.checkpoint.load import check_config, code_beside, read_config
 from exporter.checkpoint.model import is_native, load_model, trust_code
 from exporter.checkpoint.processor import picture_shape, read_processor
 from exporter.checkpoint.renamed import renaming, wrapper_of
+from exporter.checkpoint.speech import check_speech
 from exporter.checkpoint.tokenizer import check_fit, embedding_of, lacks_padding, read_tokenizer, rows_of
 from exporter.checkpoint.two_towers import check_towers
 from exporter.checkpoint.weights import again, stored_tensors
 from exporter.errors import JobError, unknown
-from exporter.form import FORMS, IMAGE_FEATURES, IMAGES, PIXELS, SAMPLES, SPEECH_CTC, TEXT2TEXT, ZERO_SHOT
+from exporter.form import FORMS, IMAGE_FEATURES, IMAGES, PIXELS, SAMPLES, SPEECH, SPEECH_CTC, TEXT2TEXT, ZERO_SHOT
 from exporter.types import FEATURES, TASKS
 
 _BLOCK = 1 << 24  # bytes of a tensor that are compared at a time
-_SPEECH = "automatic-speech-recognition"
 _TRAINED_WITH = "masked_spec_embed"  # what takes the place of masked frames: in training alone
 _NO_LIMIT = 1 << 20  # tokenizers without a limit of their own say 10^30; XLNet's configuration says -1
 
@@ -63,6 +63,8 @@ def inspect(
         return _of_pictures(model, path, task, trust, config)
     if task == SPEECH_CTC:
         return _of_sounds(model, path, task, trust, config)
+    if task == SPEECH:
+        check_speech(model, path, config, trust)
     words = read_tokenizer(tokenizer, trust)
     unused, empty = _fit(model, path, task, trust, set(provided), labels)
     if lacks_padding(empty) and not provided:
@@ -74,7 +76,8 @@ def inspect(
     notes = [*leftover, *_untied(path, empty), *notes]
     parameters = sum(one.numel() for one in empty.parameters())
     split_experts(empty)
-    limits = [getattr(config.get_text_config(), "max_position_embeddings", None), words.model_max_length]
+    named = "max_target_positions" if task == SPEECH else "max_position_embeddings"
+    limits = [getattr(config.get_text_config(), named, None), words.model_max_length]
     known = [int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
     return {
         "task": task,
@@ -224,7 +227,7 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
 
 def _by_architecture(task: str, names: Sequence[str]) -> str:
     """Speech recognition, which optimum has one name for, is of two kinds: CTC's answers are frames', not a text's."""
-    if task == _SPEECH and any(name.endswith("ForCTC") for name in names):
+    if task == SPEECH and any(name.endswith("ForCTC") for name in names):
         return SPEECH_CTC
     return str(task)
 

@@ -39,6 +39,7 @@ class Passages:
     `problem_type` is a classifier's, "" of the other tasks: what is compared of it. `segments` [N] tell the two texts
     of a passage apart, where it has two and the model's tokenizer numbers them. `compared` [S] are the places in `ids`
     whose answers count, of a task that answers for each token; None: its own rule, or all. `mask_id`: fill-mask's.
+    Of spectrograms `sources` are float32 [M, frames], the mel bands of one after those of another.
     `sources` [M] with `source_offsets` are what an encoder reads, of a task whose passages are the texts to be made of
     them; its decoder begins with the token `start`, or with a passage's own last one (None), as mBART was trained. Of
     pictures that are matched with texts, the sources are these texts.
@@ -53,7 +54,7 @@ class Passages:
     segments: Ids | None = None
     compared: Ids | None = None
     mask_id: int | None = None
-    sources: Ids | None = None
+    sources: Sample | None = None
     source_offsets: Ids | None = None
     start: int | None = None
 
@@ -61,7 +62,7 @@ class Passages:
         for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
             yield self.ids[begin:end]
 
-    def source(self, number: int) -> Ids:
+    def source(self, number: int) -> Sample:
         """What the encoder reads of a pair."""
         assert self.sources is not None
         assert self.source_offsets is not None
@@ -72,7 +73,7 @@ class Passages:
         ids = self.ids[self.offsets[number] : self.offsets[number + 1]]
         return np.append(ids[-1] if self.start is None else self.start, ids[:-1]).astype(np.int64)
 
-    def longest(self) -> tuple[Ids | None, Ids]:
+    def longest(self) -> tuple[Sample | None, Sample]:
         """The source (None: the task has none) and the ids of the longest text that is evaluated."""
         number = int(np.diff(self.offsets).argmax())
         if self.sources is None or self.ids.ndim > 1:

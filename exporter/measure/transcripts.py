@@ -6,6 +6,7 @@ together. What it rises by has the standard error of a bootstrap over the sounds
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,6 +36,13 @@ def word_errors(said: Sequence[str], expected: Sequence[str], got: Sequence[str]
         "wer": Figure(float(after.sum()) / spoken, own),
         "wer_rise": Figure(float((after - before).sum()) / spoken, rise),
     }
+
+
+def plain(text: str) -> str:
+    """Words alone, without case and punctuation: as Radford et al. 2022 (appendix C) compare what Whisper writes."""
+    letters = unicodedata.normalize("NFKC", text)
+    kept = (one if unicodedata.category(one)[0] in "LMN" or one == "'" else " " for one in letters)
+    return " ".join("".join(kept).casefold().split())
 
 
 def _counts(said: Sequence[str], heard: Sequence[str]) -> tuple[Doubles, Doubles]:

@@ -16,6 +16,7 @@ from exporter.measure.samples import SAMPLES, changed_labels, changed_neighbours
 from exporter.measure.scored import compare_labels
 from exporter.pipeline.sampling import decoders
 from exporter.pipeline.sounds import heard
+from exporter.pipeline.speech import heard_by
 from exporter.report.result import Figure
 from exporter.runner import Floats, Runner
 from exporter.tasks import known as tasks
@@ -37,6 +38,9 @@ def compare(
     told = json.loads((folder / SAMPLES).read_text(encoding="utf-8")) if (folder / SAMPLES).is_file() else None
     forms = Forms.load(folder / PERPLEXITY) if (folder / PERPLEXITY).is_file() else None
     figures, got = tasks.compare(runner, reference, progress, pool_of(folder), forms)
+    if told is not None and FORMS[passages.task].inputs == "spectrogram":
+        said, samples = heard_by(runner, folder, checkpoint, reference, told, progress)
+        return figures | said, samples
     if FORMS[passages.task].cached:
         return figures, told and continuations(runner, told, decoders(folder, checkpoint)[0])
     if got is None:

@@ -37,7 +37,7 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
             row.reason = "; ".join(filter(None, (row.reason, *meaningless))) or None
         _refuse_odd(row)
         speed = row.speed
-        rates = ("prefill_tokens_per_s", "pictures_per_s", "times_real_time")
+        rates = ("prefill_tokens_per_s", "pictures_per_s", "times_real_time", "decode_tokens_per_s")
         if row.status == "ok" and all(speed[name] is None for name in rates):
             lack = f"latency: {speed['untimed']}" if speed["untimed"] else "speed and memory: not measured (--no-speed)"
             row.reason = "; ".join(filter(None, (row.reason, lack)))

@@ -112,6 +112,8 @@ def open_for_speed(
         ids = next(iter(told))
     elif FORMS[told.task].inputs == "waveform":
         ids = np.resize(told.longest()[1], latency.SECONDS * told.stride)
+    elif FORMS[told.task].inputs == "spectrogram":
+        ids = told.source(0)
     runner = _open(Variant(*variant), checkpoint, folder, threads, gpu).__enter__()
     match_with(runner, told)
     if isinstance(runner, BoundedRunner):

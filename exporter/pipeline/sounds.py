@@ -33,6 +33,7 @@ from exporter.types import Checkpoint, Probe
 
 _PROBED = 3  # sounds at once: no batch that a graph was traced at
 _EXTRACTED = 4  # sounds that extractors are compared on
+HEARD = "sounds"  # their names, in samples.json
 _HOPELESS = 1.0  # word errors for each word that was said: what is heard has nothing to do with it
 
 
@@ -72,14 +73,14 @@ def measure_sounds(
     facts |= dict.fromkeys(("ppl", "ppl_se", "samples", "pooling"))
     labels = None if data is None else Labels(TRANSCRIPTS, np.zeros(0), texts=tuple(map(str, data["values"])))
     if data is not None and labels is not None:
-        facts |= _labelled(data, labels.texts, written)
+        facts |= labelled(data, labels.texts, written)
     rate = rate_of(extractor)
     tried = tuple(sound for _, sound in zip(range(_EXTRACTED), sounds.read(text, rate), strict=False))
     with publish(Path(folder)) as building:
         Reference(passages, probe, answers).save(building / ANSWERS)
         inputs = tuple(extracted(extractor, sound, rate) for sound in tried)
         Extracted(rate, tried, inputs).save(building / EXTRACTED)
-        told = {"prompts": [], "stop": [], "names": [], "sounds": sounds.names(text), "transcripts": written}
+        told = {"prompts": [], "stop": [], "names": [], HEARD: sounds.names(text), "transcripts": written}
         write_samples(told, building)
         if labels is not None:
             labels.save(building / LABELS)
@@ -93,14 +94,15 @@ def _probed(passages: Passages) -> Floats:
     return np.stack([one[: min(map(len, first))] for one in first])
 
 
-def _labelled(data: dict[str, Any], said: Sequence[str], written: Sequence[str]) -> dict[str, Any]:
+def labelled(data: dict[str, Any], said: Sequence[str], written: Sequence[str], cut: int = 0) -> dict[str, Any]:
+    """What the manifest says of sounds whose transcripts are known, beside what the reference writes."""
     figures = word_errors(said, written, written)
     figures["wer_rise"] = Figure(0.0)
     wer, note = figures["wer"].value or 0.0, None
     if wer >= _HOPELESS:
         note = f"of the words that are said it gets none right (word error rate {wer:.2f}): are they of these sounds?"
     told = {name: asdict(figure) for name, figure in figures.items()}
-    return {"labelled": told, "data": data["about"] | {"cut": 0, "note": note}}
+    return {"labelled": told, "data": data["about"] | {"cut": cut, "note": note}}
 
 
 def transcripts_of(transcribe: Transcribe, frames: Floats, bounds: Ids) -> list[str]:
@@ -120,7 +122,7 @@ def heard(
     said = Labels.load(folder / LABELS).texts if (folder / LABELS).is_file() else None
     if said is not None:
         figures |= word_errors(said, expected, got)
-    return figures, changed_transcripts(told["sounds"], expected, got, said)
+    return figures, changed_transcripts(told[HEARD], expected, got, said)
 
 
 def extracts(folder: Path, checkpoint: Checkpoint, reference: Path) -> dict[str, Figure]:

@@ -79,7 +79,7 @@ def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: boo
     for adapter in adapters:
         check_weights(adapter.path, STEM)
     path, weights = locate(job.model, job.offline), None
-    if recipe is not None and recipe.gguf is not None and path == recipe.folder():  # not in the cache yet
+    if recipe is not None and recipe.converted is not None and path == recipe.folder():  # not in the cache yet
         path = Path(worker(prepare_recipe, recipe=recipe.name))
     config = read_config(path)
     refuse_leftover(job.model, path, config)

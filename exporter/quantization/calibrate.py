@@ -118,6 +118,8 @@ def samples(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:
         return torch.from_numpy(pixels(read_processor(checkpoint.path, trust), read(text["text"])))
     if FORMS[checkpoint.task].inputs == "waveform":
         return sound_windows(checkpoint, text["text"])
+    if FORMS[checkpoint.task].inputs == "spectrogram":
+        return spectrograms(checkpoint, text["text"])
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust)
@@ -140,6 +142,18 @@ def sound_windows(checkpoint: Checkpoint, sounds: str) -> Tensor:
     window = min(_SECONDS * rate, *map(len, made))
     pieces = [one[at : at + window] for one in made for at in range(0, len(one) - window + 1, window)]
     return torch.from_numpy(np.stack(pieces))
+
+
+def spectrograms(checkpoint: Checkpoint, sounds: str) -> Tensor:
+    """Those of a list of sounds: float32 [n, mel, frames]."""
+    import torch
+
+    from exporter.checkpoint.extractor import extracted, rate_of, read_extractor
+    from exporter.checkpoint.sounds import read
+
+    extractor = read_extractor(checkpoint.path, checkpoint.trust_remote_code)
+    rate = rate_of(extractor)
+    return torch.from_numpy(np.stack([extracted(extractor, sound, rate) for sound in read(sounds, rate)]))
 
 
 def policy_windows(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:

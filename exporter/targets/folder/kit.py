@@ -30,7 +30,8 @@ def programs(target: str, task: str) -> dict[str, Path]:
     place.
     """
     shared, general, own = kit(ANY) / task, kit(target) / ANY, kit(target) / task
-    folders = [shared, own]
+    both = kit(ANY) / task.removesuffix("-ctc")  # both kinds of speech recognition read sounds alike
+    folders = [both, shared, own]
     helping: list[Path] = []
     if (shared / READING).is_file() and general.is_dir():
         folders.insert(0, general)

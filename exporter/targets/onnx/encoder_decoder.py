@@ -7,24 +7,29 @@ from pathlib import Path
 
 import numpy as np
 
+from exporter.checkpoint.speech import Transcribing, transcribing
 from exporter.form import FORMS
+from exporter.runner import Sample
 from exporter.targets.onnx.half import overflowing
 from exporter.targets.onnx.layout import configure
 from exporter.targets.onnx.pair import ENCODER, HALVES
 from exporter.targets.onnx.parts import Needs, Told, at_precision, needs_of_all
 from exporter.targets.onnx.quantize import SCHEMES
 from exporter.targets.onnx_graph.encoder_decoder import trace_encoder_decoder
-from exporter.targets.onnx_graph.encoder_decoder_session import open_pair
+from exporter.targets.onnx_graph.encoder_decoder_session import OnnxEncoderDecoder, open_pair
 from exporter.targets.onnx_graph.file import load_graph, made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
+from exporter.tasks.speech_recognition import transcript
 from exporter.types import Exported, ExportRequest
+
+_SOUNDS = 4  # whose largest numbers are looked for
 
 
 def refused(task: str, precision: str) -> str | None:
     """Why a precision is not made of an encoder-decoder, or None."""
     if FORMS[task].encodes and precision == "int8-static":
         return (
-            "ranges of static int8 are found by running a model on one text, and an encoder-decoder reads two; "
+            "ranges of static int8 are found by running a model on one input, and an encoder-decoder reads two; "
             "int8-dynamic finds them at run time"
         )
     return None
@@ -38,6 +43,7 @@ def export_pair(request: ExportRequest, told: Told) -> Exported:
     floats = made_once(request.scratch, partial(_write_floats, request)).parent
     if request.precision in SCHEMES:
         prove(floats, request)
+    hears = FORMS[request.checkpoint.task].inputs != "text"  # and its encoder begins with convolutions
     notes: list[str] = []
     needs: list[Needs] = []
     for name in HALVES:
@@ -48,6 +54,7 @@ def export_pair(request: ExportRequest, told: Told) -> Exported:
             told,
             # An encoder's feed-forward is as a decoder's in these models: T5's have the largest outliers there are.
             decoder=True,
+            pictures=hears and name == ENCODER,
         )
         (request.folder / name).parent.mkdir(exist_ok=True)
         save_graph(model, request.folder / name)
@@ -62,15 +69,32 @@ def export_pair(request: ExportRequest, told: Told) -> Exported:
 def _write_floats(request: ExportRequest, model_onnx: Path) -> None:
     """Both halves in the folder of `model_onnx`, the weights in files of their own: they are mapped, not read."""
     places = (model_onnx.parent / Path(name).name for name in HALVES)
-    checkpoint = request.checkpoint
-    trace_encoder_decoder(checkpoint.path, *places, trust_remote_code=checkpoint.trust_remote_code, limit=0)
+    model, trust = request.checkpoint, request.checkpoint.trust_remote_code
+    trace_encoder_decoder(model.path, model.task, *places, trust_remote_code=trust, limit=0)
 
 
 def _overflowing(request: ExportRequest, floats: Path, name: str) -> dict[str, float]:
-    """What float16 cannot hold of one half, on the calibration's windows: each is read as a source, and as its text."""
+    """What float16 cannot hold of one half, on the calibration's windows: each is read as a source, and as its text.
+
+    Of sounds, some of which are enough, the text is what the float graphs themselves make of one.
+    """
     windows = np.load(request.calibration / "windows.npy") if request.calibration else None
     graph = load_graph(floats / Path(name).name)
-    if name == ENCODER or windows is None:
-        return overflowing(graph, windows, request.scratch, request.threads)
+    hears = FORMS[request.checkpoint.task].inputs == "spectrogram"
+    some = windows[:_SOUNDS] if hears and windows is not None else windows
+    if name == ENCODER or some is None:
+        return overflowing(graph, some, request.scratch, request.threads)
+    how = transcribing(request.checkpoint.path) if hears else None
     with open_pair(floats, request.threads) as pair:
-        return overflowing(graph, windows, request.scratch, request.threads, pair.encode)
+        return overflowing(graph, some, request.scratch, request.threads, partial(_decoded, pair, how))
+
+
+def _decoded(pair: OnnxEncoderDecoder, how: Transcribing | None, source: Sample) -> dict[str, Sample]:
+    """What the decoder is given after a source."""
+    if how is None:
+        ids = source[None]
+    else:
+        prompt, text = transcript(pair, how, source)
+        ids = np.array([[how.start, *prompt, *text[:-1]]], np.int64)
+    states, mask = pair.encode(source)[None], np.ones((1, len(source)), np.int64)
+    return {"input_ids": ids, "encoder_hidden_states": states, "encoder_attention_mask": mask}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.errors import BuildError
-from exporter.form import FORMS, TEXT2TEXT
+from exporter.form import FORMS
 from exporter.targets.folder.kit import kit
 from exporter.targets.folder.limits import bfloat16, float16, float32, of_convolutions
 from exporter.targets.onnx import two_towers
@@ -164,7 +164,8 @@ def _told(beyond: Mapping[str, float]) -> list[str]:
 
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder") and not FORMS[task].encodes:
-        return f"an encoder-decoder is exported to ONNX for {TEXT2TEXT}, and not for {task}"
+        these = " and ".join(name for name, form in FORMS.items() if form.encodes)
+        return f"an encoder-decoder is exported to ONNX for {these}, and not for {task}"
     if (reason := refused(task, precision) or two_towers.refused(task, precision)) is not None:
         return reason
     return refused_cache(config) if task == GENERATION else None

@@ -86,6 +86,8 @@ HARMLESS: Mapping[tuple[str, str], str] = {
     ("transformers/models/vit/modeling_vit.py", "if num_channels != self.num_channels:"): _PICTURE,
     ("transformers/models/vit/modeling_vit.py",
      "if height != self.image_size[0] or width != self.image_size[1]:"): _PICTURE,
+    ("transformers/models/whisper/modeling_whisper.py", "if input_features.shape[-1] != expected_seq_length:"):
+        "a spectrogram's frames, which are the graph's own at every batch",
     ("transformers/models/xglm/modeling_xglm.py", "if attention_mask.size() != (bsz, 1, tgt_len, src_len):"): _CHECK,
     ("transformers/models/xglm/modeling_xglm.py",
      "if attn_output.size() != (bsz * self.num_heads, tgt_len, self.head_dim):"): _CHECK,

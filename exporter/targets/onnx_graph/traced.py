@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import split_experts
+from exporter.checkpoint.load import read_config
 from exporter.checkpoint.model import class_of, trust_code
 from exporter.checkpoint.processor import picture_shape, read_processor
 from exporter.checkpoint.weight_norm import merge_weight_norms
@@ -155,7 +156,8 @@ def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     import torch
 
     trust = trust_code(checkpoint, trust_remote_code)
-    model = class_of(task).from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=trust)
+    kind = class_of(task, read_config(checkpoint).get("model_type"))
+    model = kind.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=trust)
     return split_experts(model).eval()
 
 

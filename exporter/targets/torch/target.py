@@ -27,7 +27,7 @@ from exporter.targets.torch.static import WEIGHTS, cannot_express, export_static
 from exporter.targets.torch.zeros import zeros_of
 from exporter.types import Exported, ExportRequest, Gates, Precision, Preparation, Target, agreement
 
-_DOTTED = ("t5", "mt5", "umt5")  # encoder-decoders without a tensor of the whole model's own
+_DOTTED = ("t5", "mt5", "umt5", "whisper")  # encoder-decoders without a tensor of the whole model's own
 # Of a model that matches pictures with texts.
 _REFUSED = {
     "int8-dynamic": "torchao cannot read its own file again where a tensor's name has no dot, as CLIP's logit_scale",
@@ -120,7 +120,8 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
         return None
     if precision == "int8-static":
         return (
-            "static ranges are found by running a model on one text, and an encoder-decoder reads two; try int8-dynamic"
+            "static ranges are found by running a model on one input, and an encoder-decoder reads two; "
+            "try int8-dynamic"
         )
     if precision == "int8-dynamic" and config.get("model_type") not in _DOTTED:
         return "torchao cannot read its own file again where a tensor's name has no dot, as BART's final_logits_bias"

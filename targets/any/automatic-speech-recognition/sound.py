@@ -17,7 +17,9 @@ def read_sound(file: Path | None, rate: int) -> np.ndarray:
         with wave.open(str(file)) as opened:
             channels, width, own = opened.getnchannels(), opened.getsampwidth(), opened.getframerate()
             data = opened.readframes(opened.getnframes())
-    except wave.Error as error:
+    except OSError as error:
+        raise SystemExit(f"{file}: {error.strerror}") from error
+    except (wave.Error, EOFError) as error:
         width, own, why = 0, 0, str(error)
     else:
         why = f"it has {own} samples a second of {8 * width} bits"
