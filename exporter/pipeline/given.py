@@ -15,7 +15,9 @@ from exporter.types import Precision, Variant
 
 def quantizes(job: Job, precision: Precision, task: str) -> bool:
     """Whether a variant is exported from a checkpoint that was quantized in float, under a policy."""
-    schemes = () if FORMS[task].encodes else precision.schemes  # policies are made of one text, not of two
+    form = FORMS[task]
+    # A window of a text is a source with its target; no half of one is a sound.
+    schemes = () if form.encodes and form.inputs != "text" else precision.schemes
     if not schemes or isinstance(job.policy, Path):
         return bool(schemes)
     # Ranges must be found, and at 4 bits the layers differ most; targets round 8-bit weights well by their own rules.

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
-from exporter.checkpoint.linear import linear_layers, weight_of
+from exporter.checkpoint.linear import asked, linear_layers, weight_of
 from exporter.errors import JobError
 from exporter.quantization.statistics import watched
 
@@ -90,7 +90,7 @@ def _block(
     with torch.no_grad(), watched({group[0]: layers[group[0]] for group in block}, add):
         for number, piece in enumerate(pieces, 1):
             with suppress(_EnoughError):
-                model(input_ids=piece[None])
+                asked(model, piece[None])
             done(number)
     for name, matrix in matrices.items():
         if not bool(matrix.sum().isfinite()):
@@ -123,6 +123,6 @@ def _fed_together(model: Any, piece: Tensor, layers: Mapping[str, Any]) -> tuple
         latest = inputs
 
     with torch.inference_mode(), watched(layers, note):
-        model(input_ids=piece)
+        asked(model, piece)
     groups += [[name] for name, count in calls.items() if count == 0]
     return groups, all(count == 1 for count in calls.values())

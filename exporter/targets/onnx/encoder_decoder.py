@@ -13,9 +13,10 @@ import numpy as np
 from exporter.form import FORMS
 from exporter.targets.onnx.bf16 import bfloat16_graph
 from exporter.targets.onnx.half import half, overflowing
+from exporter.targets.onnx.kernels import Labels, Product, describe, of_half, weight_products
 from exporter.targets.onnx.layout import configure
-from exporter.targets.onnx.pair import ENCODER, HALVES
-from exporter.targets.onnx.quantize import SCHEMES, quantize_by_rule
+from exporter.targets.onnx.pair import DECODER, ENCODER, HALVES
+from exporter.targets.onnx.quantize import SCHEMES, check_policy, quantize_by_policy, quantize_by_rule
 from exporter.targets.onnx_graph import shell, versions
 from exporter.targets.onnx_graph.encoder_decoder import trace_encoder_decoder
 from exporter.targets.onnx_graph.encoder_decoder_session import open_pair
@@ -23,16 +24,17 @@ from exporter.targets.onnx_graph.file import load_graph, made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.half_scales import halve_scales
 from exporter.targets.onnx_graph.joined_products import join_products
-from exporter.targets.onnx_graph.traced import notes_of
+from exporter.targets.onnx_graph.modules import Rows, module_rows
+from exporter.targets.onnx_graph.traced import load_model, notes_of
 from exporter.types import Exported, ExportRequest
 
 
 def refused(task: str, precision: str) -> str | None:
     """Why a precision is not made of an encoder-decoder, or None."""
-    if FORMS[task].encodes and precision == "int8-static":
+    if FORMS[task].encodes and FORMS[task].inputs != "text" and precision == "int8-static":
         return (
-            "ranges of static int8 are found by running a model on one text, and an encoder-decoder reads two; "
-            "int8-dynamic finds them at run time"
+            "ranges of static int8 are found on windows of a text, which are a source and its target to a model of "
+            "texts, and this one reads sounds; int8-dynamic finds them at run time"
         )
     return None
 
@@ -42,15 +44,24 @@ def export_pair(request: ExportRequest, told: Callable[[Mapping[str, float]], li
 
     `told` says of tensors that float16 cannot hold what becomes of them.
     """
+    check_policy(request.precision, request.policy)
     floats = made_once(request.scratch, partial(_write_floats, request)).parent
     if request.precision in SCHEMES:
         prove(floats, request)
     notes: list[str] = []
     needs: list[Mapping[str, Any]] = []
+    products: list[Product] = []
+    labels = Labels()
+    modules = _modules(request)
+    called = Labels()
     for name in HALVES:
         model = load_graph(floats / Path(name).name)
         notes += notes_of(model)
-        if request.precision == "fp16":
+        if request.policy is not None:
+            mine = {module: scheme for module, scheme in request.policy.items() if module in modules[name]}
+            said, called = quantize_by_policy(model, mine, modules[name], decoder=name == DECODER)
+            notes += said
+        elif request.precision == "fp16":
             beyond = _overflowing(request, floats, name)
             model = half(model, beyond)
             notes += told(beyond)
@@ -59,17 +70,33 @@ def export_pair(request: ExportRequest, told: Callable[[Mapping[str, float]], li
         elif request.precision in SCHEMES:
             # An encoder's feed-forward is as a decoder's in these models: T5's have the largest outliers there are.
             notes += quantize_by_rule(model, request.precision, decoder=True)
-        if request.precision != "bf16":  # whose kernels are told by their weights' names
+        if request.precision not in ("int8-static", "bf16"):  # whose kernels are told by their weights' names
             join_products(model)
         needs.append(versions.fit(model, request.options.min_onnxruntime if request.options else None))
         halve_scales(model)
         shell.check(model)
         (request.folder / name).parent.mkdir(exist_ok=True)
         save_graph(model, request.folder / name)
-    if request.precision == "int4-weight":
-        notes.append("by the precision's rule: policies are not made of encoder-decoders yet")
+        if request.precision == "int8-static":
+            found, called = of_half(name, weight_products(request.folder / name, request.scratch), called)
+            products += found
+            labels = Labels({**labels.modules, **called.modules}, called.head)
+    if request.precision == "int8-static":
+        notes.append(describe(products, labels))
     weights = configure(request.checkpoint.path, request.folder, request.precision != "bf16")
     return Exported(weights, tuple(dict.fromkeys(notes)), graph=_both(needs))
+
+
+def _modules(request: ExportRequest) -> dict[str, dict[str, Rows]]:
+    """The rows of each half's linear layers, where there is a policy to find them by; names are of the whole model."""
+    if request.policy is None:
+        return {}
+    checkpoint = request.checkpoint
+    model = load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code)
+    inside = {*model.get_encoder().modules()}
+    rows = module_rows(model)
+    mine = {name for name in rows if model.get_submodule(name) in inside}
+    return {half: {name: rows[name] for name in rows if (name in mine) == (half == ENCODER)} for half in HALVES}
 
 
 def _write_floats(request: ExportRequest, model_onnx: Path) -> None:
