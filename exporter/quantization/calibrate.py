@@ -56,7 +56,7 @@ def calibrate(
     how = {"text": text, "skip": skip, "tokens": tokens, "max_length": max_length}
     pieces = samples(checkpoint, how)
     statistics = {}
-    if not FORMS[checkpoint.task].encodes:  # which reads two texts, and whose windows alone are asked for
+    if not FORMS[checkpoint.task].encodes:  # of which windows alone are asked for: policies collect their own
         model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
         statistics = collect(model, pieces, progress)
     count = pieces.numel() if pieces.ndim == 2 else None

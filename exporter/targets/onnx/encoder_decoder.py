@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.checkpoint.linear import shared_weights
 from exporter.form import FORMS
 from exporter.targets.onnx.bf16 import bfloat16_graph
 from exporter.targets.onnx.half import half, overflowing
@@ -24,9 +25,14 @@ from exporter.targets.onnx_graph.file import load_graph, made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.half_scales import halve_scales
 from exporter.targets.onnx_graph.joined_products import join_products
-from exporter.targets.onnx_graph.modules import Rows, module_rows
+from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.traced import load_model, notes_of
 from exporter.types import Exported, ExportRequest
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    _Quantize = Callable[[ir.Model], tuple[list[str], Labels]]
 
 
 def refused(task: str, precision: str) -> str | None:
@@ -51,15 +57,13 @@ def export_pair(request: ExportRequest, told: Callable[[Mapping[str, float]], li
     notes: list[str] = []
     needs: list[Mapping[str, Any]] = []
     products: list[Product] = []
-    labels = Labels()
-    modules = _modules(request)
-    called = Labels()
+    labels = called = Labels()
+    by_policy = _by_policy(request)
     for name in HALVES:
         model = load_graph(floats / Path(name).name)
         notes += notes_of(model)
-        if request.policy is not None:
-            mine = {module: scheme for module, scheme in request.policy.items() if module in modules[name]}
-            said, called = quantize_by_policy(model, mine, modules[name], decoder=name == DECODER)
+        if name in by_policy:
+            said, called = by_policy[name](model)
             notes += said
         elif request.precision == "fp16":
             beyond = _overflowing(request, floats, name)
@@ -87,16 +91,23 @@ def export_pair(request: ExportRequest, told: Callable[[Mapping[str, float]], li
     return Exported(weights, tuple(dict.fromkeys(notes)), graph=_both(needs))
 
 
-def _modules(request: ExportRequest) -> dict[str, dict[str, Rows]]:
-    """The rows of each half's linear layers, where there is a policy to find them by; names are of the whole model."""
-    if request.policy is None:
+def _by_policy(request: ExportRequest) -> dict[str, _Quantize]:
+    """What a policy makes of each half, whose layers have the names of the whole model; {} where there is none."""
+    policy, checkpoint = request.policy, request.checkpoint
+    if policy is None:
         return {}
-    checkpoint = request.checkpoint
     model = load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code)
-    inside = {*model.get_encoder().modules()}
-    rows = module_rows(model)
-    mine = {name for name in rows if model.get_submodule(name) in inside}
-    return {half: {name: rows[name] for name in rows if (name in mine) == (half == ENCODER)} for half in HALVES}
+    rows, inside, shared = module_rows(model), {*model.get_encoder().modules()}, shared_weights(model)
+    found: dict[str, _Quantize] = {}
+    for half_of in HALVES:
+        own = {name: rows[name] for name in rows if (model.get_submodule(name) in inside) == (half_of == ENCODER)}
+        mine = {name: scheme for name, scheme in policy.items() if name in own}
+        # The embedding that a head in float shares is in float in the other half too, where nothing multiplies with it.
+        tables = half_of == DECODER or all(policy.get(name) is not None for name in rows if name in shared)
+        found[half_of] = partial(
+            quantize_by_policy, policy=mine, modules=own, decoder=half_of == DECODER, tables=tables
+        )
+    return found
 
 
 def _write_floats(request: ExportRequest, model_onnx: Path) -> None:
