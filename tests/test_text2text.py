@@ -133,7 +133,7 @@ def test_every_precision_keeps_its_gates(checkpoints, tmp_path, family):
         assert {"max_ppl_ratio", "max_kl", "min_cosine", "max_cache_kl"} <= {gate["name"] for gate in row["gates"]}
         assert 0.9 < value(row, "cosine") <= 1
     assert value(rows["onnx:int4-weight"], "cosine") < value(rows["onnx:int8-weight"], "cosine") < 1
-    assert "GPTQ over 1472 tokens" in " ".join(rows["onnx:int4-weight"]["build"]["quantization"]["history"])
+    assert "GPTQ over 1536 tokens" in " ".join(rows["onnx:int4-weight"]["build"]["quantization"]["history"])
     if family == "T5":  # whose distances are in buckets: the float16 graph is right beyond the last one too
         assert "beyond relative_attention_max_distance 32" in rows["onnx:fp16"]["reason"]
         static = rows["onnx:int8-static"]
