@@ -55,7 +55,7 @@ GGML += -DGGML_NATIVE=OFF -DGGML_AVX2=$(call has,avx2) -DGGML_FMA=$(call has,fma
 endif
 LLAMA := CMAKE_ARGS="$(GGML)" $(BIN)/python -m pip install -q -c constraints.txt
 
-EXTRAS := dev,docs,torch,qlora,data,vision,coreml,litert
+EXTRAS := dev,docs,torch,qlora,audio,data,vision,coreml,litert
 ifeq ($(shell uname -s),Linux)
 EXTRAS := $(EXTRAS),tensorrt-rtx  # builds engines without a GPU; there is no package of it for a Mac
 endif

@@ -31,6 +31,7 @@ _BOTH: Mapping[str, Any] = {
     "is_encoder_decoder": True,
     "tie_word_embeddings": False,
 }
+_SPEECH: Mapping[str, Any] = {"model_type": "wav2vec2", "vocab_size": 32}
 _VISION: Mapping[str, Any] = {"model_type": "vit"}
 
 
@@ -39,6 +40,8 @@ def plain(task: str) -> Mapping[str, Any]:
     form = FORMS[task]
     if form.encodes:
         return _BOTH
+    if form.inputs == "waveform":
+        return _SPEECH
     if form.inputs == "pixels":
         return _VISION
     return _DECODER if form.cached else _ENCODER

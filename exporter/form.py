@@ -19,8 +19,11 @@ QUESTIONS = "question-answering"
 TEXT2TEXT = "text2text-generation"
 IMAGES = "image-classification"
 IMAGE_FEATURES = "image-feature-extraction"
+SPEECH_CTC = "automatic-speech-recognition-ctc"  # optimum has one name for it and for what generates a transcript
 
 PIXELS = "pixel_values"  # what a model calls the pictures that it is fed
+SAMPLES = "input_values"  # and what it calls the samples of a sound
+FED = {"pixels": PIXELS, "waveform": SAMPLES}  # by a form's inputs that are no tokens
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Form:
     """What a model of a task reads and answers: of each token of a text (`per_token`), or once for a sample.
 
     `inputs`: token ids of a text, or a picture's pixel values float32 [C, H, W], as the checkpoint's processor makes
-    them. A sample is one array, and its first axis is what samples are told apart by: tokens, or a picture's channels.
+    them, or of a sound its samples float32 [T], as the feature extractor scales them, or its spectrogram [mel, frames].
+    What is measured on is one array, and its first axis is what one is told apart from another by: tokens, or a
+    picture's channels. A model that hears answers once for some hundreds of a sound's samples, a frame.
 
     `answers`: logits of the vocabulary, logits of a few classes, or hidden states. `cached`: it is asked token by token
     too, with a KV cache. `outputs`: the names in transformers' output; more than one are an axis of the answer: of
@@ -40,8 +45,8 @@ class Form:
     per_token: bool = True
     cached: bool = False
     outputs: tuple[str, ...] = ("logits",)
-    unit: Literal["token", "passage", "picture"] = "token"
-    inputs: Literal["text", "pixels"] = "text"
+    unit: Literal["token", "passage", "picture", "frame"] = "token"
+    inputs: Literal["text", "pixels", "waveform", "spectrogram"] = "text"
     encodes: bool = False
 
     @property
@@ -53,6 +58,8 @@ class Form:
         """The size of an answer's last axis, by a transformers configuration."""
         if len(self.outputs) > 1:
             return len(self.outputs)
+        if self.unit == "frame":  # its few classes are the characters that transcripts are made of
+            return int(config.vocab_size)
         names = {"vocabulary": "vocab_size", "classes": "num_labels", "states": "hidden_size"}
         return int(getattr(config, names[self.answers]))
 
@@ -65,6 +72,7 @@ FORMS: Mapping[str, Form] = {
     TOKENS: Form("classes"),
     QUESTIONS: Form("classes", outputs=("start_logits", "end_logits"), unit="passage"),
     TEXT2TEXT: Form("vocabulary", cached=True, encodes=True),
+    SPEECH_CTC: Form("classes", unit="frame", inputs="waveform"),
     IMAGES: Form("classes", per_token=False, unit="picture", inputs="pixels"),
     IMAGE_FEATURES: Form("states", per_token=False, outputs=("last_hidden_state",), unit="picture", inputs="pixels"),
 }

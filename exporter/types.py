@@ -115,6 +115,8 @@ class Gates:
     max_f1_drop: float | None = None
     max_spearman_drop: float | None = None
     min_greedy_agreement: float | None = None
+    max_wer_rise: float | None = None
+    min_transcripts: float | None = None
 
 
 def agreement(share: float) -> dict[str, Gates]:
@@ -130,8 +132,9 @@ class Precision:
     `requires`: import names of packages that it needs beyond its target's. `schemes`: what a policy for it chooses
     from for each layer, cheapest first; the last resort, float, is not listed. Empty: it takes no policy.
     `ranges_per_octave`: static ranges are rounded up to so many sizes between one and its double, for an engine that
-    has a kernel for each size there is. `bits`: what its name says that a linear layer's weights take at most, of
-    which `gates` has the least share; `table_bits` the same of the embedding and the head. None: it says nothing.
+    has a kernel for each size there is. `rounds_outputs`: its products of static inputs round their answers too.
+    `bits`: what its name says that a linear layer's weights take at most, of which `gates` has the least share;
+    `table_bits` the same of the embedding and the head. None: it says nothing.
     """
 
     summary: str
@@ -139,6 +142,7 @@ class Precision:
     requires: tuple[str, ...] = ()
     schemes: tuple[Scheme, ...] = ()
     ranges_per_octave: int | None = None
+    rounds_outputs: bool = False
     by_task: Mapping[str, Gates] = field(default_factory=dict)
     bits: float | None = None
     table_bits: float | None = None

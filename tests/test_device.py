@@ -170,7 +170,9 @@ def test_bfloat16_is_in_the_file_is_proven_by_rounding_and_is_not_timed_on_the_c
     import onnxruntime
 
     both = ("onnx:bf16", "torch:bf16")
-    report = run(Job(model="tiny", output=tmp_path / "out", target=both, device="cpu", eval_tokens=1024, repeats=1))
+    report = run(
+        Job(model="tiny", output=tmp_path / "out", target=both, device="cpu", eval_tokens=1024, speed=False, threads=1)
+    )
     rows = {f"{row['target']}:{row['precision']}": row for row in report["results"]}
     row, torch = rows["onnx:bf16"], rows["torch:bf16"]
     assert row["status"] == "ok", row["reason"]

@@ -24,7 +24,8 @@ from exporter.measure.gates import judge
 from exporter.measure.preprocessing import FIGURE, PROCESSED, Processed
 from exporter.measure.probe import compare_probe
 from exporter.measure.quality import ANSWERS, Reference
-from exporter.pipeline.pictures import calibration_pictures, processed
+from exporter.pipeline.inputs import PICTURES, calibration_list
+from exporter.pipeline.pictures import processed
 from exporter.report.result import Result
 from exporter.targets.onnx.target import ONNX
 from exporter.targets.onnx_graph.session import OnnxRunner
@@ -202,8 +203,10 @@ def test_folders_of_pictures_are_measured_and_calibrated_on(tmp_path, refused):
     assert report["evaluation"]["tokens_scored"] == 9
     shutil.copy(tmp_path / "eval/3.png", tmp_path / "calib/like3.png")
     with pytest.raises(JobError, match=r"shares pictures with what is measured on \(like3.png\)"):
-        calibration_pictures(
-            job.model_copy(update={"calib_images": tmp_path / "calib"}), listed(tmp_path / "eval", "--eval-images")
+        calibration_list(
+            job.model_copy(update={"calib_images": tmp_path / "calib"}),
+            PICTURES,
+            listed(tmp_path / "eval", "--eval-images"),
         )
     (tmp_path / "eval/0.png").write_text("no picture")
     line = refused("-m", model, "-t", "onnx:fp32", "--eval-images", tmp_path / "eval")

@@ -10,7 +10,7 @@ import numpy as np
 
 from exporter.checkpoint.model import load_model
 from exporter.checkpoint.tokenizer import rows_of
-from exporter.form import FORMS, PIXELS
+from exporter.form import FED, FORMS
 from exporter.runner import Floats, Ids, Sample, rows_of_states
 
 
@@ -44,8 +44,8 @@ class TorchRunner:
         return out[0] if self._form.per_token else out
 
     def batch(self, ids: Sample, mask: Ids) -> Floats:
-        if self._form.inputs == "pixels":
-            return self._floats(self._seen(ids))
+        if self._form.inputs in FED:
+            return self._floats(self._sensed(ids))
         extra = {"use_cache": False} if self._form.cached else {}
         return self._floats(self._forward(ids, attention_mask=mask, **extra))
 
@@ -64,10 +64,10 @@ class TorchRunner:
         with self._torch.inference_mode():
             return self._call(input_ids=self._there(ids), **inputs)
 
-    def _seen(self, pixels: Sample) -> Any:
-        """The model's outputs of pictures [B, C, H, W], in its own dtype as transformers' clients feed them."""
+    def _sensed(self, values: Sample) -> Any:
+        """The model's outputs of pictures [B, C, H, W] or sounds [B, T], in its own dtype as clients feed them."""
         with self._torch.inference_mode():
-            return self._call(**{PIXELS: self._there(pixels).to(self._model.dtype)})
+            return self._call(**{FED[self._form.inputs]: self._there(values).to(self._model.dtype)})
 
     def _call(self, **inputs: Any) -> Any:
         return self._model(**inputs)

@@ -15,6 +15,7 @@ from exporter.measure.perplexity import PERPLEXITY, Forms
 from exporter.measure.samples import SAMPLES, changed_labels, changed_neighbours, changed_order, continuations, texts_of
 from exporter.measure.scored import compare_labels
 from exporter.pipeline.sampling import decoders
+from exporter.pipeline.sounds import heard
 from exporter.report.result import Figure
 from exporter.runner import Floats, Runner
 from exporter.tasks import known as tasks
@@ -40,6 +41,9 @@ def compare(
         return figures, told and continuations(runner, told, decoders(folder, checkpoint)[0])
     if got is None:
         return figures, None
+    if told is not None and "transcripts" in told:
+        said, samples = heard(folder, checkpoint, reference, got, told)
+        return figures | said, samples
     labels = Labels.load(folder / LABELS) if (folder / LABELS).is_file() else None
     if labels is not None:
         figures |= compare_labels(labels, expected, got)

@@ -1,4 +1,4 @@
-"""A model that reads pictures: what is measured of it, what it is calibrated on, and what a job cannot ask of it."""
+"""A model that reads pictures: the reference's answers to them, and its processor beside an artifact's own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from exporter.checkpoint.processor import pixels, read_processor
 from exporter.device import named
 from exporter.errors import JobError
 from exporter.form import FORMS
-from exporter.job import Job, MergeJob, flag
 from exporter.measure.lengths import LENGTHS, Lengths
 from exporter.measure.preprocessing import FIGURE, PROCESSED, Processed, compare_processor
 from exporter.measure.quality import ANSWERS, Passages, Reference
@@ -29,54 +28,8 @@ from exporter.store import publish, reusable, write_manifest
 from exporter.tasks import known as tasks
 from exporter.types import Checkpoint, Probe
 
-_DRAWN = 64
-_SEEDS = {"evaluation": 0, "calibration": 1}
 _PROBED = 3  # pictures at once: no batch that a graph was traced at
 _PROCESSED = 4  # pictures that processors are compared on
-# What a job may ask of a model that reads texts alone, and of one that reads pictures alone.
-_OF_TEXTS = (
-    "adapter", "prune", "distill", "qat", "probe", "expect_perplexity", "eval_text", "eval_data", "calib_text",
-    "window", "stride", "sample", "proven_length", "max_accuracy_drop", "max_f1_drop", "max_spearman_drop",
-)  # fmt: skip
-_OF_PICTURES = ("eval_images", "calib_images")
-
-
-def reads_pictures(task: str) -> bool:
-    return task in FORMS and FORMS[task].inputs == "pixels"
-
-
-def check_inputs(job: MergeJob, task: str) -> None:
-    """Raises JobError for what says nothing of a model that reads pictures, or of one that reads texts."""
-    asked = job.model_dump(exclude_unset=True) | (job.model_extra or {})
-    of_pictures = reads_pictures(task)
-    for name in _OF_TEXTS if of_pictures else _OF_PICTURES:
-        if asked.get(name) not in (None, (), False):
-            other = "; pictures are given with --eval-images and --calib-images" if of_pictures else ""
-            reads = "pictures" if of_pictures else "texts"
-            raise JobError(f"{flag(name)} is not for a model of {reads}, and this one is for {task}{other}")
-
-
-def evaluation_pictures(job: Job) -> tuple[str, str]:
-    """(what the report calls them, their list). Raises JobError."""
-    return _named(job.eval_images, "eval_images", "evaluation")
-
-
-def calibration_pictures(job: Job, evaluated: str) -> dict[str, Any]:
-    """What a worker is told of the pictures to calibrate on: other ones than are measured on. Raises JobError."""
-    name, listed = _named(job.calib_images, "calib_images", "calibration")
-    if (same := pictures.shared(evaluated, listed)) is not None:
-        raise JobError(
-            f"{job.calib_images} shares pictures with what is measured on ({same}): learned from it, the figures would "
-            "flatter; give another --calib-images"
-        )
-    return {"name": name, "text": listed, "tokens": len(pictures.names(listed)), "skip": 0, "max_length": None}
-
-
-def _named(folder: Path | None, key: str, what: str) -> tuple[str, str]:
-    if folder is None:
-        return f"{_DRAWN} drawn pictures", pictures.drawn(_DRAWN, _SEEDS[what])
-    listed = pictures.listed(folder, flag(key))
-    return f"{len(pictures.names(listed))} pictures of {folder.expanduser().resolve().name}", listed
 
 
 def measure_pictures(

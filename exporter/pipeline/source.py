@@ -14,7 +14,7 @@ from exporter.errors import JobError
 from exporter.form import TASK_OF_ADAPTER
 from exporter.job import MergeJob
 from exporter.machine import available_memory
-from exporter.pipeline.pictures import check_inputs
+from exporter.pipeline.inputs import check_inputs
 from exporter.pipeline.quantized_base import Base, base_of, check_base, hints, refuse_leftover
 from exporter.process import Session, Worker
 from exporter.stages.merge.adapter import STEM, Adapter, base_identity, check_combination, parse_adapter, read_adapter

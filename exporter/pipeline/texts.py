@@ -34,7 +34,7 @@ def evaluation_text(path: Path | None, recipe: Recipe | None) -> tuple[str, str]
 def window_of(job: MergeJob, task: str, max_length: int | None, usual: int | None = None) -> tuple[int, int]:
     """Window and stride of the evaluation, in tokens; `usual`: another window than the task's. Raises JobError."""
     usual = usual or TASKS[task].window
-    if TASKS[task].form.inputs == "pixels":  # a sample's first axis: a picture's channels
+    if TASKS[task].form.inputs != "text":  # a sample's first axis: a picture's channels, the samples of a sound
         return usual, usual
     window = job.window or min(usual, max_length or usual)
     if max_length is not None and window > max_length:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter import store
-from exporter.checkpoint.linear import PAIR
+from exporter.checkpoint.linear import PAIR, are_tokens
 from exporter.errors import JobError
 from exporter.form import FORMS
 from exporter.quantization.statistics import collect, save_statistics
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 WINDOW = 512
+_SECONDS = 2  # of a sound at a time
 FEWEST = 4  # windows of which one is held out, where a policy is made
 
 
@@ -59,7 +60,7 @@ def calibrate(
     if not FORMS[checkpoint.task].encodes:  # of which windows alone are asked for: policies collect their own
         model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
         statistics = collect(model, pieces, progress)
-    count = pieces.numel() if pieces.ndim == 2 else None
+    count = pieces.numel() if are_tokens(pieces) else None
     about = {"text": name, "tokens": count, "windows": len(pieces), "window": pieces.shape[1]}
     with store.publish(folder) as building:
         save_statistics(statistics, building)
@@ -137,11 +138,31 @@ def samples(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:
         from exporter.checkpoint.processor import pixels, read_processor
 
         return torch.from_numpy(pixels(read_processor(checkpoint.path, trust), read(text["text"])))
+    if FORMS[checkpoint.task].inputs == "waveform":
+        return sound_windows(checkpoint, text["text"])
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust)
     windows = paired_windows if FORMS[checkpoint.task].encodes else calibration_windows
     return windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
+
+
+def sound_windows(checkpoint: Checkpoint, sounds: str) -> Tensor:
+    """The sounds of a list in pieces of one length, that of the shortest and two seconds at most: float32 [n, T].
+
+    What is left over of a sound is left out, so that there is no padding.
+    """
+    import torch
+
+    from exporter.checkpoint.extractor import extracted, rate_of, read_extractor
+    from exporter.checkpoint.sounds import read
+
+    extractor = read_extractor(checkpoint.path, checkpoint.trust_remote_code)
+    rate = rate_of(extractor)
+    made = [extracted(extractor, sound, rate) for sound in read(sounds, rate)]
+    window = min(_SECONDS * rate, *map(len, made))
+    pieces = [one[at : at + window] for one in made for at in range(0, len(one) - window + 1, window)]
+    return torch.from_numpy(np.stack(pieces))
 
 
 def policy_windows(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:

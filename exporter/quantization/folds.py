@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
-from exporter.checkpoint.linear import asked, linear_layers, weight_of
+from exporter.checkpoint.linear import are_tokens, asked, linear_layers, weight_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +95,7 @@ def find_folds(model: Any, ids: Tensor) -> Found:
     The model is as it was afterwards. Layers of the same names but for their numbers are proven together, and one by
     one only where that fails.
     """
-    ids = ids[:1, :_TOKENS] if ids.ndim == 2 else ids[:1]
+    ids = ids[:1, :_TOKENS] if are_tokens(ids) else ids[:1]
     before = _observe(model, ids)
     found = Found()
     for candidates in _alike(_of_norms(model, before)):

@@ -44,7 +44,8 @@ class Quantizer:
         self._model = model
         self._originals = LayerWeights(model, self._prepared.parameters)
         self._weights = self._prepared.rounded(model)
-        self._meter = LossMeter(model, checkpoint.task, self._prepared.held_out, self._originals)
+        held_out, rounds = self._prepared.held_out, how.rounds_outputs
+        self._meter = LossMeter(model, checkpoint.task, held_out, self._originals, rounds)
 
     def choose(self, budget: float) -> Choice:
         """The cheapest mix whose simulated loss is at most the budget; a policy that was given as it is."""

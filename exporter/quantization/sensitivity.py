@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
-from exporter.checkpoint.linear import asked, shared_weights, weighted_layers
+from exporter.checkpoint.linear import are_tokens, asked, shared_weights, weighted_layers
 from exporter.form import FORMS
 from exporter.quantization.distance import Distance, kind_of, unit
 from exporter.quantization.simulation import simulated
@@ -32,11 +32,18 @@ class LossMeter:
     `model`: float32, in eval mode, on `windows` int64 [windows, window] or pictures [n, C, H, W]. It answers as it did
     when the meter was made, unless weights are given: then it is a copy of the layers' weights that counts.
     `originals`: the layers' weights [N, K], which it then takes from there after each measurement instead of keeping
-    them in memory beside the rounded.
+    them in memory beside the rounded. `rounds_outputs` as in simulation.simulated.
     """
 
-    def __init__(self, model: Any, task: str, windows: Tensor, originals: Mapping[str, Tensor] | None = None) -> None:
-        self._model, self._task, self._originals = model, task, originals
+    def __init__(
+        self,
+        model: Any,
+        task: str,
+        windows: Tensor,
+        originals: Mapping[str, Tensor] | None = None,
+        rounds_outputs: bool = False,
+    ) -> None:
+        self._model, self._task, self._originals, self._rounds_outputs = model, task, originals, rounds_outputs
         whole = FORMS[task].per_token or windows.ndim > 2  # a window, or a picture, is one piece
         self._pieces = 1 if whole else max(windows.shape[1] // _SHORT, 1)
         if self._pieces > 1:
@@ -50,7 +57,7 @@ class LossMeter:
         kind = kind_of(model.config, task)
         self.unit = unit(kind)
         self._distance = Distance(kind, [self._record(window) for window in self._windows])
-        self.tokens = self._windows.numel() if windows.ndim == 2 else len(self._windows)
+        self.tokens = self._windows.numel() if are_tokens(windows) else len(self._windows)
         if FORMS[task].encodes:  # half of them are sources
             self.tokens //= 2
         self._first = self._blocks_before()
@@ -72,7 +79,8 @@ class LossMeter:
             return 0.0
         first = min(self._first[name] for name in quantized)
         total = 0.0
-        with torch.inference_mode(), simulated(self._model, schemes, weights or {}, self._originals):
+        made = simulated(self._model, schemes, weights or {}, self._originals, self._rounds_outputs)
+        with torch.inference_mode(), made:
             measured = list(zip(self._windows, self._kept, strict=True))[: windows and windows * self._pieces]
             for number, (window, kept) in enumerate(measured):
                 with _skipping(self._blocks[:first], kept):

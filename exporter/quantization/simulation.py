@@ -25,11 +25,13 @@ def simulated(
     schemes: Mapping[str, Scheme | None],
     weights: Mapping[str, Tensor] = MappingProxyType({}),
     originals: Mapping[str, Tensor] | None = None,
+    rounds_outputs: bool = False,
 ) -> Iterator[None]:
     """Within the block the model's linear layers compute as their schemes say; afterwards it is as it was.
 
     `weights` [N, K] by name are on their scheme's grid already, chosen by a better method than the nearest value.
     `originals` [N, K] are what the layers get afterwards; None: what they have, kept in memory in the meantime.
+    `rounds_outputs`: an engine's int8 products round what they answer too, here in the range of each answer's own.
     """
     modules = weighted_layers(model)
     kept: dict[str, Any] = {}
@@ -43,6 +45,8 @@ def simulated(
             weight.copy_(weights[name] if name in weights else rounded(weight, scheme))
             if scheme.input != "float":
                 hooks.append(modules[name].register_forward_pre_hook(_rounding(scheme)))
+            if scheme.input == "static" and rounds_outputs:
+                hooks.append(modules[name].register_forward_hook(_rounding_outputs(scheme)))
         yield
     finally:
         for hook in hooks:
@@ -53,3 +57,13 @@ def simulated(
 
 def _rounding(scheme: Scheme) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
     return lambda module, inputs: (rounded_input(inputs[0], scheme), *inputs[1:])
+
+
+def _rounding_outputs(scheme: Scheme) -> Callable[[Any, tuple[Any, ...], Tensor], Tensor]:
+    def rounded_output(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        low, high = min(float(output.min()), 0.0), max(float(output.max()), 0.0)
+        if low == high:
+            return output
+        return rounded_input(output, scheme.model_copy(update={"range": (low, high), "signed": False}))
+
+    return rounded_output

@@ -13,6 +13,7 @@ from exporter.tasks.fill_mask import FILL_MASK
 from exporter.tasks.image_classification import IMAGE_CLASSIFICATION
 from exporter.tasks.image_features import IMAGE_FEATURE_EXTRACTION
 from exporter.tasks.question_answering import QUESTION_ANSWERING
+from exporter.tasks.speech_ctc import SPEECH_RECOGNITION_CTC
 from exporter.tasks.task import Compared, Task
 from exporter.tasks.text2text_generation import TEXT2TEXT_GENERATION
 from exporter.tasks.text_classification import TEXT_CLASSIFICATION
@@ -21,7 +22,7 @@ from exporter.tasks.token_classification import TOKEN_CLASSIFICATION
 
 _ALL = (
     TEXT_GENERATION, FILL_MASK, FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, QUESTION_ANSWERING,
-    TEXT2TEXT_GENERATION, IMAGE_CLASSIFICATION, IMAGE_FEATURE_EXTRACTION,
+    TEXT2TEXT_GENERATION, SPEECH_RECOGNITION_CTC, IMAGE_CLASSIFICATION, IMAGE_FEATURE_EXTRACTION,
 )  # fmt: skip
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 assert set(TASKS) == set(FORMS)

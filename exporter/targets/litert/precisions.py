@@ -97,6 +97,7 @@ PRECISIONS: Mapping[str, Precision] = {
         ),
         by_task=agreement(0.9),
         schemes=SCHEMES["int8-static"],
+        rounds_outputs=True,
         bits=8,
         table_bits=8,
     ),

@@ -122,15 +122,15 @@ def _at_precision(model: ir.Model, request: ExportRequest) -> tuple[ir.Model, li
     """The float graph brought to the request's precision, notes, and what a policy told of its weights."""
     checkpoint, precision = request.checkpoint, request.precision
     decoder = FORMS[checkpoint.task].answers == "vocabulary"
-    pictures = FORMS[checkpoint.task].inputs == "pixels"
+    convolves = FORMS[checkpoint.task].inputs != "text"
     if request.policy is not None:
         modules = module_rows(load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code))
         seen = partial(_ranges, request)
-        return model, *quantize_by_policy(model, request.policy, modules, decoder, pictures, seen)
+        return model, *quantize_by_policy(model, request.policy, modules, decoder, convolves, seen)
     if precision == "fp16":
         beyond = _overflowing(request)
         return half(model, beyond), _told(beyond), Labels()
-    return model, quantize_by_rule(model, precision, decoder, pictures) if precision in SCHEMES else [], Labels()
+    return model, quantize_by_rule(model, precision, decoder, convolves) if precision in SCHEMES else [], Labels()
 
 
 def _overflowing(request: ExportRequest) -> dict[str, float]:
@@ -141,9 +141,9 @@ def _overflowing(request: ExportRequest) -> dict[str, float]:
 
 
 def _ranges(request: ExportRequest, names: list[str]) -> Mapping[str, tuple[float, float]]:
-    """Of values of the float graph, on the calibration's pictures; whatever is quantized has the same names."""
+    """Of values of the float graph, on what is calibrated on; whatever is quantized has the same names."""
     if request.calibration is None:
-        raise BuildError("the outputs of convolutions need ranges, and there are no pictures to calibrate on")
+        raise BuildError("the outputs of convolutions need ranges, and there is nothing to calibrate on")
     graph = load_graph(made_once(request.scratch, partial(_write_float, request, fuse)))
     return ranges_of(graph, names, np.load(request.calibration / "windows.npy"), request.scratch, request.threads)
 

@@ -45,6 +45,7 @@ HARMLESS: Mapping[tuple[str, str], str] = {
     ("transformers/modeling_rope_utils.py",
      "torch.tensor(config.max_position_embeddings, dtype=seq_len.dtype, device=seq_len.device),"): _CONFIG,
     ("torch/nn/functional.py", "if padding_idx >= weight.size(0):"): "the size of a table, which the weights have",
+    ("torch/nn/functional.py", "if size_prods == 1:"): _CHECK,
     ("transformers/models/codegen/modeling_codegen.py",
      "query, value, key = torch.split(qkv_split, local_dim, dim=-1)"):
         _HEADS,

@@ -33,7 +33,7 @@ def largest_of(
 
     Each tensor is reduced to one number as it is made, and kept no longer.
     """
-    some = windows[:_WINDOWS, :_WINDOW] if windows.ndim == 2 else windows
+    some = windows[:_WINDOWS, :_WINDOW] if windows.dtype.kind == "i" else windows
     found = dict.fromkeys(names, 0.0)
     asked = [(name, "Abs", "ReduceMax") for name in names]
     for name, value in _watched(model, asked, some, scratch, threads, states):
@@ -44,7 +44,8 @@ def largest_of(
 def ranges_of(
     model: ir.Model, names: Sequence[str], pictures: Floats, scratch: Path, threads: int
 ) -> dict[str, tuple[float, float]]:
-    """The least and the largest number of each of these values on pictures [n, C, H, W]; `model` is spent."""
+    """The least and the largest number of each of these values on pictures [n, C, H, W] or sounds [n, T]; `model` is
+    spent."""
     found = dict.fromkeys(names, (0.0, 0.0))
     asked = [(name, "Identity", most) for name in names for most in ("ReduceMin", "ReduceMax")]
     for name, value in _watched(model, asked, pictures, scratch, threads):
@@ -124,7 +125,7 @@ def _run(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     for sample in samples:
-        ids: Any = sample if sample.ndim > 1 else sample.astype(np.int64)
+        ids: Any = sample if sample.dtype.kind == "f" else sample.astype(np.int64)
         feeds = _feeds(session, ids[None])
         if states is not None:
             feeds |= {"encoder_hidden_states": states(ids)[None], "encoder_attention_mask": np.ones_like(ids)[None]}

@@ -14,7 +14,7 @@ from typing import Any
 
 from exporter.checkpoint.configuration import correct_ties, keep_configuration
 from exporter.checkpoint.folder import carry
-from exporter.checkpoint.model import load_model
+from exporter.checkpoint.model import class_of, load_model
 from exporter.checkpoint.opened import TorchRunner, runner_of
 from exporter.checkpoint.opened import open_checkpoint as open_checkpoint
 from exporter.errors import BuildError, JobError
@@ -56,7 +56,6 @@ def lacks_cuda(precision: str, task: str) -> str | None:
 def open_static(folder: Path, task: str, threads: int) -> TorchRunner:
     """An int8-static folder as a runner. Raises BuildError with one line for a folder that is damaged."""
     import torch
-    from optimum.exporters.tasks import TasksManager
     from safetensors import SafetensorError
     from transformers import AutoConfig
     from transformers.initialization import no_init_weights
@@ -64,7 +63,7 @@ def open_static(folder: Path, task: str, threads: int) -> TorchRunner:
     torch.set_num_threads(threads)
     try:
         config = AutoConfig.from_pretrained(folder)
-        model_class = TasksManager.get_model_class_for_task(task, model_type=config.model_type)
+        model_class = class_of(task, config.model_type)
         with no_init_weights():
             model = model_class.from_config(config, dtype=torch.float32)
         model.tie_weights()
@@ -108,6 +107,8 @@ def export(request: ExportRequest) -> Exported:
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("auto_map") and precision != "fp32":
         return "torch artifacts of a model that brings its own code are not written: opening one would run that code"
+    if FORMS[task].inputs == "waveform" and precision == "int8-dynamic":
+        return "transformers loads torchao's int8 into models with input embeddings alone, and one that hears has none"
     if not FORMS[task].encodes:
         return None
     if precision == "int8-static" and FORMS[task].inputs != "text":
