@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exporter.checkpoint.opened import TorchRunner
 from exporter.form import SPECTROGRAM
 from exporter.runner import Floats, Ids, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TorchEncoderDecoder(TorchRunner):
@@ -77,3 +80,11 @@ def start_of(config: Mapping[str, Any]) -> int | None:
         return None
     start = config.get("decoder_start_token_id")
     return int(config["pad_token_id"] if start is None else start)
+
+
+def before_each(targets: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """What a decoder is given where these [B, T] ids are asked for: the token before each, its start in front."""
+    import torch
+
+    start, last = start_of(config), targets[:, -1:]
+    return torch.cat([last if start is None else torch.full_like(last, start), targets[:, :-1]], dim=1)

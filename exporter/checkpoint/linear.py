@@ -9,6 +9,11 @@ from exporter.form import PIXELS, SAMPLES
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Tokens of a source and its target together. What attention answers to a long source is a mean of more values, and
+# smaller: a random BART's static int8, asked of sources of 16 tokens, lost 0.013 nats with ranges of sources of 128 or
+# of 64 tokens, and 0.004 with those of 32.
+PAIR = 64
+
 
 def linear_layers(model: Any) -> dict[str, Any]:
     """The modules that a policy speaks of, by name, in the model's own order: Linear, and GPT-2's Conv1D."""
@@ -61,9 +66,26 @@ def channels_last(module: Any, tensor: Tensor) -> Tensor:
 
 def asked(model: Any, samples: Tensor, **more: Any) -> Any:
     """The outputs of a model of texts for token ids [B, T], of one of pictures for pixel values [B, C, H, W], of one
-    that hears for samples [B, T], which are floats."""
-    name = PIXELS if samples.ndim == 4 else SAMPLES if samples.is_floating_point() else "input_ids"
-    return model(**{name: samples}, **more)
+    that hears for samples [B, T], which are floats.
+
+    To a model that makes one text of another a window is pairs of PAIR tokens, or one pair where it is shorter: of each
+    the encoder reads the first half, as a source, and the decoder the second, as the text to be made of it: each token
+    after those before it, what a decoder begins with in front. Its answers are [pairs, length of a target, V].
+    """
+    if not reads_pairs(model):
+        name = PIXELS if samples.ndim == 4 else SAMPLES if samples.is_floating_point() else "input_ids"
+        return model(**{name: samples}, **more)
+    from exporter.checkpoint.encoder_decoder import before_each
+
+    pairs = samples.reshape(-1, PAIR) if samples.shape[1] % PAIR == 0 else samples
+    source, target = pairs[:, : pairs.shape[1] // 2], pairs[:, pairs.shape[1] // 2 :]
+    return model(input_ids=source, decoder_input_ids=before_each(target, model.config.to_dict()), **more)
+
+
+def reads_pairs(model: Any) -> bool:
+    """Whether a window of token ids is pairs to a model: to an encoder-decoder that answers with the vocabulary."""
+    both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return bool(both) and bool(model.can_generate())
 
 
 def are_tokens(samples: Tensor) -> bool:

@@ -15,8 +15,9 @@ from exporter.types import Precision, Variant
 
 def quantizes(job: Job, precision: Precision, task: str) -> bool:
     """Whether a variant is exported from a checkpoint that was quantized in float, under a policy."""
-    # Policies are made of one text: not of two, nor of a text and a picture.
-    schemes = () if FORMS[task].encodes or FORMS[task].matches else precision.schemes
+    form = FORMS[task]
+    # A window of a text is a source with its target; no half of one is a sound, and none is a text and a picture.
+    schemes = () if (form.encodes and form.inputs != "text") or form.matches else precision.schemes
     if not schemes or isinstance(job.policy, Path):
         return bool(schemes)
     # Ranges must be found, and at 4 bits the layers differ most; targets round 8-bit weights well by their own rules.

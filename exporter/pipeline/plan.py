@@ -33,7 +33,7 @@ from exporter.pipeline.prunings import calibrated_by, check_task, read_prunings,
 from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look
-from exporter.pipeline.texts import calibration_told, evaluation_text, window_of
+from exporter.pipeline.texts import TOPICS, calibration_told, evaluation_text, first_half, window_of
 from exporter.pipeline.trainings import Training, how_of, plan_training
 from exporter.pipeline.zeros import has_zeros
 from exporter.process import Progress, Session, Worker
@@ -161,6 +161,7 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     if data is not None:
         text_name, text = data.about["file"], data.text
     elif encodes and kind is None:
+        text = first_half(text) if text_name == TOPICS else text
         text_name = f"{text_name} (neighbouring sentences, as source and target)"
     embedding = read_embedding(source.checkpoint.path) if task == FEATURES else None
     window, stride = window_of(job, task, source.max_length, usual_window(data, embedding))
@@ -258,7 +259,9 @@ def _calibration(job: Job, source: Source, evaluated: str, wanted: bool) -> dict
         return told if wanted else None
     if not wanted and job.calib_text is None:
         return None
-    measured = job.eval_tokens if job.eval_data is None else len(evaluated)  # of labelled data all
+    # Of labelled data all, and of pairs of sentences more than the tokens that are counted.
+    whole = job.eval_data is not None or FORMS[source.checkpoint.task].encodes
+    measured = len(evaluated) if whole else job.eval_tokens
     told = calibration_told(job, source, evaluated, measured)
     return told if wanted else None
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter import store
-from exporter.checkpoint.linear import are_tokens
+from exporter.checkpoint.linear import PAIR, are_tokens
 from exporter.checkpoint.load import read_config
 from exporter.checkpoint.two_towers import longest_text
 from exporter.errors import JobError
@@ -64,7 +64,7 @@ def calibrate(
     pieces = samples(checkpoint, how)
     statistics = {}
     form = FORMS[checkpoint.task]
-    if not form.encodes and not form.matches:  # which read two things, and whose windows alone are asked for
+    if not form.encodes and not form.matches:  # of which windows alone are asked for: policies collect their own
         model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
         statistics = collect(model, pieces, progress)
     count = pieces.numel() if are_tokens(pieces) else None
@@ -106,6 +106,47 @@ def calibration_windows(tokenizer: Any, text: str, skip: int, tokens: int, max_l
     return torch.tensor(ids[: len(ids) - len(ids) % window]).view(-1, window)
 
 
+def paired_windows(tokenizer: Any, text: str, skip: int, tokens: int, max_length: int | None) -> Tensor:
+    """The same for a model that makes one text of another, int64 [windows, window]: pairs of PAIR ids in a row.
+
+    Of each the first half is a source and the second its target (exporter.checkpoint.linear.asked), the pieces of the
+    text that follow one another, each with the special tokens that the tokenizer puts around it: what those are fed is
+    unlike all else. Raises JobError where the text is too short.
+    """
+    import torch
+
+    window = min(WINDOW, max_length or WINDOW)
+    pair = min(PAIR, window)
+    sides, taken = [], skip
+    for key, length in (("text", pair // 2), ("text_target", pair - pair // 2)):
+        before, after = _around(tokenizer, key)
+        ids = tokenizer(**{key: text}, add_special_tokens=False)["input_ids"][: skip + tokens]
+        sides.append((ids, before, after, length - len(before) - len(after)))
+    whole = min(len(ids) for ids, *_ in sides)
+    step = sum(inner for *_, inner in sides)
+    pairs: list[list[int]] = []
+    while taken + step <= whole:
+        pairs.append([])
+        for ids, before, after, inner in sides:
+            pairs[-1] += [*before, *ids[taken : taken + inner], *after]
+            taken += inner
+    in_window = window // pair
+    windows = len(pairs) // in_window
+    if not windows:
+        raise JobError(
+            f"the calibration text has {whole - skip} tokens, fewer than a window of {window}: "
+            "give a longer one with --calib-text"
+        )
+    return torch.tensor(pairs[: windows * in_window]).view(windows, -1)
+
+
+def _around(tokenizer: Any, key: str) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and after a text: `key` says whether a source or a target."""
+    bare, whole = (tokenizer(**{key: "a"}, add_special_tokens=special)["input_ids"] for special in (False, True))
+    at = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    return whole[:at], whole[at + len(bare) :]
+
+
 def samples(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:
     """What a checkpoint is calibrated on: a text's windows, or the pictures of a list [n, C, H, W]. Raises JobError."""
     trust = checkpoint.trust_remote_code
@@ -123,7 +164,8 @@ def samples(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust)
-    return calibration_windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
+    windows = paired_windows if FORMS[checkpoint.task].encodes else calibration_windows
+    return windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
 
 
 def sound_windows(checkpoint: Checkpoint, sounds: str) -> Tensor:

@@ -58,6 +58,8 @@ class LossMeter:
         self.unit = unit(kind)
         self._distance = Distance(kind, [self._record(window) for window in self._windows])
         self.tokens = self._windows.numel() if are_tokens(windows) else len(self._windows)
+        if FORMS[task].encodes:  # half of them are sources
+            self.tokens //= 2
         self._first = self._blocks_before()
 
     def loss(
@@ -187,4 +189,4 @@ def _outputs(model: Any, task: str, window: Tensor) -> Tensor:
         return found[0].mean(1) if found[0].dim() == 3 else found[0].mean((2, 3))
     if len(found) > 1:
         return torch.cat(found)
-    return found[0][0] if form.per_token else found[0]
+    return found[0].flatten(0, 1) if form.per_token else found[0]  # of all the pairs in a window

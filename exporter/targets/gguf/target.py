@@ -131,7 +131,7 @@ def _matrix(request: ExportRequest, source: Path) -> ImportanceMatrix | None:
     options: GgufOptions = request.options
     if (request.precision in IGNORE_MATRIX and not options.tensor) or options.imatrix == "off":
         return None
-    if FORMS[request.checkpoint.task].encodes and options.imatrix == "auto":  # a calibration reads one text, not two
+    if FORMS[request.checkpoint.task].encodes and options.imatrix == "auto":  # no statistics are kept of one
         return None
     if options.imatrix != "auto":
         return read_imatrix(options.imatrix)

@@ -30,13 +30,17 @@ def at_precision(
     *,
     decoder: bool,
     pictures: bool = False,
+    by_policy: Callable[[ir.Model], list[str]] | None = None,
 ) -> tuple[ir.Model, list[str], Needs]:
-    """A float graph brought to the request's precision by its rule, notes, and what a runtime must have.
+    """A float graph brought to the request's precision, notes, and what a runtime must have.
 
-    `overflowing` finds what float16 cannot hold of it; `decoder` and `pictures` are quantize_by_rule's.
+    `overflowing` finds what float16 cannot hold of it; `decoder` and `pictures` are quantize_by_rule's, in whose place
+    `by_policy` stands where there is a policy.
     """
     notes = notes_of(model)
-    if request.precision == "fp16":
+    if by_policy is not None:
+        notes += by_policy(model)
+    elif request.precision == "fp16":
         beyond = overflowing()
         model = half(model, beyond)
         notes += told(beyond)
@@ -44,7 +48,7 @@ def at_precision(
         model = bfloat16_graph(model)
     elif request.precision in SCHEMES:
         notes += quantize_by_rule(model, request.precision, decoder, pictures)
-    if request.precision != "bf16":  # whose kernels are told by their weights' names
+    if request.precision not in ("int8-static", "bf16"):  # whose kernels are told by their weights' names
         join_products(model)
     needs = versions.fit(model, request.options.min_onnxruntime if request.options else None)
     halve_scales(model)

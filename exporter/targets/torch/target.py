@@ -118,11 +118,8 @@ def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
         return _REFUSED.get(precision)
     if not FORMS[task].encodes:
         return None
-    if precision == "int8-static":
-        return (
-            "static ranges are found by running a model on one input, and an encoder-decoder reads two; "
-            "try int8-dynamic"
-        )
+    if precision == "int8-static" and FORMS[task].inputs != "text":
+        return "static ranges are found on windows of a text, and this model reads sounds; try int8-dynamic"
     if precision == "int8-dynamic" and config.get("model_type") not in _DOTTED:
         return "torchao cannot read its own file again where a tensor's name has no dot, as BART's final_logits_bias"
     return None
