@@ -62,7 +62,8 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
     for winner in winners(report):
         # As the user named the folder: the line is for where the command was typed.
         folder = job.output.expanduser() / winner["folder"]
-        report["winners"].append(winner | {"run": line_of(known.get(targets[winner["variant"]]), folder)})
+        line = line_of(known.get(targets[winner["variant"]]), folder, report["model"]["task"])
+        report["winners"].append(winner | {"run": line})
     write_report(report, output)
     write_readmes(report, output)
     return report

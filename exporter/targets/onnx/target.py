@@ -269,7 +269,7 @@ ONNX = Target(
     weights=weights_of,
     zeros=zeros_of,
     inspects={".onnx": inspect},
-    run='python {folder}/run.py "Once upon a time"',
+    run="python {folder}/run.py {example}",
     kit=kit("onnx"),
     programs=clients,
     # float16 is checked for overflow on the calibration's windows.
