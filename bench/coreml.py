@@ -87,7 +87,7 @@ def evaluated(folder: Path, half: bool) -> dict[str, float]:
     from exporter.targets.coreml.mil.runner import open_mil
 
     reference = quality.Reference.load(folder.parent / "reference" / "reference.npz")
-    with open_mil(folder / PACKAGE, THREADS, half, encoder=False) as runner:
+    with open_mil(folder / PACKAGE, THREADS, half) as runner:
         found, _ = tasks.compare(runner, reference)
         seconds = []
         for _ in range(ROUNDS):

@@ -31,14 +31,23 @@ _BOTH: Mapping[str, Any] = {
     "is_encoder_decoder": True,
     "tie_word_embeddings": False,
 }
+_WHISPER: Mapping[str, Any] = {"model_type": "whisper", "vocab_size": 51864, "is_encoder_decoder": True}
+_SPEECH: Mapping[str, Any] = {"model_type": "wav2vec2", "vocab_size": 32}
 _VISION: Mapping[str, Any] = {"model_type": "vit"}
+_TOWERS: Mapping[str, Any] = {"model_type": "clip"}
 
 
 def plain(task: str) -> Mapping[str, Any]:
     """The configuration of a model of a task, as far as a target's check looks at it."""
     form = FORMS[task]
+    if form.inputs == "spectrogram":
+        return _WHISPER
     if form.encodes:
         return _BOTH
+    if form.inputs == "waveform":
+        return _SPEECH
+    if form.matches:
+        return _TOWERS
     if form.inputs == "pixels":
         return _VISION
     return _DECODER if form.cached else _ENCODER

@@ -7,14 +7,15 @@ any work. What one target or stage alone can be asked is a section of its own, w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator
 
 from exporter.device import AUTO, PATTERN, check_device
-from exporter.errors import JobError, unknown
+from exporter.errors import JobError
+from exporter.job_keys import complaint, flag, unknown_key
 from exporter.machine import usable_cores
 from exporter.types import BaseQuant, Combination, Gates, MergeDtype
 from exporter.yaml_file import off_is_a_word, read_yaml
@@ -127,13 +128,22 @@ class Job(CompressJob):
     eval_data: Path | None = Field(
         None,
         description="Labelled examples to measure on instead, all of them: .jsonl, .csv or .parquet. A classifier's "
-        "texts, or pairs of texts with how alike they are.",
+        "texts, or pairs of texts with how alike they are; files of sounds with what is said in them.",
     )
     eval_images: Path | None = Field(
         None, description="A folder of pictures to measure a model of pictures on. Default: 64 that are drawn."
     )
+    eval_labels: Path | None = Field(
+        None, description="Texts that CLIP matches pictures with, one on each line. Default: 32 of its own."
+    )
     calib_images: Path | None = Field(
         None, description="A folder of pictures to calibrate it on: others. Default: 64 others that are drawn."
+    )
+    eval_audio: Path | None = Field(
+        None, description="A folder of sounds to measure a model of speech on. Default: 16 that are made."
+    )
+    calib_audio: Path | None = Field(
+        None, description="A folder of sounds to calibrate it on: others. Default: 16 others that are made."
     )
     text_column: str | None = Field(None, description="Its column of texts. Default: guessed, and told.")
     pair_column: str | None = Field(None, description="Its column of second texts. Default: guessed with the text's.")
@@ -192,6 +202,12 @@ class Job(CompressJob):
     max_f1_drop: float | None = Field(None, ge=0, le=1, description="Gate: macro F1 on it below the reference's.")
     max_spearman_drop: float | None = Field(
         None, ge=0, le=2, description="Gate: rank correlation with its numbers below the reference's."
+    )
+    max_wer_rise: float | None = Field(
+        None, ge=0, description="Gate: word error rate on labelled sounds above the reference's; 0.01 is a point."
+    )
+    min_transcripts: float | None = Field(
+        None, ge=0, le=1, description="Gate: share of sounds whose transcript is the reference's, letter for letter."
     )
     min_greedy_agreement: float | None = Field(
         None, ge=0, le=1, description="Gate: share of prompts that are continued word for word as the reference does."
@@ -262,38 +278,3 @@ def _line(detail: Any, kind: type[MergeJob]) -> str:
     if detail["type"] == "missing":
         return f"{name} is missing: give {flag(name)} or the key {name!r} in the job file"
     return complaint(flag(name), detail)
-
-
-def flag(*names: str) -> str:
-    """The flag of a job's key, or of a section's: --gguf-imatrix."""
-    return "--" + "-".join(names).replace("_", "-")
-
-
-def complaint(flag: str, detail: Any) -> str:
-    """One of pydantic's complaints of a value in a person's words."""
-    error = detail.get("ctx", {}).get("error")
-    message = detail["msg"][0].lower() + detail["msg"][1:] if error is None else str(error)
-    return f"{flag} {detail['input']!r}: {message}"
-
-
-# What is an option of a target or stage now: (section, key) for each key, or flag, that every job once had.
-RENAMED: Mapping[str, Sequence[tuple[str, str]]] = {
-    "qat": [("qat", "steps")],
-    "imatrix": [("gguf", "imatrix")],
-    "gguf_tensor": [("gguf", "tensor")],
-    "gguf_split_max_size": [("gguf", "split_max_size")],
-    "engine": [("tensorrt", "engine"), ("tensorrt-rtx", "engine")],
-    "trt_profile": [("tensorrt", "profile"), ("tensorrt-rtx", "profile")],
-    "trt_compute_capability": [("tensorrt-rtx", "compute_capability")],
-    "trt_hardware_compatible": [("tensorrt", "hardware_compatible")],
-    "trt_version_compatible": [("tensorrt", "version_compatible")],
-    "trt_workspace": [("tensorrt", "workspace"), ("tensorrt-rtx", "workspace")],
-}
-
-
-def unknown_key(name: str, keys: Iterable[str]) -> str:
-    """The line for a key that no job has: where it is now, or the nearest ones."""
-    if name not in RENAMED:
-        return unknown("key", name, keys)
-    now = " or ".join(f"{section}: {{{key}: …}} ({flag(section, key)})" for section, key in RENAMED[name])
-    return f"{name}: write it as a section, {now}"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Sample = NDArray[Any]  # [T] token ids, or a picture's pixel values, float32 [C, H, W]
+Sample = NDArray[Any]  # [T] token ids, a picture's pixel values float32 [C, H, W], a spectrogram [mel, frames]
 
 
 def rows_of_states(answer: Floats) -> Floats:
@@ -86,12 +86,36 @@ class BatchCachedRunner(CachedRunner, Protocol):
 class EncoderDecoderRunner(CachedRunner, Protocol):
     """An encoder and a decoder. What `logits`, `prefill` and `step` are given is the decoder's, for the last source."""
 
-    def encode(self, ids: Ids) -> Floats:
-        """Reads a source of [S] ids, which all that follows is asked of: the encoder's last states [S, H]."""
+    def encode(self, ids: Sample) -> Floats:
+        """Reads a source of [S] ids, which all that follows is asked of: the encoder's last states [S, H].
+
+        Of a sound its spectrogram [mel, frames]: states [positions, H].
+        """
         ...
 
-    def paired(self, sources: Ids, mask: Ids, ids: Ids) -> Floats:
-        """Padded sources [B, S] with their mask, and the decoder's ids [B, T]: [B, T, V], without a cache."""
+    def paired(self, sources: Sample, mask: Ids, ids: Ids) -> Floats:
+        """Padded sources [B, S] with their mask, and the decoder's ids [B, T]: [B, T, V], without a cache.
+
+        Spectrograms [B, mel, frames] have no padding, and their mask [B, mel] says nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class MatchingRunner(BatchRunner, Protocol):
+    """A tower that reads texts and one that reads pictures. What `logits` and `batch` answer of a picture [C, H, W] is
+    how well it matches each of the texts that were given last, [1, N] and [B, N]."""
+
+    def match(self, ids: Ids, mask: Ids) -> None:
+        """Gives the texts, padded on the right: [N, T]."""
+        ...
+
+    def texts(self, ids: Ids, mask: Ids) -> Floats:
+        """The vectors [B, D] of padded texts [B, T], as their own tower has them."""
+        ...
+
+    def pictures(self, pixels: Sample) -> Floats:
+        """The vectors [B, D] of pictures [B, C, H, W], as their own tower has them."""
         ...
 
 

@@ -115,6 +115,8 @@ class Gates:
     max_f1_drop: float | None = None
     max_spearman_drop: float | None = None
     min_greedy_agreement: float | None = None
+    max_wer_rise: float | None = None
+    min_transcripts: float | None = None
 
 
 def agreement(share: float) -> dict[str, Gates]:
@@ -260,7 +262,7 @@ class Target:
     they may begin where torch is.
     `inspects` tells what is in a file that ends so, such as {".npz": read}, for `exporter inspect`: a mapping with
     format, functions (of each name, inputs, outputs, states, operators), bytes (of the weights by type), metadata.
-    `run` is the line that a person types to run an artifact, with {folder} where its folder stands; "": none is known.
+    `run` is what a person types to run an artifact, with {folder} and a task's {example}; "": none is known.
     `kit` is the folder that its README.md.jinja is in; `programs`: the clients that travel with a written artifact, by
     their names in its folder. None, and none: an artifact gets the README that all have in common, and no client.
     """

@@ -5,7 +5,8 @@ import json
 import pytest
 from conftest import ROOT, SMALL
 
-from exporter.job import RENAMED, Job
+from exporter.job import Job
+from exporter.job_keys import RENAMED
 from exporter.pipeline import sections
 
 pytestmark = pytest.mark.quick

@@ -18,7 +18,8 @@ from conftest import ROOT, last_json
 import exporter
 from exporter.command.cli import cli
 from exporter.command.flags import headed
-from exporter.job import Job, flag
+from exporter.job import Job
+from exporter.job_keys import flag
 from exporter.pipeline import sections
 
 pytestmark = pytest.mark.quick

@@ -191,7 +191,7 @@ def test_labels(request, classifiers, problem, file):
         request.getfixturevalue("node")
     *known, folder = classifiers[problem]
     wanted = answers(problem, *known, TEXTS[0], TEXTS[1])
-    got = json.loads(client(folder, TEXTS[0], "--pair", TEXTS[1], file=file))
+    got = json.loads(client(folder, TEXTS[0], TEXTS[1], file=file))
     assert list(got) == list(wanted)
     assert got == pytest.approx(wanted, abs=1e-5)
     if problem == "single_label_classification":

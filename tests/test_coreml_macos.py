@@ -25,7 +25,7 @@ def test_both_answer_alike(kind, precision, units, tmp_path, monkeypatch):
     checkpoint, task = random_model(tmp_path / kind, kind)
     export(checkpoint, task, precision, tmp_path / "artifact", tmp_path / "scratch")
     package = tmp_path / "artifact" / "model.mlpackage"
-    with open_predict(package, task) as own, open_mil(package, 1, True, encoder=task != GENERATION) as reference:
+    with open_predict(package, task) as own, open_mil(package, 1, True, task) as reference:
         assert COMPUTE_UNITS[units] in own.engine
         expected = reference.logits(IDS)
         assert np.abs(own.logits(IDS) - expected).max() < 0.02 * np.abs(expected).max()

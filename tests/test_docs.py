@@ -37,8 +37,8 @@ JOBS = {"run": Job, "calibrate": Job, "compress": CompressJob, "merge": MergeJob
 NO_KEY = {"config", "dry_run", "form", "policy_out", "verbose"}  # flags of a command that are no key of its job
 FILES = ("adapter", "eval_text", "calib_text", "eval_data", "probe")
 READERS = {
-    "./llama", "./lora", "./second", "./classifier", "./flan-t5", "./vit", "./tagger", "reviews.jsonl", "pairs.jsonl",
-    "sentences.jsonl", "own.txt", "job.yaml",
+    "./llama", "./lora", "./second", "./classifier", "./flan-t5", "./vit", "./clip", "./tagger", "reviews.jsonl",
+    "pairs.jsonl", "sentences.jsonl", "own.txt", "job.yaml", "./wav2vec2", "said.csv",
 }  # fmt: skip
 # Flags of pip, of other programs and of bench/.
 FOREIGN = {

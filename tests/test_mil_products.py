@@ -13,6 +13,7 @@ IMAGE = random(2, 4, 6, 5, seed=6)
 INPUTS = {"x": X, "m": M, "n": N, "i": PLACES, "j": ALONG, "q": Q, "k": K, "v": V, "image": IMAGE}
 W, BIAS = random(7, 4, seed=7), random(7, seed=8)
 KERNEL, LINE = random(6, 2, 3, 2, seed=9), random(5, 3, 2, seed=10)
+EACH = random(4, 1, 3, 2, seed=14)
 GAMMA, BETA = random(3, 4, seed=11), random(3, 4, seed=12)
 MASK = np.where(random(3, 5, seed=13) > 1, np.float32(-30000), np.float32(0))
 KEPT = np.arange(15).reshape(3, 5) % 4 != 0
@@ -84,6 +85,39 @@ CASES = {
             dilation=(2, 1),
             groups=2,
         ),
+    ),
+    "conv_of_each_channel": (
+        lambda mb, image, **_: mb.conv(x=image, weight=EACH, bias=W[:4, 0], strides=[2, 1], groups=4),
+        lambda t: functional.conv2d(t["image"], torch.tensor(EACH), torch.tensor(W[:4, 0]), (2, 1), groups=4),
+    ),
+    "max_pool": (
+        lambda mb, image, **_: mb.max_pool(
+            x=image, kernel_sizes=[3, 2], strides=[2, 2], pad_type="custom", pad=[1, 1, 0, 0]
+        ),
+        lambda t: functional.max_pool2d(t["image"], (3, 2), 2, (1, 0)),
+    ),
+    "max_pool_ceil": (
+        lambda mb, image, **_: mb.max_pool(
+            x=image, kernel_sizes=[3, 2], strides=[2, 2], pad_type="custom", pad=[0, 0, 0, 0], ceil_mode=True
+        ),
+        lambda t: functional.max_pool2d(t["image"], (3, 2), 2, ceil_mode=True),
+    ),
+    "avg_pool": (
+        lambda mb, image, **_: mb.avg_pool(
+            x=image, kernel_sizes=[3, 3], strides=[1, 2], pad_type="custom", pad=[1, 1, 1, 1]
+        ),
+        lambda t: functional.avg_pool2d(t["image"], 3, (1, 2), 1),
+    ),
+    "avg_pool_of_what_is_there": (
+        lambda mb, image, **_: mb.avg_pool(
+            x=image,
+            kernel_sizes=[3, 3],
+            strides=[1, 2],
+            pad_type="custom",
+            pad=[1, 1, 1, 1],
+            exclude_padding_from_average=True,
+        ),
+        lambda t: functional.avg_pool2d(t["image"], 3, (1, 2), 1, count_include_pad=False),
     ),
     "conv_line": (
         lambda mb, x, **_: mb.conv(x=x, weight=LINE, pad_type="same"),

@@ -10,6 +10,7 @@ from exporter.errors import BuildError
 from exporter.runner import BatchRunner, BoundedRunner, CachedRunner, SegmentRunner, TracingRunner
 from exporter.targets.coreml.mil.runner import open_mil
 from exporter.targets.coreml.traps import scalar_sizes
+from exporter.types import FEATURES
 
 VOCABULARY, LENGTH, LAYERS, HEADS, SIZE = 60, 48, 2, 4, 8
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, 20)
@@ -129,7 +130,7 @@ def cached(tmp_path_factory):
 def test_a_llama_is_pytorchs_at_any_length(plain, reference, length):
     path, limit = plain
     for half in (False, True):
-        with open_mil(path, 1, half, encoder=False) as runner:
+        with open_mil(path, 1, half) as runner:
             assert not isinstance(runner, CachedRunner)
             assert runner.max_length == LENGTH
             found = runner.logits(IDS[:length])
@@ -138,7 +139,7 @@ def test_a_llama_is_pytorchs_at_any_length(plain, reference, length):
 
 
 def test_a_cache_is_no_cache_token_by_token(cached, reference):
-    with open_mil(cached, 1, half=True, encoder=False) as runner:
+    with open_mil(cached, 1, half=True) as runner:
         assert isinstance(runner, CachedRunner)
         assert isinstance(runner, BoundedRunner)
         assert runner.max_length == LENGTH
@@ -153,7 +154,7 @@ def test_a_cache_is_no_cache_token_by_token(cached, reference):
         np.testing.assert_array_equal(runner.prefill(IDS[:5]), found[0])  # nothing is left of the text before
         assert runner.first_not_finite(IDS) is None
         assert isinstance(runner, TracingRunner)
-    with open_mil(cached, 1, half=False, encoder=False) as runner:
+    with open_mil(cached, 1, half=False) as runner:
         exact = runner.logits(IDS)
         found = [runner.prefill(IDS[:1]), *(runner.step(int(token)) for token in IDS[1:])]
         np.testing.assert_allclose(np.array(found), exact, atol=1e-4)
@@ -161,7 +162,7 @@ def test_a_cache_is_no_cache_token_by_token(cached, reference):
 
 def test_a_text_that_is_too_long_is_refused(cached):
     with (
-        open_mil(cached, 1, half=False, encoder=False) as runner,
+        open_mil(cached, 1, half=False) as runner,
         pytest.raises(BuildError, match="49 tokens are more than the cache of 48"),
     ):
         runner.prefill(np.zeros(LENGTH + 1, np.int64))
@@ -208,7 +209,7 @@ def test_a_bert_is_pytorchs_in_batches_and_with_segments(tmp_path):
     ids = np.random.default_rng(1).integers(0, 60, (3, 11))
     mask = (np.arange(11) < np.array([[11], [7], [2]])).astype(np.int64)
     segments = (np.arange(11) > 5).astype(np.int64)
-    with open_mil(tmp_path / "bert.mlpackage", 1, half=False, encoder=True) as runner, torch.no_grad():
+    with open_mil(tmp_path / "bert.mlpackage", 1, half=False, task=FEATURES) as runner, torch.no_grad():
         assert isinstance(runner, BatchRunner)
         assert isinstance(runner, SegmentRunner)
         wanted = model(torch.from_numpy(ids), torch.from_numpy(mask)).last_hidden_state.numpy()

@@ -4,7 +4,14 @@ import pytest
 
 from exporter.checkpoint.recipes import RECIPES
 from exporter.errors import JobError
-from exporter.pipeline.texts import TOPICS, calibration_text, evaluation_text, shared_passage, standard_library_topics
+from exporter.pipeline.texts import (
+    TOPICS,
+    calibration_text,
+    evaluation_text,
+    first_half,
+    shared_passage,
+    standard_library_topics,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -18,6 +25,14 @@ def test_the_text_is_never_the_evaluations(tmp_path):
     assert calibration_text(file, None, "another text", 4096)[0] == "text.txt"
     with pytest.raises(JobError, match="give another --calib-text"):
         calibration_text(file, None, "the evaluation's", 4096)
+
+
+def test_pairs_of_sentences_are_of_a_part_of_the_topics_that_calibration_does_not_read():
+    topics = standard_library_topics()
+    measured = first_half(topics)
+    name, rest, skip = calibration_text(None, None, measured, len(measured))
+    assert (name, measured + rest, skip) == (TOPICS, topics, 0)
+    assert abs(len(measured) - len(rest)) < len(topics) / 10
 
 
 WORDS = [f"word{number}" for number in range(400)]

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 import vision_models
 from clients import client, node  # noqa: F401  # a fixture
 from onnx import numpy_helper
 from PIL import Image
 
 from exporter import Job, run
+from exporter.checkpoint.model import load_model
 from exporter.checkpoint.opened import open_checkpoint
 from exporter.checkpoint.pictures import draw, drawn, listed, names, read, shared
 from exporter.checkpoint.processor import picture_shape, read_processor
@@ -24,7 +26,9 @@ from exporter.measure.gates import judge
 from exporter.measure.preprocessing import FIGURE, PROCESSED, Processed
 from exporter.measure.probe import compare_probe
 from exporter.measure.quality import ANSWERS, Reference
-from exporter.pipeline.pictures import calibration_pictures, processed
+from exporter.pipeline.inputs import PICTURES, calibration_list
+from exporter.pipeline.pictures import processed
+from exporter.quantization.hessians import hessians
 from exporter.report.result import Result
 from exporter.targets.onnx.target import ONNX
 from exporter.targets.onnx_graph.session import OnnxRunner
@@ -202,8 +206,10 @@ def test_folders_of_pictures_are_measured_and_calibrated_on(tmp_path, refused):
     assert report["evaluation"]["tokens_scored"] == 9
     shutil.copy(tmp_path / "eval/3.png", tmp_path / "calib/like3.png")
     with pytest.raises(JobError, match=r"shares pictures with what is measured on \(like3.png\)"):
-        calibration_pictures(
-            job.model_copy(update={"calib_images": tmp_path / "calib"}), listed(tmp_path / "eval", "--eval-images")
+        calibration_list(
+            job.model_copy(update={"calib_images": tmp_path / "calib"}),
+            PICTURES,
+            listed(tmp_path / "eval", "--eval-images"),
         )
     (tmp_path / "eval/0.png").write_text("no picture")
     line = refused("-m", model, "-t", "onnx:fp32", "--eval-images", tmp_path / "eval")
@@ -218,9 +224,6 @@ def test_what_is_not_of_pictures_is_refused_before_work(tmp_path, refused, tiny)
     assert "at least 8 are needed" in refused("-m", model, "--eval-images", tmp_path / "few")
     assert "--prune is not for" in refused("-m", model, "--prune", "magnitude:0.5")
     assert "llama.cpp" in refused("-m", model, "-t", "gguf", status=4)
-    for target, name in (("coreml", "Core ML"), ("litert", "LiteRT"), ("tensorrt-rtx", "TensorRT")):
-        line = refused("-m", model, "-t", target, status=4)
-        assert f"pictures are not exported to {name} yet" in line or "needs" in line
     for variant in ("torch:int8-dynamic", "torch:int8-static", "onnx:int4-weight"):
         assert "are convolutions'" in refused("-m", model, "-t", variant, status=4)
     (model / "preprocessor_config.json").unlink()
@@ -241,6 +244,19 @@ def test_a_processor_that_keeps_a_pictures_shape_is_refused(tmp_path):
     settings.write_text(json.dumps(told))
     with pytest.raises(JobError, match="pictures of several sizes"):
         picture_shape(read_processor(model, trust=False))
+
+
+def test_gptq_sees_what_pictures_feed_a_layer(made):
+    model, _, _ = made("ViT")
+    loaded, pictures = load_model(model, IMAGES, "float32", False).eval(), vision_models.pictures(model)[:3]
+    name, fed = "vit.layers.1.mlp.fc2", []
+    layer = loaded.get_submodule(name)
+    hook = layer.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].flatten(0, -2)))
+    with torch.no_grad():
+        loaded(pixel_values=pictures)
+    hook.remove()
+    [found] = hessians(loaded, pictures, [name], 1 << 20, lambda done, total: None)
+    torch.testing.assert_close(found[name], fed[0].T @ fed[0])
 
 
 def test_drawn_pictures_are_the_same_each_time_and_none_like_another():

@@ -166,7 +166,9 @@ def test_names_that_mean_harm_are_text_in_every_form():
 
 
 def test_the_line_of_a_target_has_the_folder_as_a_shell_reads_it():
-    target = replace(TORCH, run="look-at {folder}/model --again {folder}")
-    assert line_of(target, Path("out/one-fp16")) == "look-at out/one-fp16/model --again out/one-fp16"
-    assert line_of(target, Path("my out; ls")) == "look-at 'my out; ls'/model --again 'my out; ls'"
-    assert line_of(replace(TORCH, run=""), Path("out")) is None
+    target = replace(TORCH, run="look-at {folder}/model --again {folder} {example}")
+    told = line_of(target, Path("out/one-fp16"), "text-generation")
+    assert told == "look-at out/one-fp16/model --again out/one-fp16 'Once upon a time'"
+    told = line_of(target, Path("my out; ls"), "image-classification")
+    assert told == "look-at 'my out; ls'/model --again 'my out; ls' picture.png"
+    assert line_of(replace(TORCH, run=""), Path("out"), "text-generation") is None

@@ -35,10 +35,10 @@ FAMILIES = {
 }
 
 
-def text(paragraphs: int = 120) -> str:
-    """Paragraphs of two sentences each, none like another."""
+def text(paragraphs: int = 120, first: int = 0) -> str:
+    """Paragraphs of two sentences each, none like another; of 250 there are no more."""
     lines = []
-    for number in range(paragraphs):
+    for number in range(first, first + paragraphs):
         words = [f"word{(number * number * 31 + i * (number + 7)) % 250}" for i in range(24)]
         lines.append(f"{' '.join(words[:14])}. {' '.join(words[14:])}.")
     return "\n".join(lines)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exporter.checkpoint.opened import TorchRunner
-from exporter.runner import Floats, Ids
+from exporter.form import SPECTROGRAM
+from exporter.runner import Floats, Ids, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TorchEncoderDecoder(TorchRunner):
-    """A text2text-generation model, with transformers' own caches of both attentions."""
+    """A model for text2text-generation or speech, with transformers' own caches of both attentions."""
 
     def __init__(self, model: Any, task: str) -> None:
         super().__init__(model, task)
@@ -22,8 +26,8 @@ class TorchEncoderDecoder(TorchRunner):
         super().__exit__(*exc)
         del self._states
 
-    def encode(self, ids: Ids) -> Floats:
-        self._states, self._cache = self._read(ids[None], np.ones_like(ids)[None]), None
+    def encode(self, ids: Sample) -> Floats:
+        self._states, self._cache = self._read(ids[None], np.ones((1, len(ids)), np.int64)), None
         states: Floats = self._states[0].float().cpu().numpy()
         return states
 
@@ -31,7 +35,7 @@ class TorchEncoderDecoder(TorchRunner):
         answers: Floats = self._floats(self._decode(ids, self._states, use_cache=False))[0]
         return answers
 
-    def paired(self, sources: Ids, mask: Ids, ids: Ids) -> Floats:
+    def paired(self, sources: Sample, mask: Ids, ids: Ids) -> Floats:
         states = self._read(sources, mask)
         return self._floats(self._decode(ids, states, use_cache=False, attention_mask=self._there(mask)))
 
@@ -48,9 +52,11 @@ class TorchEncoderDecoder(TorchRunner):
         last: Floats = out.logits[0, -1].float().cpu().numpy()
         return last
 
-    def _read(self, ids: Ids, mask: Ids) -> Any:
+    def _read(self, ids: Sample, mask: Ids) -> Any:
         with self._torch.inference_mode():
             encoder = self._model.get_encoder()
+            if self._form.inputs == "spectrogram":  # in the model's own dtype, as transformers' clients feed it
+                return encoder(**{SPECTROGRAM: self._there(ids).to(self._model.dtype)}).last_hidden_state
             return encoder(input_ids=self._there(ids), attention_mask=self._there(mask)).last_hidden_state
 
     def _decode(self, ids: Ids, states: Any, **more: Any) -> Any:
@@ -74,3 +80,11 @@ def start_of(config: Mapping[str, Any]) -> int | None:
         return None
     start = config.get("decoder_start_token_id")
     return int(config["pad_token_id"] if start is None else start)
+
+
+def before_each(targets: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """What a decoder is given where these [B, T] ids are asked for: the token before each, its start in front."""
+    import torch
+
+    start, last = start_of(config), targets[:, -1:]
+    return torch.cat([last if start is None else torch.full_like(last, start), targets[:, :-1]], dim=1)

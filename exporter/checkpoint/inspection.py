@@ -9,20 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from exporter.checkpoint.ctc import check_characters
 from exporter.checkpoint.experts import expert_layers, split_experts
+from exporter.checkpoint.extractor import rate_of, read_extractor
 from exporter.checkpoint.folder import has_tokenizer
 from exporter.checkpoint.linear import linear_layers, weighted_layers
 from exporter.checkpoint.load import check_config, code_beside, read_config
 from exporter.checkpoint.model import is_native, load_model, trust_code
 from exporter.checkpoint.processor import picture_shape, read_processor
 from exporter.checkpoint.renamed import renaming, wrapper_of
+from exporter.checkpoint.speech import check_speech
 from exporter.checkpoint.tokenizer import check_fit, embedding_of, lacks_padding, read_tokenizer, rows_of
+from exporter.checkpoint.two_towers import check_towers
 from exporter.checkpoint.weights import again, stored_tensors
 from exporter.errors import JobError, unknown
-from exporter.form import FORMS, IMAGE_FEATURES, IMAGES, PIXELS, TEXT2TEXT
+from exporter.form import FORMS, IMAGE_FEATURES, IMAGES, PIXELS, SAMPLES, SPEECH, SPEECH_CTC, TEXT2TEXT, ZERO_SHOT
 from exporter.types import FEATURES, TASKS
 
 _BLOCK = 1 << 24  # bytes of a tensor that are compared at a time
+_TRAINED_WITH = "masked_spec_embed"  # what takes the place of masked frames: in training alone
 _NO_LIMIT = 1 << 20  # tokenizers without a limit of their own say 10^30; XLNet's configuration says -1
 
 
@@ -56,6 +61,10 @@ def inspect(
     task = _task(config, task, model, measured)
     if task in FORMS and FORMS[task].inputs == "pixels":
         return _of_pictures(model, path, task, trust, config)
+    if task == SPEECH_CTC:
+        return _of_sounds(model, path, task, trust, config)
+    if task == SPEECH:
+        check_speech(model, path, config, trust)
     words = read_tokenizer(tokenizer, trust)
     unused, empty = _fit(model, path, task, trust, set(provided), labels)
     if lacks_padding(empty) and not provided:
@@ -67,7 +76,8 @@ def inspect(
     notes = [*leftover, *_untied(path, empty), *notes]
     parameters = sum(one.numel() for one in empty.parameters())
     split_experts(empty)
-    limits = [getattr(config.get_text_config(), "max_position_embeddings", None), words.model_max_length]
+    named = "max_target_positions" if task == SPEECH else "max_position_embeddings"
+    limits = [getattr(config.get_text_config(), named, None), words.model_max_length]
     known = [int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
     return {
         "task": task,
@@ -84,15 +94,34 @@ def inspect(
 def _of_pictures(model: str, path: Path, task: str, trust: bool, config: Any) -> dict[str, Any]:
     """The same of a model that reads pictures: its processor must make them all of the size that the model takes."""
     unused, empty = _fit(model, path, task, trust, set(), None)
+    notes = check_towers(model, path, trust, empty) if FORMS[task].matches else []
     shape = picture_shape(read_processor(path, trust))
-    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    seen = getattr(config, "vision_config", config)
+    size, channels = getattr(seen, "image_size", None), getattr(seen, "num_channels", None)
     # Of a model that takes any size its config.json may still name that of its training.
-    fixed = getattr(config, "patch_size", None) is not None and isinstance(size, int)
+    fixed = getattr(seen, "patch_size", None) is not None and isinstance(size, int)
     if (fixed and shape[1:] != (size, size)) or (channels is not None and shape[0] != channels):
         raise JobError(
             f"the image processor of {model} makes pictures of {' x '.join(map(str, shape))}, and its config.json "
             f"wants {channels} x {size} x {size}: one of the two is another model's"
         )
+    return _without_tokens(task, unused, empty) | {"notes": notes}
+
+
+def _of_sounds(model: str, path: Path, task: str, trust: bool, config: Any) -> dict[str, Any]:
+    """The same of a model that hears, and writes characters: its extractor and its tokenizer must fit it."""
+    unused, empty = _fit(model, path, task, trust, set(), None)
+    if empty.main_input_name != SAMPLES:
+        raise JobError(
+            f"{model} reads {empty.main_input_name}, and of CTC models those are measured that read {SAMPLES}, the "
+            "samples of a sound: wav2vec2, HuBERT, WavLM and their like"
+        )
+    rate_of(read_extractor(path, trust))
+    check_characters(model, path, config.to_dict(), trust)
+    return _without_tokens(task, unused, empty)
+
+
+def _without_tokens(task: str, unused: str, empty: Any) -> dict[str, Any]:
     return {
         "task": task,
         "max_length": None,
@@ -101,7 +130,7 @@ def _of_pictures(model: str, path: Path, task: str, trust: bool, config: Any) ->
         "notes": [],
         "linear_layers": list(weighted_layers(empty)),
         "experts": [],
-        "config": config.to_dict(),
+        "config": empty.config.to_dict(),
     }
 
 
@@ -158,10 +187,11 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     )
 
     if asked is not None:
-        task = TasksManager.map_from_synonym(asked)
+        task = _by_architecture(TasksManager.map_from_synonym(asked), config.architectures or [])
         if task in TASKS:
             return str(task)
         if task not in TasksManager.get_all_tasks():
@@ -179,8 +209,11 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
         task = TasksManager.infer_task_from_model(named)
         if names[0] in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
             task = TEXT2TEXT  # optimum takes BART's and mBART's, which can fill masks too, for models of that alone
-        if task == FEATURES and getattr(named, "main_input_name", None) == PIXELS:
+        if names[0] in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.values():
+            task = ZERO_SHOT  # optimum takes CLIP for one of its towers
+        elif task == FEATURES and getattr(named, "main_input_name", None) == PIXELS:
             task = IMAGE_FEATURES  # optimum does not tell it from a model of texts
+        task = _by_architecture(task, names)
     except ValueError:
         # optimum passes over models of which transformers has two of one kind, such as DeiT's.
         known = [name for one in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values() for name in _tuple(one)]
@@ -189,6 +222,13 @@ def _task(config: Any, asked: str | None, model: str, measured: bool) -> str:
     if measured and task not in TASKS:
         choices = ", ".join(TASKS)
         raise JobError(f"{names[0]} is for {task}, which exporter does not measure; give --task with one of {choices}")
+    return str(task)
+
+
+def _by_architecture(task: str, names: Sequence[str]) -> str:
+    """Speech recognition, which optimum has one name for, is of two kinds: CTC's answers are frames', not a text's."""
+    if task == SPEECH and any(name.endswith("ForCTC") for name in names):
+        return SPEECH_CTC
     return str(task)
 
 
@@ -213,6 +253,7 @@ def _fit(model: str, path: Path, task: str, trust: bool, provided: set[str], lab
     misfits = [f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in unlike]
     # A pooler is computed from the hidden states, which are what is compared.
     lacks = sorted({*found["missing_keys"]} - provided)
+    lacks = [name for name in lacks if not (task == SPEECH_CTC and name.endswith(_TRAINED_WITH))]
     lacks = [name for name in lacks if not (task in (FEATURES, IMAGE_FEATURES) and name.startswith("pooler."))]
     if misfits:
         raise JobError(f"the weights of {model} do not fit its config.json: {_few(misfits)}; {again(path)}")

@@ -48,22 +48,22 @@ def locate(model: str, offline: bool) -> Path:
 
 
 def prepared(recipe: Recipe) -> Path | None:
-    """The dequantized checkpoint of a recipe, when the cache holds it whole."""
-    if recipe.gguf is None:
+    """The checkpoint that was made of a recipe's file, when the cache holds it whole."""
+    if recipe.converted is None:
         return None
     folder = _prepared_folder(recipe)
     return folder if reusable(folder, _recipe_key(recipe)) is not None else None
 
 
 def prepare(recipe: Recipe, waiting: Callable[[str], None]) -> Path:
-    """Dequantizes a recipe's GGUF into the cache, unless it is there (torch is needed: call it in a worker)."""
-    from exporter.checkpoint.recipes import dequantize
+    """Makes a checkpoint of a recipe's file in the cache, unless it is there (torch is needed: call it in a worker)."""
+    from exporter.checkpoint.recipes import convert
 
     folder = _prepared_folder(recipe)
     with one_maker(folder, waiting):
         if prepared(recipe) is None:
             with publish(folder) as building:
-                dequantize(recipe, building)
+                convert(recipe, building)
                 write_manifest(building, _recipe_key(recipe), ["model.safetensors"], {"recipe": recipe.name})
     return folder
 
@@ -73,7 +73,7 @@ def _prepared_folder(recipe: Recipe) -> Path:
 
 
 def _recipe_key(recipe: Recipe) -> str:
-    source = recipe.folder() / (recipe.gguf or "")
+    source = recipe.folder() / (recipe.converted or "")
     return content_key(["recipe with digits", recipe.name, source.stat().st_size, source.name])
 
 

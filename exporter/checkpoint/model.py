@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.load import code_beside, read_config, refuse_adapter_beside
+from exporter.form import SPEECH_CTC
 
 Load = Callable[..., Any]  # (folder, **options of from_pretrained) -> a float32 model of the task's class
 
@@ -14,19 +15,28 @@ Load = Callable[..., Any]  # (folder, **options of from_pretrained) -> a float32
 def load_model(path: Path, task: str, dtype: str, trust_remote_code: bool = False, **options: Any) -> Any:
     """A checkpoint as a transformers model of the task's class; `dtype` is torch's name for it, or "auto"."""
     import torch
-    from optimum.exporters.tasks import TasksManager
     from transformers import AutoConfig
 
     refuse_adapter_beside(path)
     trust_remote_code = trust_code(path, trust_remote_code)
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    model_class = TasksManager.get_model_class_for_task(task, model_type=config.model_type)
-    return model_class.from_pretrained(
+    return class_of(task, config.model_type).from_pretrained(
         path,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         trust_remote_code=trust_remote_code,
         **options,
     )
+
+
+def class_of(task: str, model_type: str | None = None) -> Any:
+    """The class of transformers' that loads a model for a task."""
+    from optimum.exporters.tasks import TasksManager
+
+    if task == SPEECH_CTC:
+        from transformers import AutoModelForCTC
+
+        return AutoModelForCTC
+    return TasksManager.get_model_class_for_task(task, model_type=model_type)
 
 
 def is_native(config: Mapping[str, Any]) -> bool:

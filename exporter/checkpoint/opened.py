@@ -10,7 +10,7 @@ import numpy as np
 
 from exporter.checkpoint.model import load_model
 from exporter.checkpoint.tokenizer import rows_of
-from exporter.form import FORMS, PIXELS
+from exporter.form import FED, FORMS
 from exporter.runner import Floats, Ids, Sample, rows_of_states
 
 
@@ -44,8 +44,8 @@ class TorchRunner:
         return out[0] if self._form.per_token else out
 
     def batch(self, ids: Sample, mask: Ids) -> Floats:
-        if self._form.inputs == "pixels":
-            return self._floats(self._seen(ids))
+        if self._form.inputs in FED:
+            return self._floats(self._sensed(ids))
         extra = {"use_cache": False} if self._form.cached else {}
         return self._floats(self._forward(ids, attention_mask=mask, **extra))
 
@@ -64,10 +64,10 @@ class TorchRunner:
         with self._torch.inference_mode():
             return self._call(input_ids=self._there(ids), **inputs)
 
-    def _seen(self, pixels: Sample) -> Any:
-        """The model's outputs of pictures [B, C, H, W], in its own dtype as transformers' clients feed them."""
+    def _sensed(self, values: Sample) -> Any:
+        """The model's outputs of pictures [B, C, H, W] or sounds [B, T], in its own dtype as clients feed them."""
         with self._torch.inference_mode():
-            return self._call(**{PIXELS: self._there(pixels).to(self._model.dtype)})
+            return self._call(**{FED[self._form.inputs]: self._there(values).to(self._model.dtype)})
 
     def _call(self, **inputs: Any) -> Any:
         return self._model(**inputs)
@@ -119,10 +119,13 @@ def open_checkpoint(
 def runner_of(model: Any, task: str, gpu: int | None) -> TorchRunner:
     """A loaded model's runner. On a GPU float32 stays float32: without TF32, which has 10 bits of its 23."""
     from exporter.checkpoint.encoder_decoder import TorchEncoderDecoder
+    from exporter.checkpoint.two_towers import TorchTowers
 
     if gpu is None:
         if FORMS[task].encodes:
             return TorchEncoderDecoder(model, task)
+        if FORMS[task].matches:
+            return TorchTowers(model, task)
         return (TorchDecoder if FORMS[task].cached else TorchRunner)(model, task)
     import torch
 
@@ -132,4 +135,6 @@ def runner_of(model: Any, task: str, gpu: int | None) -> TorchRunner:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if FORMS[task].encodes:  # an answer takes two calls, which no one pair of CUDA events is around
         return TorchEncoderDecoder(model.to(f"cuda:{gpu}"), task)
+    if FORMS[task].matches:
+        return TorchTowers(model.to(f"cuda:{gpu}"), task)
     return (CudaTorchDecoder if FORMS[task].cached else CudaTorchRunner)(model.to(f"cuda:{gpu}"), task)

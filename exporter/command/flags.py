@@ -34,18 +34,18 @@ HEADINGS: Mapping[str, Sequence[str]] = {
     ),
     "Evaluation": (
         "task", "eval_tokens", "window", "stride", "eval_data", "text_column", "pair_column", "label_column",
-        "sample", "perplexity", "eval_images",
+        "sample", "perplexity", "eval_images", "eval_labels", "eval_audio",
     ),
     "Gates": (
         "max_kl", "min_top1", "max_tokenizer_errors", "min_cosine", "max_regression_error", "min_pearson",
         "min_spearman", "max_size_ratio", "max_logit_error", "proven_length", "max_accuracy_drop", "max_f1_drop",
-        "max_spearman_drop", "min_greedy_agreement",
+        "max_spearman_drop", "min_greedy_agreement", "max_wer_rise", "min_transcripts",
     ),
     "Pruning": ("prune",),
     "Distillation": ("distill",),
     "Calibration and policies": (
-        "calib_text", "calib_tokens", "calib_images", "policy", "force_policy", "ranges", "smooth", "rounding",
-        "sensitivity",
+        "calib_text", "calib_tokens", "calib_images", "calib_audio", "policy", "force_policy", "ranges", "smooth",
+        "rounding", "sensitivity",
     ),
     "Quantization-aware training": ("qat",),
     "Running": (
@@ -106,7 +106,7 @@ class SectionOption(click.Option):
 
 def field_options(kind: type[BaseModel]) -> list[click.Parameter]:
     """A click option for each field of a job. Unset flags stay out of it, so that the file's values hold."""
-    from exporter.job import flag
+    from exporter.job_keys import flag
 
     options: list[click.Parameter] = []
     for name, field in kind.model_fields.items():
@@ -117,7 +117,7 @@ def field_options(kind: type[BaseModel]) -> list[click.Parameter]:
 
 def section_options(kind: type[CompressJob]) -> list[click.Parameter]:
     """The same of every section of a kind of job: of targets, installed ones included, and of stages."""
-    from exporter.job import flag
+    from exporter.job_keys import flag
     from exporter.pipeline import sections
 
     options: list[click.Parameter] = []
@@ -209,7 +209,7 @@ def heads(param: click.Parameter) -> str:
 
 def _renamed(option: str) -> JobError | None:
     """For a flag that there once was: what it is called now."""
-    from exporter.job import RENAMED, flag
+    from exporter.job_keys import RENAMED, flag
 
     name = option.removeprefix("--")
     no = "no-" if name.startswith("no-") else ""
@@ -221,7 +221,7 @@ def _renamed(option: str) -> JobError | None:
 
 def _old_text(args: Sequence[str]) -> JobError | None:
     """For a stage's options as one text, which it once took: how they are written now."""
-    from exporter.job import RENAMED, flag
+    from exporter.job_keys import RENAMED, flag
 
     for option, text in pairwise(args):
         if option.removeprefix("--") in RENAMED and (key := re.match(r"(\w+)=([^,]*)", text)):

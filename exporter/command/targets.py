@@ -17,7 +17,7 @@ from rich.text import Text
 from exporter.checkpoint.recipes import RECIPES
 from exporter.command.flags import shown_default
 from exporter.command.show import print_pairs, stdout
-from exporter.job import flag
+from exporter.job_keys import flag
 from exporter.targets import known
 from exporter.types import Gates, Target, Variant
 

@@ -26,6 +26,7 @@ from exporter.types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 LABELS = "labels.npz"  # beside the reference's answers
 TAGS, ANSWERS = "tags", "answers"  # of token classification, and of question answering
+TRANSCRIPTS = "transcripts"  # of sounds: what is said in them
 PAIRS = "pairs"  # of texts, with how alike they are: passages 2i and 2i + 1
 MIN_EXAMPLES = 8  # fewer cannot carry a standard error that means anything
 _RESAMPLES, _SEED = 500, 20_260
@@ -66,7 +67,8 @@ class Labels:
 
 def check_packages(file: Path | None = None, kind: str = "") -> None:
     """Raises MissingPackage where labelled data of a `kind` cannot be read, or scored."""
-    lacks = [] if find_spec("sklearn") else ["scikit-learn"]
+    needed = ("jiwer", "jiwer") if kind == TRANSCRIPTS else ("sklearn", "scikit-learn")
+    lacks = [] if find_spec(needed[0]) else [needed[1]]
     if kind == TAGS and find_spec("seqeval") is None:
         lacks.append("seqeval")
     if file is not None and file.suffix == ".parquet" and find_spec("pyarrow") is None:

@@ -3,7 +3,8 @@
 Prefill is one forward over 128 and over 512 tokens; decode is 64 tokens, one at a time, after a prompt of 128. Encoders
 have prefill only, and the passage is one sequence. Of an encoder-decoder, prefill is to read so long a source and to
 answer with the first token, and decode is what follows a source of 128. Of a model of pictures one is timed, and eight
-at once. A round begins with a forward that is not counted: other variants had the processor's caches since the last.
+at once; of one that hears, four seconds of sound; where it has a decoder, the first token of a transcript, and each
+after it. A round begins with a forward that is not counted: other variants had the processor's caches since the last.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ PROMPT, DECODED = 128, 64
 CALLS = 3  # of each prefill in a round
 TOGETHER = 8  # pictures in a batch
 PICTURE, PICTURES = "picture", f"pictures_{TOGETHER}"
-Round = dict[str, list[float]]  # milliseconds: "prefill_128", "prefill" (512 tokens), "decode"; of pictures those
+SOUND, SECONDS = "sound", 4  # a sound is timed at a length that all models are
+SPEECH = "speech"  # of a model with a decoder: a spectrogram to the first token of its transcript
+Round = dict[str, list[float]]  # milliseconds: "prefill_128", "prefill" (512 tokens), "decode"; else those
 
 
 def name_of(length: int) -> str:
@@ -32,9 +35,14 @@ def name_of(length: int) -> str:
 
 
 def measure_round(runner: Runner, ids: Sample, max_length: int) -> Round:
-    """One round on [N] token ids (repeated where the text is shorter), or a picture: milliseconds of each forward."""
+    """One round on [N] token ids (repeated where the text is shorter), a picture or a sound: milliseconds."""
+    if isinstance(runner, EncoderDecoderRunner) and ids.dtype.kind == "f":
+        return _of_speech(runner, ids, max_length)
     if ids.ndim > 1:
         return _of_pictures(runner, ids)
+    if ids.dtype.kind == "f":
+        runner.logits(ids)
+        return {SOUND: [_milliseconds(runner, runner.logits, ids) for _ in range(CALLS)]}
     ids = np.resize(ids, PREFILL_LENGTHS[-1] + DECODED)
     forward = _forward(runner)
     times: Round = {}
@@ -57,9 +65,26 @@ def _of_pictures(runner: Runner, picture: Sample) -> Round:
     return times
 
 
+def _of_speech(runner: EncoderDecoderRunner, spectrogram: Sample, max_length: int) -> Round:
+    """What the first token of a transcript takes, its sound's reading included, and each of those after it."""
+    first = np.zeros(1, np.int64)
+
+    def begun(source: Sample) -> Floats:
+        runner.encode(source)
+        return runner.prefill(first)
+
+    begun(spectrogram)
+    times: Round = {SPEECH: [_milliseconds(runner, begun, spectrogram) for _ in range(CALLS)]}
+    steps = range(min(DECODED, max_length - 1))
+    return times | {"decode": [_milliseconds(runner, runner.step, 0) for _ in steps]}
+
+
 def warm_up(runner: Runner, ids: Sample, max_length: int) -> None:
     """Engines allocate, compile and pack at the first calls: none of that is what a user waits for later."""
-    if ids.ndim > 1:
+    if isinstance(runner, EncoderDecoderRunner) and ids.dtype.kind == "f":
+        _of_speech(runner, ids, 2)
+        return
+    if ids.dtype.kind == "f":
         runner.logits(ids)
         return
     ids = np.resize(ids, PREFILL_LENGTHS[-1])[: min(max_length, PREFILL_LENGTHS[-1])]
@@ -113,6 +138,7 @@ def summarize(rounds: Sequence[Round]) -> dict[str, Any]:
     decode = 1000 / latency["decode"]["p50"] if "decode" in latency else None
     rates = {"prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode}
     rates["pictures_per_s"] = 1000 / latency[PICTURE]["p50"] if PICTURE in latency else None
+    rates["times_real_time"] = 1000 * SECONDS / latency[SOUND]["p50"] if SOUND in latency else None
     return {"latency_ms": latency, **rates, "rounds": len(rounds)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from exporter.runner import (
     EncoderDecoderRunner,
     Floats,
     Ids,
+    MatchingRunner,
     PiecewiseRunner,
     Runner,
     Sample,
@@ -38,6 +40,7 @@ def compare_probe(
     """
     lengths = probe.mask.sum(axis=1)
     sequences = [row[:length] for row, length in zip(probe.ids, lengths, strict=True)]
+    probe = matched(runner, probe)
     sources = sources_of(probe)
     alone = [answered(runner, *asked) for asked in zip(sources, sequences, strict=True)]
     if not FORMS[task].per_token:
@@ -58,6 +61,14 @@ def compare_probe(
     return figures
 
 
+def matched(runner: Runner, probe: Probe) -> Probe:
+    """A probe as a runner is asked it: one that matches pictures with texts is given the texts first."""
+    if isinstance(runner, MatchingRunner) and probe.sources is not None and probe.source_mask is not None:
+        runner.match(probe.sources, probe.source_mask)
+        return replace(probe, sources=None, source_mask=None)
+    return probe
+
+
 def sources_of(probe: Probe) -> list[Ids | None]:
     """Of each of the probe's sequences what the encoder reads before it."""
     if probe.sources is None or probe.source_mask is None:
@@ -70,6 +81,7 @@ def together(runner: BatchRunner | EncoderDecoderRunner, probe: Probe) -> Floats
     """The answers to the probe's sequences as one padded batch."""
     if probe.sources is not None and probe.source_mask is not None and isinstance(runner, EncoderDecoderRunner):
         return runner.paired(probe.sources, probe.source_mask, probe.ids)
+    probe = matched(runner, probe)
     assert isinstance(runner, BatchRunner)
     return runner.batch(probe.ids, probe.mask)
 

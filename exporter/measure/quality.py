@@ -35,11 +35,14 @@ class Passages:
 
     `ids` is [N]; `offsets` [passages + 1] are where each passage starts in it. A generation text is one passage. Of
     pictures `ids` are the pixel values float32 [N, H, W], the channels of one after those of another; a window is one.
+    Of sounds they are samples float32 [N]; a window is the longest sound, and a stride a second.
     `problem_type` is a classifier's, "" of the other tasks: what is compared of it. `segments` [N] tell the two texts
     of a passage apart, where it has two and the model's tokenizer numbers them. `compared` [S] are the places in `ids`
     whose answers count, of a task that answers for each token; None: its own rule, or all. `mask_id`: fill-mask's.
+    Of spectrograms `sources` are float32 [M, frames], the mel bands of one after those of another.
     `sources` [M] with `source_offsets` are what an encoder reads, of a task whose passages are the texts to be made of
-    them; its decoder begins with the token `start`, or with a passage's own last one (None), as mBART was trained.
+    them; its decoder begins with the token `start`, or with a passage's own last one (None), as mBART was trained. Of
+    pictures that are matched with texts, the sources are these texts.
     """
 
     task: str
@@ -51,7 +54,7 @@ class Passages:
     segments: Ids | None = None
     compared: Ids | None = None
     mask_id: int | None = None
-    sources: Ids | None = None
+    sources: Sample | None = None
     source_offsets: Ids | None = None
     start: int | None = None
 
@@ -59,7 +62,7 @@ class Passages:
         for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
             yield self.ids[begin:end]
 
-    def source(self, number: int) -> Ids:
+    def source(self, number: int) -> Sample:
         """What the encoder reads of a pair."""
         assert self.sources is not None
         assert self.source_offsets is not None
@@ -70,10 +73,10 @@ class Passages:
         ids = self.ids[self.offsets[number] : self.offsets[number + 1]]
         return np.append(ids[-1] if self.start is None else self.start, ids[:-1]).astype(np.int64)
 
-    def longest(self) -> tuple[Ids | None, Ids]:
+    def longest(self) -> tuple[Sample | None, Sample]:
         """The source (None: the task has none) and the ids of the longest text that is evaluated."""
         number = int(np.diff(self.offsets).argmax())
-        if self.sources is None:
+        if self.sources is None or self.ids.ndim > 1:
             return None, self.ids[self.offsets[number] : self.offsets[number + 1]][: self.window]
         return self.source(number), self.decoded(number)
 
@@ -84,7 +87,9 @@ class Answers:
 
     Generation: `nll` float64 [S], S the scored ids, N - 1 where windows overlap; `top_ids` int32 and `top_logp` float32
     [S, k], `rest_logp` float32 [S], natural logarithms. Encoders: `vectors` float32 [passages, H] (classification:
-    logits [passages, C]).
+    logits [passages, C]). Of sounds `vectors` are the logits [frames, V], and `bounds` [sounds + 1] where each one's
+    frames begin. `towers` float32 [pictures + texts, D]: of pictures that are matched with texts, the vectors behind
+    those logits. None: the task has none.
     """
 
     nll: Doubles
@@ -92,6 +97,8 @@ class Answers:
     top_logp: Floats
     rest_logp: Floats
     vectors: Floats
+    bounds: Ids | None = None
+    towers: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ class Reference:
             probe_answers=q.answers,
             probe_alone=np.zeros(0, np.float32) if q.alone is None else q.alone,
             **_pairs(p, q),
-            **{name: getattr(a, name) for name in Answers.__dataclass_fields__},
+            **{name: value for name, value in vars(a).items() if value is not None},
         )
 
     @classmethod
@@ -142,7 +149,7 @@ class Reference:
             return cls(
                 Passages(str(data["task"]), data["ids"], data["offsets"], *about, **pairs, start=start),
                 Probe(data["probe_ids"], data["probe_mask"], data["probe_answers"], alone, **probed),
-                Answers(**{name: data[name] for name in Answers.__dataclass_fields__}),
+                Answers(**{name: data[name] for name in Answers.__dataclass_fields__ if name in data}),
             )
 
 
@@ -156,11 +163,11 @@ def _pairs(passages: Passages, probe: Probe) -> dict[str, Any]:
 
 
 class NotFinite(BuildError):
-    """An artifact answered NaN or infinity; `ids` [T] are the tokens, or the picture, that it did so on."""
+    """An artifact answered NaN or infinity; `ids` [T] are the tokens, the picture or the sound that it did so on."""
 
     def __init__(self, ids: Sample, out: Floats) -> None:
         odd = out[~np.isfinite(out)]
-        asked = f"{len(ids)} tokens" if ids.ndim == 1 else "a picture"
+        asked = f"{len(ids)} tokens" if ids.dtype.kind == "i" else "a sound" if ids.ndim == 1 else "a picture"
         super().__init__(f"it answers {odd[0]}: {odd.size} of {out.size} values for {asked} are no numbers")
         self.ids = ids
 

@@ -108,6 +108,17 @@ def changed_labels(
     return _samples("labels", len(changed), len(expected), shown)
 
 
+def changed_transcripts(
+    names: Sequence[str], expected: Sequence[str], got: Sequence[str], said: Sequence[str] | None
+) -> dict[str, Any]:
+    """The first sounds whose transcript is not the reference's; `said`: what is right, where it is known."""
+    changed = [number for number, (a, b) in enumerate(zip(expected, got, strict=True)) if a != b]
+    shown = [
+        _sample([names[one]], expected[one], got[one], None if said is None else said[one]) for one in changed[:_SHOWN]
+    ]
+    return _samples("transcripts", len(changed), len(expected), shown)
+
+
 def _decision(problem: str, names: Sequence[str], logits: Floats, made: Any) -> str:
     if problem == MULTI_LABEL:
         return _named(names, made)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from exporter.form import FORMS, IMAGE_FEATURES, IMAGES
+from exporter.form import FORMS, IMAGE_FEATURES, IMAGES, ZERO_SHOT
 from exporter.measure import quality
 from exporter.measure.embedding import EMBEDDING, Embedding
 from exporter.measure.labels import LABELS, PAIRS, Labels, truth
@@ -15,6 +15,8 @@ from exporter.measure.perplexity import PERPLEXITY, Forms
 from exporter.measure.samples import SAMPLES, changed_labels, changed_neighbours, changed_order, continuations, texts_of
 from exporter.measure.scored import compare_labels
 from exporter.pipeline.sampling import decoders
+from exporter.pipeline.sounds import heard
+from exporter.pipeline.speech import heard_by
 from exporter.report.result import Figure
 from exporter.runner import Floats, Runner
 from exporter.tasks import known as tasks
@@ -36,14 +38,20 @@ def compare(
     told = json.loads((folder / SAMPLES).read_text(encoding="utf-8")) if (folder / SAMPLES).is_file() else None
     forms = Forms.load(folder / PERPLEXITY) if (folder / PERPLEXITY).is_file() else None
     figures, got = tasks.compare(runner, reference, progress, pool_of(folder), forms)
+    if told is not None and FORMS[passages.task].inputs == "spectrogram":
+        said, samples = heard_by(runner, folder, checkpoint, reference, told, progress)
+        return figures | said, samples
     if FORMS[passages.task].cached:
         return figures, told and continuations(runner, told, decoders(folder, checkpoint)[0])
     if got is None:
         return figures, None
+    if told is not None and "transcripts" in told:
+        said, samples = heard(folder, checkpoint, reference, got, told)
+        return figures | said, samples
     labels = Labels.load(folder / LABELS) if (folder / LABELS).is_file() else None
     if labels is not None:
         figures |= compare_labels(labels, expected, got)
-    if told is None or passages.task not in (FEATURES, CLASSIFICATION, IMAGES, IMAGE_FEATURES):
+    if told is None or passages.task not in (FEATURES, CLASSIFICATION, IMAGES, IMAGE_FEATURES, ZERO_SHOT):
         return figures, None
     texts = _texts(told, passages, folder, checkpoint)
     return figures, _changed(passages, expected, got, told["names"], labels, texts)

@@ -15,7 +15,9 @@ from exporter.types import Precision, Variant
 
 def quantizes(job: Job, precision: Precision, task: str) -> bool:
     """Whether a variant is exported from a checkpoint that was quantized in float, under a policy."""
-    schemes = () if FORMS[task].encodes else precision.schemes  # policies are made of one text, not of two
+    form = FORMS[task]
+    # A window of a text is a source with its target; no half of one is a sound, and none is a text and a picture.
+    schemes = () if (form.encodes and form.inputs != "text") or form.matches else precision.schemes
     if not schemes or isinstance(job.policy, Path):
         return bool(schemes)
     # Ranges must be found, and at 4 bits the layers differ most; targets round 8-bit weights well by their own rules.
@@ -34,7 +36,7 @@ def given_policy(job: Job, variants: list[Variant], source: Source) -> tuple[Pol
     taken = {one: target for one, target in targets.items() if quantizes(job, target.precisions[one.precision], task)}
     if not taken:
         named = ", ".join(map(str, variants)) or "no target"
-        named += f" of a model for {task}" * FORMS[task].encodes
+        named += f" of a model for {task}" * (FORMS[task].encodes or FORMS[task].matches)
         raise JobError(f"--policy {job.policy}: {named} takes none; see 'exporter targets'")
     for variant, target in taken.items():
         left = set() if target.experts else {one for one in source.experts if resolved[one] is not None}

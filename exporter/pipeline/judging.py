@@ -37,7 +37,8 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
             row.reason = "; ".join(filter(None, (row.reason, *meaningless))) or None
         _refuse_odd(row)
         speed = row.speed
-        if row.status == "ok" and speed["prefill_tokens_per_s"] is None and speed["pictures_per_s"] is None:
+        rates = ("prefill_tokens_per_s", "pictures_per_s", "times_real_time", "decode_tokens_per_s")
+        if row.status == "ok" and all(speed[name] is None for name in rates):
             lack = f"latency: {speed['untimed']}" if speed["untimed"] else "speed and memory: not measured (--no-speed)"
             row.reason = "; ".join(filter(None, (row.reason, lack)))
         elif row.status == "ok" and speed["decode_tokens_per_s"] is None and row.quality["ppl"].value is not None:
@@ -61,7 +62,8 @@ def finish(job: Job, described: dict[str, Any], rows: Sequence[Result], output: 
     for winner in winners(report):
         # As the user named the folder: the line is for where the command was typed.
         folder = job.output.expanduser() / winner["folder"]
-        report["winners"].append(winner | {"run": line_of(known.get(targets[winner["variant"]]), folder)})
+        line = line_of(known.get(targets[winner["variant"]]), folder, report["model"]["task"])
+        report["winners"].append(winner | {"run": line})
     write_report(report, output)
     write_readmes(report, output)
     return report

@@ -57,7 +57,7 @@ class LabelledData:
 
     @property
     def text(self) -> str:
-        """All of it as one text: what a calibration must not share."""
+        """All of it as one text, of sounds their list: what a calibration must not share."""
         return "\n".join((*self.texts, *(self.pairs or ())))
 
 

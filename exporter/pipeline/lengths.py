@@ -7,7 +7,7 @@ from typing import Any
 from exporter.checkpoint.boundaries import find_boundaries, positions_of
 from exporter.errors import JobError
 from exporter.job import Job
-from exporter.pipeline.pictures import reads_pictures
+from exporter.pipeline.inputs import reads
 from exporter.pipeline.source import Source
 
 ALWAYS = 4096  # tokens: boundaries up to here are looked beyond in every job; it costs about what the evaluation does
@@ -21,7 +21,7 @@ def lengths_of(job: Job, source: Source) -> dict[str, Any]:
     for a --proven-length that the model has no positions for.
     """
     config, task, asked = source.config, source.checkpoint.task, job.proven_length
-    if reads_pictures(task):
+    if reads(task) is not None:  # no length of a text
         return {"lengths": [], "unproven": []}
     room = positions_of(config, task, source.max_length)
     if asked is not None and room is not None and asked > room:

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from exporter import machine
 from exporter.device import named as named_device
 from exporter.errors import BuildError
@@ -19,6 +21,7 @@ from exporter.measure.tokenization import TOKENIZED, TokenizedTexts, compare_tok
 from exporter.pipeline.comparing import compare
 from exporter.pipeline.generating import agreement_of
 from exporter.pipeline.pictures import processed
+from exporter.pipeline.sounds import extracts
 from exporter.process import Session
 from exporter.runner import (
     BoundedRunner,
@@ -31,6 +34,7 @@ from exporter.runner import (
     TracingRunner,
 )
 from exporter.targets import known
+from exporter.tasks.zero_shot_image_classification import match_with
 from exporter.types import Checkpoint, Variant
 
 
@@ -57,6 +61,7 @@ def measure_quality(
         except quality.NotFinite as error:
             first = runner.first_not_finite(error.ids) if isinstance(runner, TracingRunner) else None
             raise BuildError(f"{error}; first of its graph, {first}" if first else str(error)) from error
+        figures |= extracts(Path(folder), checkpoint, Path(reference).parent)
         if (beside := Path(reference).with_name(PROCESSED)).is_file():
             figures |= processed(Path(folder), checkpoint, Processed.load(beside))
         if isinstance(runner, TokenizingRunner):
@@ -105,7 +110,12 @@ def open_for_speed(
     ids = told.ids if told.sources is None else told.sources
     if FORMS[told.task].inputs == "pixels":
         ids = next(iter(told))
+    elif FORMS[told.task].inputs == "waveform":
+        ids = np.resize(told.longest()[1], latency.SECONDS * told.stride)
+    elif FORMS[told.task].inputs == "spectrogram":
+        ids = told.source(0)
     runner = _open(Variant(*variant), checkpoint, folder, threads, gpu).__enter__()
+    match_with(runner, told)
     if isinstance(runner, BoundedRunner):
         max_length = min(max_length, runner.max_length)
     session.opened = _Timed(runner, ids, max_length)

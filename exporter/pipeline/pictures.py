@@ -1,4 +1,4 @@
-"""A model that reads pictures: what is measured of it, what it is calibrated on, and what a job cannot ask of it."""
+"""A model that reads pictures: the reference's answers to them, and its processor beside an artifact's own."""
 
 from __future__ import annotations
 
@@ -14,69 +14,27 @@ from exporter.checkpoint import pictures
 from exporter.checkpoint.load import read_config
 from exporter.checkpoint.problem import problem_of
 from exporter.checkpoint.processor import pixels, read_processor
+from exporter.checkpoint.tokenizer import read_tokenizer
+from exporter.checkpoint.two_towers import ids_of, longest_text
 from exporter.device import named
 from exporter.errors import JobError
 from exporter.form import FORMS
-from exporter.job import Job, MergeJob, flag
 from exporter.measure.lengths import LENGTHS, Lengths
 from exporter.measure.preprocessing import FIGURE, PROCESSED, Processed, compare_processor
+from exporter.measure.probe import together
 from exporter.measure.quality import ANSWERS, Passages, Reference
 from exporter.pipeline.labelled import class_names
 from exporter.pipeline.sampling import write_samples
 from exporter.process import Session
 from exporter.report.result import Figure
+from exporter.runner import Ids
 from exporter.store import publish, reusable, write_manifest
 from exporter.tasks import known as tasks
+from exporter.tasks.zero_shot_image_classification import matched_with, padded
 from exporter.types import Checkpoint, Probe
 
-_DRAWN = 64
-_SEEDS = {"evaluation": 0, "calibration": 1}
 _PROBED = 3  # pictures at once: no batch that a graph was traced at
 _PROCESSED = 4  # pictures that processors are compared on
-# What a job may ask of a model that reads texts alone, and of one that reads pictures alone.
-_OF_TEXTS = (
-    "adapter", "prune", "distill", "qat", "probe", "expect_perplexity", "eval_text", "eval_data", "calib_text",
-    "window", "stride", "sample", "proven_length", "max_accuracy_drop", "max_f1_drop", "max_spearman_drop",
-)  # fmt: skip
-_OF_PICTURES = ("eval_images", "calib_images")
-
-
-def reads_pictures(task: str) -> bool:
-    return task in FORMS and FORMS[task].inputs == "pixels"
-
-
-def check_inputs(job: MergeJob, task: str) -> None:
-    """Raises JobError for what says nothing of a model that reads pictures, or of one that reads texts."""
-    asked = job.model_dump(exclude_unset=True) | (job.model_extra or {})
-    of_pictures = reads_pictures(task)
-    for name in _OF_TEXTS if of_pictures else _OF_PICTURES:
-        if asked.get(name) not in (None, (), False):
-            other = "; pictures are given with --eval-images and --calib-images" if of_pictures else ""
-            reads = "pictures" if of_pictures else "texts"
-            raise JobError(f"{flag(name)} is not for a model of {reads}, and this one is for {task}{other}")
-
-
-def evaluation_pictures(job: Job) -> tuple[str, str]:
-    """(what the report calls them, their list). Raises JobError."""
-    return _named(job.eval_images, "eval_images", "evaluation")
-
-
-def calibration_pictures(job: Job, evaluated: str) -> dict[str, Any]:
-    """What a worker is told of the pictures to calibrate on: other ones than are measured on. Raises JobError."""
-    name, listed = _named(job.calib_images, "calib_images", "calibration")
-    if (same := pictures.shared(evaluated, listed)) is not None:
-        raise JobError(
-            f"{job.calib_images} shares pictures with what is measured on ({same}): learned from it, the figures would "
-            "flatter; give another --calib-images"
-        )
-    return {"name": name, "text": listed, "tokens": len(pictures.names(listed)), "skip": 0, "max_length": None}
-
-
-def _named(folder: Path | None, key: str, what: str) -> tuple[str, str]:
-    if folder is None:
-        return f"{_DRAWN} drawn pictures", pictures.drawn(_DRAWN, _SEEDS[what])
-    listed = pictures.listed(folder, flag(key))
-    return f"{len(pictures.names(listed))} pictures of {folder.expanduser().resolve().name}", listed
 
 
 def measure_pictures(
@@ -87,26 +45,31 @@ def measure_pictures(
     threads: int,
     text: str,
     gpu: int | None = None,
+    labels: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """A worker's operation: publishes the reference's folder, unless it is there under its key; its manifest.
 
-    `text` is the list of pictures.
+    `text` is the list of pictures, `labels` the texts that they are matched with.
     """
     if (manifest := reusable(Path(folder), key)) is not None:
         return manifest
     from exporter.checkpoint.opened import open_checkpoint
 
     processor = read_processor(checkpoint.path, checkpoint.trust_remote_code)
-    problem = problem_of(checkpoint.path, checkpoint.task)
+    problem = "" if labels else problem_of(checkpoint.path, checkpoint.task)
     read: Passages = tasks.TASKS[checkpoint.task].read(processor, text, 0, 0, 0)
     passages = replace(read, problem_type=problem)
+    sources = mask_of_them = None
+    if labels:
+        passages, sources, mask_of_them = with_texts(checkpoint, passages, labels)
     with open_checkpoint(
         checkpoint.path, checkpoint.task, threads, trust=checkpoint.trust_remote_code, gpu=gpu
     ) as runner:
         answers = tasks.answer(runner, passages, session.counted("reference"))
         shown = np.stack([one for _, one in zip(range(_PROBED), passages, strict=False)])
         mask = np.ones(shown.shape[:2], np.int64)
-        probe = Probe(shown, mask, runner.batch(shown, mask))
+        probe = Probe(shown, mask, np.zeros((0, 0), np.float32), None, sources, mask_of_them)
+        probe = replace(probe, answers=together(runner, probe))
         facts: dict[str, Any] = {"parameters": runner.parameters(), "engine": runner.engine}
     if not np.isfinite(answers.vectors).all():
         raise JobError("the float model answers NaN or Inf on the pictures: no artifact can be compared with it")
@@ -117,10 +80,25 @@ def measure_pictures(
     with publish(Path(folder)) as building:
         Reference(passages, probe, answers).save(building / ANSWERS)
         Processed(tuple(tried), pixels(processor, tried)).save(building / PROCESSED)
-        names = class_names(read_config(checkpoint.path)) if FORMS[checkpoint.task].classifier else ()
+        classes = FORMS[checkpoint.task].classifier and not labels
+        names = class_names(read_config(checkpoint.path)) if classes else labels
         write_samples({"prompts": [], "stop": [], "names": list(names), "pictures": pictures.names(text)}, building)
         Lengths(0).save(building / LENGTHS)  # a picture has no length
         return write_manifest(building, key, [], facts)
+
+
+def with_texts(checkpoint: Checkpoint, passages: Passages, labels: tuple[str, ...]) -> tuple[Passages, Ids, Ids]:
+    """Pictures with the texts that they are matched with; and the probe's texts, padded, with their mask: the shortest,
+    one as long as the model takes, and another. Raises JobError where a text is cut to what another is cut to."""
+    tokenizer = read_tokenizer(checkpoint.path, checkpoint.trust_remote_code)
+    longest = longest_text(read_config(checkpoint.path))
+    texts = ids_of(tokenizer, labels, longest)
+    told: dict[bytes, str] = {}
+    for ids, label in zip(texts, labels, strict=True):
+        if (same := told.setdefault(ids.tobytes(), label)) != label:
+            raise JobError(f"the model reads {same!r} and {label!r} alike ({len(ids)} tokens): leave one out")
+    [whole] = ids_of(tokenizer, [" ".join(labels * longest)], longest)
+    return matched_with(passages, texts), *padded([min(texts, key=len), whole, texts[len(texts) // 2]])
 
 
 def processed(folder: Path, checkpoint: Checkpoint, told: Processed) -> dict[str, Figure]:

@@ -18,20 +18,22 @@ from exporter.errors import BuildError
 from exporter.form import FORMS
 from exporter.job import Job
 from exporter.measure.embedding import Embedding, read_embedding
+from exporter.pipeline.candidates import calibration_lines, evaluation_labels
 from exporter.pipeline.combinations import Asked, check
 from exporter.pipeline.covering import check_forms
 from exporter.pipeline.distillations import Distillation, check_options, plan_distillation
 from exporter.pipeline.given import given_policy, quantizes
+from exporter.pipeline.inputs import SOUNDS, calibration_list, evaluation_list, reads
 from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
+from exporter.pipeline.labelled_sounds import labelled_sounds
 from exporter.pipeline.lengths import lengths_of
 from exporter.pipeline.output import refuse_other_results
 from exporter.pipeline.pairs import paired_data
-from exporter.pipeline.pictures import calibration_pictures, evaluation_pictures, reads_pictures
 from exporter.pipeline.prunings import calibrated_by, check_task, read_prunings, reshaped_by
 from exporter.pipeline.sampling import check_samples
 from exporter.pipeline.sections import Sections, read_sections
 from exporter.pipeline.source import Source, look
-from exporter.pipeline.texts import calibration_told, evaluation_text, window_of
+from exporter.pipeline.texts import TOPICS, calibration_told, evaluation_text, first_half, window_of
 from exporter.pipeline.trainings import Training, how_of, plan_training
 from exporter.pipeline.zeros import has_zeros
 from exporter.process import Progress, Session, Worker
@@ -82,6 +84,7 @@ class Plan:
     prunings: tuple[Pruning, ...]
     distillation: Distillation | None
     training: Training | None
+    labels: tuple[str, ...] = ()  # the texts that pictures are matched with
 
     def whole_job(self) -> dict[str, Any]:
         """The job with every default, those of the sections that matter to it included."""
@@ -101,8 +104,8 @@ class Plan:
         """What --dry-run prints: the resolved job, and what it would do."""
         job, text = self.job, self.calibration
         steps = [f"merge the adapter {adapter.path} ({self.source.way})" for adapter in self.source.adapters]
-        pictures = reads_pictures(self.source.checkpoint.task)
-        amount = "" if pictures else f"{job.calib_tokens} tokens of "
+        words = reads(self.source.checkpoint.task) is None
+        amount = f"{job.calib_tokens} tokens of " if words else ""
         steps += [f"calibrate on {amount}{text['name']}"] if text else []
         steps.append(f"measure {self._evaluated()} with {known.REFERENCE}")
         steps += [f"prune {one}: {one.how.summary}" for one in self.prunings]
@@ -121,7 +124,7 @@ class Plan:
         }
 
     def _evaluated(self) -> str:
-        if reads_pictures(self.source.checkpoint.task):
+        if self.data is None and reads(self.source.checkpoint.task) is not None:
             return self.text_name
         what = f"{self.job.eval_tokens} tokens" if self.data is None else data_line(self.data.about)
         return f"{what} of {self.text_name}"
@@ -144,15 +147,21 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
     source = look(job, worker)
     task = source.checkpoint.task
-    if reads_pictures(task):
-        text_name, text = evaluation_pictures(job)
+    if (kind := reads(task)) is not None:
+        text_name, text = evaluation_list(job, kind)
+    if labels := evaluation_labels(job, task):
+        text_name = f"{text_name}, each with {len(labels)} texts"
     check_samples(job, task)
     check_forms(job, task)
     encodes = FORMS[task].encodes
-    data = paired_data(job, task) if encodes else labelled_data(job, task, source.config, source.labels)
+    if kind is SOUNDS:
+        data = labelled_sounds(job)
+    else:
+        data = paired_data(job, task) if encodes else labelled_data(job, task, source.config, source.labels)
     if data is not None:
         text_name, text = data.about["file"], data.text
-    elif encodes:
+    elif encodes and kind is None:
+        text = first_half(text) if text_name == TOPICS else text
         text_name = f"{text_name} (neighbouring sentences, as source and target)"
     embedding = read_embedding(source.checkpoint.path) if task == FEATURES else None
     window, stride = window_of(job, task, source.max_length, usual_window(data, embedding))
@@ -173,7 +182,8 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     if calibration is not None and by_windows:
         worker(check_calibration, checkpoint=source.checkpoint, text=calibration)
     measured = (text_name, text, data, embedding, window, stride)
-    return Plan(job, sections, source, wanted, skipped, *measured, calibration, prunings, distillation, training)
+    stages = (prunings, distillation, training)
+    return Plan(job, sections, source, wanted, skipped, *measured, calibration, *stages, labels)
 
 
 def check_calibration(session: Session, checkpoint: Checkpoint, text: dict[str, Any]) -> None:
@@ -238,19 +248,21 @@ def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: P
             "convolutions": target.convolutions,
         }
     calibrates = target.calibrates(variant.precision, options)
-    calibrates = calibrates or (how is not None and target.convolutions and reads_pictures(task))
+    calibrates = calibrates or (how is not None and target.convolutions and reads(task) is not None)
     limits = job.gates(precision.limits(task))
     return Wanted(variant, options, limits, calibrates, how)
 
 
 def _calibration(job: Job, source: Source, evaluated: str, wanted: bool) -> dict[str, Any] | None:
     """What a worker is told of the text to calibrate on, where it is wanted. A text that was named is looked at."""
-    if reads_pictures(source.checkpoint.task):
-        told = calibration_pictures(job, evaluated)
+    if (kind := reads(source.checkpoint.task)) is not None:
+        told = calibration_list(job, kind, evaluated) | calibration_lines(source.checkpoint.task)
         return told if wanted else None
     if not wanted and job.calib_text is None:
         return None
-    measured = job.eval_tokens if job.eval_data is None else len(evaluated)  # of labelled data all
+    # Of labelled data all, and of pairs of sentences more than the tokens that are counted.
+    whole = job.eval_data is not None or FORMS[source.checkpoint.task].encodes
+    measured = len(evaluated) if whole else job.eval_tokens
     told = calibration_told(job, source, evaluated, measured)
     return told if wanted else None
 

@@ -68,8 +68,8 @@ def readme(
         summary=target.summary,
         about=target.precisions[precision].summary,
         task=manifest["task"],
-        line=line_of(target, folder.name),
-        example=" ".join(map(shlex.quote, TASKS[manifest["task"]].example)),
+        line=line_of(target, folder.name, manifest["task"]),
+        example=_example(manifest["task"]),
         files=files,
         weights=[(file, _size(files[file]["bytes"])) for file in manifest["weights"]],
         size=_size(row["artifact"]["bytes"]),
@@ -141,9 +141,14 @@ def _speed_notes(report: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]
     return [note for note in timing.notes({**report, "results": two}) if not note.startswith(f"speed of {reference}:")]
 
 
-def line_of(target: Target, folder: Path | str) -> str | None:
+def line_of(target: Target, folder: Path | str, task: str) -> str | None:
     """What a person types to run a target's artifact, where its folder has this name; None where it knows no line."""
-    return target.run.replace("{folder}", shlex.quote(str(folder))) or None
+    line = target.run.replace("{example}", _example(task))  # first: a folder may be called {example}
+    return line.replace("{folder}", shlex.quote(str(folder))) or None
+
+
+def _example(task: str) -> str:
+    return " ".join(map(shlex.quote, TASKS[task].example))
 
 
 def _job(job: Mapping[str, Any], variant: str) -> str:

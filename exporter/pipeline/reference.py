@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from exporter import machine
 from exporter.device import CPU, named
+from exporter.form import FORMS
 from exporter.measure.embedding import modules_identity
 from exporter.pipeline.asking import measure_reference
 from exporter.pipeline.covering import own_forms
+from exporter.pipeline.inputs import PICTURES, SOUNDS, reads
 from exporter.pipeline.lengths import lengths_of
-from exporter.pipeline.pictures import measure_pictures, reads_pictures
+from exporter.pipeline.pictures import measure_pictures
 from exporter.pipeline.plan import Plan
+from exporter.pipeline.sounds import measure_sounds
+from exporter.pipeline.speech import measure_speech
 from exporter.process import Progress, Worker
 from exporter.report.result import Figure, Result
 from exporter.store import content_key
@@ -47,10 +51,17 @@ def referred(plan: Plan, checkpoint: Checkpoint, output: Path, worker: Worker, p
     if gpu is not None:
         key, told["gpu"] = content_key([key, named(gpu)]), gpu
         told["key"] = key
-    if reads_pictures(checkpoint.task):
-        seen = {name: told[name] for name in ("key", "threads", "text", "gpu") if name in told}
+    if reads(checkpoint.task) is PICTURES:
+        if plan.labels:
+            told |= {"key": content_key([key, *plan.labels]), "labels": plan.labels}
+        seen = {name: told[name] for name in ("key", "threads", "text", "gpu", "labels") if name in told}
         found: dict[str, Any] = worker(measure_pictures, checkpoint=checkpoint, folder=output / "reference", **seen)
         return found
+    if reads(checkpoint.task) is SOUNDS:
+        given = {name: told[name] for name in ("key", "threads", "text", "gpu") if name in told} | {"data": data}
+        measure = measure_speech if FORMS[checkpoint.task].encodes else measure_sounds
+        heard: dict[str, Any] = worker(measure, checkpoint=checkpoint, folder=output / "reference", **given)
+        return heard
     told |= {"data": data, "modules": modules, "samples": plan.job.sample, "max_length": plan.source.max_length}
     manifest: dict[str, Any] = worker(measure_reference, checkpoint=checkpoint, folder=output / "reference", **told)
     return manifest

@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from exporter.errors import JobError, unknown
-from exporter.job import CompressJob, Job, complaint, flag, unknown_key
+from exporter.job import CompressJob, Job
+from exporter.job_keys import complaint, flag, unknown_key
 from exporter.stages.distill.options import DistillOptions
 from exporter.stages.train.options import QatOptions
 from exporter.targets import known

@@ -14,7 +14,7 @@ from exporter.errors import JobError
 from exporter.form import TASK_OF_ADAPTER
 from exporter.job import MergeJob
 from exporter.machine import available_memory
-from exporter.pipeline.pictures import check_inputs
+from exporter.pipeline.inputs import check_inputs
 from exporter.pipeline.quantized_base import Base, base_of, check_base, hints, refuse_leftover
 from exporter.process import Session, Worker
 from exporter.stages.merge.adapter import STEM, Adapter, base_identity, check_combination, parse_adapter, read_adapter
@@ -79,7 +79,7 @@ def look(job: MergeJob, worker: Worker, read_weights: bool = True, measured: boo
     for adapter in adapters:
         check_weights(adapter.path, STEM)
     path, weights = locate(job.model, job.offline), None
-    if recipe is not None and recipe.gguf is not None and path == recipe.folder():  # not in the cache yet
+    if recipe is not None and recipe.converted is not None and path == recipe.folder():  # not in the cache yet
         path = Path(worker(prepare_recipe, recipe=recipe.name))
     config = read_config(path)
     refuse_leftover(job.model, path, config)

@@ -34,7 +34,7 @@ def evaluation_text(path: Path | None, recipe: Recipe | None) -> tuple[str, str]
 def window_of(job: MergeJob, task: str, max_length: int | None, usual: int | None = None) -> tuple[int, int]:
     """Window and stride of the evaluation, in tokens; `usual`: another window than the task's. Raises JobError."""
     usual = usual or TASKS[task].window
-    if TASKS[task].form.inputs == "pixels":  # a sample's first axis: a picture's channels
+    if TASKS[task].form.inputs != "text":  # a sample's first axis: a picture's channels, the samples of a sound
         return usual, usual
     window = job.window or min(usual, max_length or usual)
     if max_length is not None and window > max_length:
@@ -54,7 +54,8 @@ def calibration_text(
 
     `flag`: which option gave the path.
 
-    Where both are the standard library's topics, calibration takes what comes after the `tokens` that are measured.
+    Where both are the standard library's topics, calibration takes what comes after the `tokens` that are measured, or
+    after the part of them that `evaluated` is.
     Raises JobError for a file that cannot be used, or shares a passage with the `tokens` words that are measured.
     """
     if path is None and recipe is not None and recipe.calib_text is not None:
@@ -62,6 +63,8 @@ def calibration_text(
     name, text = (TOPICS, standard_library_topics()) if path is None else (str(path), read_text(path, flag))
     if path is None and text == evaluated:
         return TOPICS, text, tokens
+    if path is None and evaluated and text.startswith(evaluated):
+        return TOPICS, text[len(evaluated) :], 0
     refuse_shared(name, text, evaluated, tokens, flag)
     return TOPICS if path is None else path.name, text, 0
 
@@ -125,6 +128,12 @@ def read_text(path: Path, flag: str) -> str:
     if not text.strip():
         raise JobError(f"the text {path} is empty; give another with {flag}")
     return text
+
+
+def first_half(text: str) -> str:
+    """Of the standard library's topics, where pairs of sentences are measured on: their sources have tokens that nobody
+    counts, so that which text they leave is not known by a number of tokens. Paragraphs stay whole."""
+    return text[: text.index("\n\n", len(text) // 2)]
 
 
 def standard_library_topics() -> str:

@@ -20,7 +20,9 @@ from exporter.pipeline.pictures import measure_pictures
 from exporter.pipeline.plan import check_calibration
 from exporter.pipeline.pruning import prune_checkpoint
 from exporter.pipeline.quantized_base import dequantize_base
+from exporter.pipeline.sounds import measure_sounds
 from exporter.pipeline.source import inspect_checkpoint, prepare_recipe
+from exporter.pipeline.speech import measure_speech
 from exporter.pipeline.training import train_checkpoint
 from exporter.pipeline.zeros import measure_zeros
 from exporter.process import Operation, begin
@@ -35,6 +37,8 @@ OPERATIONS: dict[str, Operation] = {
         merge_adapters,
         measure_reference,
         measure_pictures,
+        measure_sounds,
+        measure_speech,
         prune_checkpoint,
         check_teacher,
         distill_checkpoint,

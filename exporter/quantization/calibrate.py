@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter import store
+from exporter.checkpoint.linear import PAIR, are_tokens
+from exporter.checkpoint.load import read_config
+from exporter.checkpoint.two_towers import longest_text
 from exporter.errors import JobError
 from exporter.form import FORMS
 from exporter.quantization.statistics import collect, save_statistics
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 
 
 WINDOW = 512
+_SECONDS = 2  # of a sound at a time
+_LINES = 16  # texts beside pictures
 FEWEST = 4  # windows of which one is held out, where a policy is made
 
 
@@ -40,10 +46,12 @@ def calibrate(
     tokens: int,
     skip: int,
     max_length: int | None,
+    beside: str | None = None,
 ) -> dict[str, Any]:
     """The worker's side. Publishes the statistics' folder, unless it is there under the same key; returns its manifest.
 
-    `name`: what reports call the text; the rest is as in calibration_windows. Raises JobError.
+    `name`: what reports call the text; the rest is as in calibration_windows. `beside`: a text, of
+    a model that matches pictures with texts; its lines are in texts.npy, int64 [lines, window]. Raises JobError.
     """
     if (manifest := store.reusable(folder, key)) is not None:
         return manifest
@@ -55,16 +63,29 @@ def calibrate(
     how = {"text": text, "skip": skip, "tokens": tokens, "max_length": max_length}
     pieces = samples(checkpoint, how)
     statistics = {}
-    if not FORMS[checkpoint.task].encodes:  # which reads two texts, and whose windows alone are asked for
+    form = FORMS[checkpoint.task]
+    if not form.encodes and not form.matches:  # of which windows alone are asked for: policies collect their own
         model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
         statistics = collect(model, pieces, progress)
-    count = pieces.numel() if pieces.ndim == 2 else None
+    count = pieces.numel() if are_tokens(pieces) else None
     about = {"text": name, "tokens": count, "windows": len(pieces), "window": pieces.shape[1]}
     with store.publish(folder) as building:
         save_statistics(statistics, building)
         np.save(building / "windows.npy", pieces.numpy())
+        if beside is not None:
+            np.save(building / "texts.npy", _lines(checkpoint, beside))
         (building / "calibration.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         return store.write_manifest(building, key, [], about)
+
+
+def _lines(checkpoint: Checkpoint, text: str) -> NDArray[np.int64]:
+    """Lines of a text with their special tokens, each as long as the model takes: padded, or cut."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
+    lines = [line for line in text.splitlines() if line.strip()][:_LINES]
+    longest = longest_text(read_config(checkpoint.path))
+    return np.array(tokenizer(lines, truncation=True, max_length=longest, padding="max_length")["input_ids"], np.int64)
 
 
 def calibration_windows(tokenizer: Any, text: str, skip: int, tokens: int, max_length: int | None) -> Tensor:
@@ -85,6 +106,47 @@ def calibration_windows(tokenizer: Any, text: str, skip: int, tokens: int, max_l
     return torch.tensor(ids[: len(ids) - len(ids) % window]).view(-1, window)
 
 
+def paired_windows(tokenizer: Any, text: str, skip: int, tokens: int, max_length: int | None) -> Tensor:
+    """The same for a model that makes one text of another, int64 [windows, window]: pairs of PAIR ids in a row.
+
+    Of each the first half is a source and the second its target (exporter.checkpoint.linear.asked), the pieces of the
+    text that follow one another, each with the special tokens that the tokenizer puts around it: what those are fed is
+    unlike all else. Raises JobError where the text is too short.
+    """
+    import torch
+
+    window = min(WINDOW, max_length or WINDOW)
+    pair = min(PAIR, window)
+    sides, taken = [], skip
+    for key, length in (("text", pair // 2), ("text_target", pair - pair // 2)):
+        before, after = _around(tokenizer, key)
+        ids = tokenizer(**{key: text}, add_special_tokens=False)["input_ids"][: skip + tokens]
+        sides.append((ids, before, after, length - len(before) - len(after)))
+    whole = min(len(ids) for ids, *_ in sides)
+    step = sum(inner for *_, inner in sides)
+    pairs: list[list[int]] = []
+    while taken + step <= whole:
+        pairs.append([])
+        for ids, before, after, inner in sides:
+            pairs[-1] += [*before, *ids[taken : taken + inner], *after]
+            taken += inner
+    in_window = window // pair
+    windows = len(pairs) // in_window
+    if not windows:
+        raise JobError(
+            f"the calibration text has {whole - skip} tokens, fewer than a window of {window}: "
+            "give a longer one with --calib-text"
+        )
+    return torch.tensor(pairs[: windows * in_window]).view(windows, -1)
+
+
+def _around(tokenizer: Any, key: str) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and after a text: `key` says whether a source or a target."""
+    bare, whole = (tokenizer(**{key: "a"}, add_special_tokens=special)["input_ids"] for special in (False, True))
+    at = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    return whole[:at], whole[at + len(bare) :]
+
+
 def samples(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:
     """What a checkpoint is calibrated on: a text's windows, or the pictures of a list [n, C, H, W]. Raises JobError."""
     trust = checkpoint.trust_remote_code
@@ -95,10 +157,45 @@ def samples(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:
         from exporter.checkpoint.processor import pixels, read_processor
 
         return torch.from_numpy(pixels(read_processor(checkpoint.path, trust), read(text["text"])))
+    if FORMS[checkpoint.task].inputs == "waveform":
+        return sound_windows(checkpoint, text["text"])
+    if FORMS[checkpoint.task].inputs == "spectrogram":
+        return spectrograms(checkpoint, text["text"])
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust)
-    return calibration_windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
+    windows = paired_windows if FORMS[checkpoint.task].encodes else calibration_windows
+    return windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
+
+
+def sound_windows(checkpoint: Checkpoint, sounds: str) -> Tensor:
+    """The sounds of a list in pieces of one length, that of the shortest and two seconds at most: float32 [n, T].
+
+    What is left over of a sound is left out, so that there is no padding.
+    """
+    import torch
+
+    from exporter.checkpoint.extractor import extracted, rate_of, read_extractor
+    from exporter.checkpoint.sounds import read
+
+    extractor = read_extractor(checkpoint.path, checkpoint.trust_remote_code)
+    rate = rate_of(extractor)
+    made = [extracted(extractor, sound, rate) for sound in read(sounds, rate)]
+    window = min(_SECONDS * rate, *map(len, made))
+    pieces = [one[at : at + window] for one in made for at in range(0, len(one) - window + 1, window)]
+    return torch.from_numpy(np.stack(pieces))
+
+
+def spectrograms(checkpoint: Checkpoint, sounds: str) -> Tensor:
+    """Those of a list of sounds: float32 [n, mel, frames]."""
+    import torch
+
+    from exporter.checkpoint.extractor import extracted, rate_of, read_extractor
+    from exporter.checkpoint.sounds import read
+
+    extractor = read_extractor(checkpoint.path, checkpoint.trust_remote_code)
+    rate = rate_of(extractor)
+    return torch.from_numpy(np.stack([extracted(extractor, sound, rate) for sound in read(sounds, rate)]))
 
 
 def policy_windows(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:

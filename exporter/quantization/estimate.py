@@ -10,7 +10,7 @@ square. d_t is what the layer makes of its own input with rounded weights, and a
 one. Martens (arXiv:1412.1193) on the Fisher; HAWQ-V2 (arXiv:1911.03852) ranks by the trace of the weights' Hessian,
 which is blind to rounded inputs and to how an error lies.
 
-Of 1 - cosine, y is a random direction; the error of a number is of first order, and is not drawn.
+Of 1 - cosine, y is a random direction. An error of a number is of first order.
 """
 
 from __future__ import annotations
@@ -19,158 +19,145 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from exporter.scheme import Scheme
 from exporter.types import FEATURES, MULTI_LABEL, REGRESSION
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_DRAWS = 64  # in all: of a model that answers a text once, several for each
+_DRAWS = 64  # in all, of texts that are answered as wholes; of each token that is answered there is one
 _SEED = 0
+Loss = tuple[float, dict[str, float]]  # of a group of layers, and of each of its layers alone
 
 
-class Gradients:
-    """Of some windows: what each layer was fed, and the gradients of draws by what it answered.
+def estimated(
+    answers: Sequence[Callable[[], Tensor]],
+    groups: Sequence[Sequence[str]],
+    modules: Mapping[str, Any],
+    rounding: Callable[[Sequence[str]], AbstractContextManager[None]],
+    draw: Callable[[Tensor, Any], Tensor],
+    each: bool,
+    progress: Callable[[int, int], None],
+) -> list[Loss]:
+    """The losses of groups of layers that read one input.
 
-    `kind` as in exporter.quantization.distance; `scale`: what the error of a number is divided by, [1] or [C].
+    `answers` run a model on a window each, as exporter.quantization.distance is given it; within `rounding` of some
+    layers these compute as their schemes say; `draw` is the log p of an answer that is drawn. `each`: tokens are told
+    apart. Their errors are taken for independent then, and one draw of each is enough: of a decoder, whose tokens are
+    answered from what stands before them, that is near. Where all tokens see all, errors that are alike add up.
     """
+    import torch
 
-    def __init__(self, kind: str, modules: Mapping[str, Any], scale: Tensor | None = None) -> None:
-        self._kind, self._modules, self._scale = kind, modules, scale
-        self._pieces: list[_Piece] = []
+    with torch.no_grad():
+        fed = [_fed(modules, answer) for answer in answers]
+        changes: dict[str, list[list[Tensor]]] = {}
+        for done, names in enumerate(groups):
+            before = {name: _answered(modules[name], name, fed) for name in names}
+            with rounding(names):
+                after = {name: _answered(modules[name], name, fed) for name in names}
+            for name in names:
+                pairs = zip(before[name], after[name], strict=True)
+                changes[name] = [[b - a for a, b in zip(*both, strict=True)] for both in pairs]
+            progress(done + 1, len(groups))
+        del fed
+    total: dict[tuple[int, str], float] = {}
+    generator, count = torch.Generator().manual_seed(_SEED), 0
+    draws = 1 if each else max(_DRAWS // len(answers), 1)
+    for piece, answer in enumerate(answers):
+        with torch.enable_grad(), _leaves(modules) as leaves:
+            out = answer()
+        count += len(out)
+        flat = [leaf for several in leaves.values() for leaf in several]
+        for number in range(draws):
+            told = draw(out, generator)
+            found = iter(torch.autograd.grad(told, flat, retain_graph=number + 1 < draws, allow_unused=True))
+            gradients = {name: [next(found) for _ in several] for name, several in leaves.items()}
+            for at, names in enumerate(groups):
+                rows = {name: _projected(changes[name][piece], gradients.get(name, []), each) for name in names}
+                for name, some in (*rows.items(), ("", _together(list(rows.values())))):
+                    square = sum(float(one.double().square().sum()) for one in some) / 2
+                    total[at, name] = total.get((at, name), 0.0) + square / draws
+    return [
+        (total[at, ""] / count, {name: total[at, name] / count for name in names}) for at, names in enumerate(groups)
+    ]
 
-    def take(self, answers: Sequence[Callable[[], Tensor]], tokens: int) -> None:
-        """A forward pass for each of `answers`, which runs a window of so many tokens as Distance is given it."""
-        import torch
 
-        generator = torch.Generator().manual_seed(_SEED)
-        for answer in answers:
-            with torch.enable_grad(), _watched(self._modules) as (fed, leaves):
-                out = answer()
-            each = len(out) == tokens and self._kind not in (FEATURES, REGRESSION)
-            draws = 1 if each or self._kind == REGRESSION else max(_DRAWS // len(answers), 1)
-            flat = [leaf for several in leaves.values() for leaf in several]
-            drawn = []
-            for number in range(draws):
-                told = self._draw(out, generator)
-                found = torch.autograd.grad(told, flat, retain_graph=number + 1 < draws, allow_unused=True)
-                drawn.append(iter(found))
-            by_name = {name: [[next(one) for one in drawn] for _ in several] for name, several in leaves.items()}
-            self._pieces.append(_Piece(fed, by_name, len(out), each))
+def drawing(kind: str, scale: Tensor | None) -> Callable[[Tensor, Any], Tensor]:
+    """`draw` of a kind of distance; `scale`: what the error of a number is divided by."""
+    import torch
 
-    def _draw(self, out: Tensor, generator: Any) -> Tensor:
-        """log p of answers that are drawn from the model's own, or what takes its place."""
-        import torch
-
-        if self._kind == FEATURES:
+    def draw(out: Tensor, generator: Any) -> Tensor:
+        if kind == FEATURES:
             unit = torch.nn.functional.normalize(out, dim=-1)
             return (unit * torch.randn(unit.shape, generator=generator)).sum()
-        if self._kind == REGRESSION:
-            return (out / self._scale).sum()
-        if self._kind == MULTI_LABEL:
+        if kind == REGRESSION:
+            assert scale is not None
+            number: Tensor = (out / scale * torch.randn(out.shape, generator=generator)).sum() / out.shape[-1] ** 0.5
+            return number
+        if kind == MULTI_LABEL:  # whose loss is the mean over the labels
             yes = torch.bernoulli(out.detach().sigmoid(), generator=generator)
-            return torch.nn.functional.logsigmoid(torch.where(yes > 0, out, -out)).sum()
+            likely: Tensor = torch.nn.functional.logsigmoid(torch.where(yes > 0, out, -out))
+            several: Tensor = likely.sum() / out.shape[-1] ** 0.5
+            return several
         drawn = torch.multinomial(out.detach().softmax(-1), 1, generator=generator)
-        return out.log_softmax(-1).gather(-1, drawn).sum()
+        told: Tensor = out.log_softmax(-1).gather(-1, drawn).sum()
+        return told
 
-    def losses(
-        self,
-        groups: Sequence[Sequence[str]],
-        schemes: Mapping[str, Scheme | None],
-        weights: Mapping[str, Tensor],
-        simulated: Callable[..., AbstractContextManager[None]],
-        progress: Callable[[int, int], None],
-    ) -> list[tuple[float, dict[str, float]]]:
-        """Of each group, whose layers read one input: its loss, and that of each of its layers alone.
-
-        `simulated` is exporter.quantization.simulation's of the model, which is given schemes and `weights`.
-        """
-        import torch
-
-        found = []
-        for done, names in enumerate(groups):
-            with torch.no_grad():
-                before = {name: self._answers(name) for name in names}
-                with simulated(schemes={name: schemes[name] for name in names}, weights=weights):
-                    after = {name: self._answers(name) for name in names}
-            told = {
-                name: [
-                    piece.projected(name, [one - other for one, other in zip(new, old, strict=True)])
-                    for piece, new, old in zip(self._pieces, after[name], before[name], strict=True)
-                ]
-                for name in names
-            }
-            found.append((self._loss(list(told.values())), {name: self._loss([one]) for name, one in told.items()}))
-            progress(done + 1, len(groups))
-        return found
-
-    def _answers(self, name: str) -> list[list[Tensor]]:
-        """What a layer makes of what it was fed, of each piece."""
-        return [[self._modules[name](fed) for fed in piece.fed.get(name, [])] for piece in self._pieces]
-
-    def _loss(self, layers: Sequence[list[list[Tensor]]]) -> float:
-        total, answers = 0.0, 0
-        for number, piece in enumerate(self._pieces):
-            answers += piece.answers
-            told = [layer[number] for layer in layers]
-            total += piece.answers * piece.loss(told, self._kind == REGRESSION)
-        return total / answers
+    return draw
 
 
-class _Piece:
-    """One window's: inputs of each layer, a list where it runs several times, and as many gradients of each draw."""
+def _answered(module: Any, name: str, fed: Sequence[Mapping[str, list[Tensor]]]) -> list[list[Tensor]]:
+    """What a layer makes of what it was fed, of each piece and each time that it ran."""
+    return [[module(one) for one in piece.get(name, [])] for piece in fed]
 
-    def __init__(self, fed: Any, drawn: Mapping[str, list[list[Any]]], answers: int, each: bool) -> None:
-        self.fed, self._drawn, self.answers, self._each = fed, drawn, answers, each
 
-    def projected(self, name: str, changes: Sequence[Tensor]) -> list[Tensor]:
-        import torch
+def _projected(changes: Sequence[Tensor], gradients: Sequence[Tensor | None], each: bool) -> list[Tensor]:
+    """g . d of each row, or of all rows together."""
+    products = [one * other for one, other in zip(changes, gradients, strict=True) if other is not None]
+    if each:
+        return [one.flatten(0, -2).sum(-1) for one in products]
+    return [sum((one.sum() for one in products[1:]), products[0].sum())[None]] if products else []
 
-        if not changes:
-            return []
-        found = []
-        for draw in range(len(self._drawn[name][0])):
-            rows = []
-            for change, gradients in zip(changes, self._drawn[name], strict=True):
-                gradient = gradients[draw]
-                product = torch.zeros_like(change) if gradient is None else change * gradient
-                rows.append(product.flatten(0, -2).sum(-1) if self._each else product.sum()[None])
-            found.append(torch.cat(rows) if self._each else torch.stack(rows).sum(0))
-        return found
 
-    def loss(self, layers: Sequence[list[Tensor]], first_order: bool) -> float:
-        """The mean over its answers; rows that agree in number are one token's, and their changes are added."""
-        told = [layer for layer in layers if layer]
-        if not told:
-            return 0.0
-        draws = []
-        for of_draw in zip(*told, strict=True):
-            alike = len({len(one) for one in of_draw}) == 1
-            parts = [sum(of_draw)] if alike else list(of_draw)
-            draws.append(sum(float((one.abs() if first_order else one.double().square() / 2).sum()) for one in parts))
-        return sum(draws) / len(draws) / self.answers
+def _together(layers: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Of layers that are fed the same rows: the sums; of experts, each of which is fed its own, all of them."""
+    flat = [one for layer in layers for one in layer]
+    if len({len(one) for one in flat}) == 1 and len({len(layer) for layer in layers}) == 1:
+        return [sum(some[1:], some[0]) for some in zip(*layers, strict=True)]
+    return flat
+
+
+def _fed(modules: Mapping[str, Any], answer: Callable[[], Tensor]) -> dict[str, list[Tensor]]:
+    found: dict[str, list[Tensor]] = {}
+
+    def seen(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
+        return lambda module, inputs: found.setdefault(name, []).append(inputs[0])
+
+    hooks = [module.register_forward_pre_hook(seen(name)) for name, module in modules.items()]
+    try:
+        answer()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 @contextmanager
-def _watched(modules: Mapping[str, Any]) -> Iterator[tuple[dict[str, list[Any]], dict[str, list[Any]]]]:
-    """Within the block: what each layer is fed, and zeros that are added to what it answers, whose gradients count."""
+def _leaves(modules: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
+    """Within the block zeros are added to what each layer answers: their gradients are its answers'."""
     import torch
 
-    fed: dict[str, list[Any]] = {}
     leaves: dict[str, list[Any]] = {}
 
-    def hook(name: str) -> Callable[[Any, tuple[Any, ...], Any], Any]:
-        def seen(module: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-            fed.setdefault(name, []).append(inputs[0].detach())
-            leaf = torch.zeros_like(output, requires_grad=True)
-            leaves.setdefault(name, []).append(leaf)
-            return output + leaf
+    def added(name: str) -> Callable[[Any, tuple[Any, ...], Any], Any]:
+        def hook(module: Any, inputs: tuple[Any, ...], output: Any) -> Any:
+            leaves.setdefault(name, []).append(torch.zeros_like(output, requires_grad=True))
+            return output + leaves[name][-1]
 
-        return seen
+        return hook
 
-    hooks = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    hooks = [module.register_forward_hook(added(name)) for name, module in modules.items()]
     try:
-        yield fed, leaves
+        yield leaves
     finally:
-        for one in hooks:
-            one.remove()
+        for hook in hooks:
+            hook.remove()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
-from exporter.checkpoint.linear import asked, linear_layers, weight_of
+from exporter.checkpoint.linear import are_tokens, asked, linear_layers, weight_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ class _Pass:
 
     inputs: dict[str, Tensor] = field(default_factory=dict)  # of linear layers
     norms: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # (input, output)
-    answer: Tensor | None = None
+    answers: list[Tensor] = field(default_factory=list)
 
 
 def fold(model: Any, one: Fold, factors: Tensor) -> None:
@@ -95,7 +95,7 @@ def find_folds(model: Any, ids: Tensor) -> Found:
     The model is as it was afterwards. Layers of the same names but for their numbers are proven together, and one by
     one only where that fails.
     """
-    ids = ids[:1, :_TOKENS] if ids.ndim == 2 else ids[:1]
+    ids = ids[:1, :_TOKENS] if are_tokens(ids) else ids[:1]
     before = _observe(model, ids)
     found = Found()
     for candidates in _alike(_of_norms(model, before)):
@@ -147,7 +147,9 @@ def _observe(model: Any, ids: Tensor) -> _Pass:
     finally:
         for hook in hooks:
             hook.remove()
-    seen.answer = answer[0]
+    # An encoder's states are what a pair of artifacts hands from one to the other, and what its users may take.
+    states = getattr(answer, "encoder_last_hidden_state", None)
+    seen.answers = [answer[0], *([] if states is None else [states])]
     return seen
 
 
@@ -272,9 +274,7 @@ def _holds(model: Any, ids: Tensor, before: _Pass, folds: Sequence[Fold]) -> boo
         with torch.no_grad():
             for parameter, value in zip(model.get_submodule(one.source).parameters(), values, strict=True):
                 parameter.copy_(value)
-    assert after.answer is not None
-    assert before.answer is not None
-    return _same(after.answer, before.answer) and all(
+    return all(map(_same, after.answers, before.answers)) and all(
         name in after.inputs and _same(after.inputs[name] * scaled.get(name, 1.0), inputs)
         for name, inputs in before.inputs.items()
     )

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
-from exporter.checkpoint.linear import linear_layers, weight_of
+from exporter.checkpoint.linear import asked, linear_layers, weight_of
 from exporter.errors import JobError
 from exporter.quantization.statistics import watched
 
@@ -30,9 +30,10 @@ def hessians(
     invertible; sums in float32 are off by some 1e-6 of the diagonal, far below it.
 
     Layers come in the model's order of execution, as many at a time as fit in `budget_bytes` (at least one input);
-    each block is another pass over `pieces` [windows, window]. A caller that replaces weights between blocks gets
-    later layers' inputs as they then are. Layers that are fed the same tensor share one matrix, the same object: it is
-    not to be changed. A layer that is never fed a row is left out. Raises JobError where a layer is fed NaN or Inf.
+    each block is another pass over `pieces` [windows, window], or pictures. A caller that replaces weights between
+    blocks gets later layers' inputs as they then are. Layers that are fed the same tensor share one matrix, the same
+    object: it is not to be changed. A layer that is never fed a row is left out. Raises JobError where a layer is fed
+    NaN or Inf.
 
     An expert's matrix is of the tokens that chose it, which may be fewer than its inputs: fitted to those alone, its
     outputs on others are off by up to twice what plain rounding costs. Its diagonal is raised as if K / 4 rows of
@@ -90,7 +91,7 @@ def _block(
     with torch.no_grad(), watched({group[0]: layers[group[0]] for group in block}, add):
         for number, piece in enumerate(pieces, 1):
             with suppress(_EnoughError):
-                model(input_ids=piece[None])
+                asked(model, piece[None])
             done(number)
     for name, matrix in matrices.items():
         if not bool(matrix.sum().isfinite()):
@@ -123,6 +124,6 @@ def _fed_together(model: Any, piece: Tensor, layers: Mapping[str, Any]) -> tuple
         latest = inputs
 
     with torch.inference_mode(), watched(layers, note):
-        model(input_ids=piece)
+        asked(model, piece)
     groups += [[name] for name, count in calls.items() if count == 0]
     return groups, all(count == 1 for count in calls.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from exporter.checkpoint.linear import asked, linear_layers
+from exporter.checkpoint.linear import are_tokens, asked, linear_layers, reads_pairs
 from exporter.errors import BuildError
 from exporter.quantization.statistics import watched
 
@@ -24,6 +24,7 @@ def input_rows(model: Any, ids: Tensor, names: Iterable[str], rows: int = ROWS) 
     import torch
 
     linear = linear_layers(model)
+    tokens = ids.numel() // (2 if reads_pairs(model) else 1)  # that feed a layer: of a pair one half does
     kept: dict[str, list[Tensor]] = {}
     latest: tuple[Tensor, Tensor] | None = None  # an input and its rows: q, k and v, or gate and up, are fed one tensor
 
@@ -34,7 +35,7 @@ def input_rows(model: Any, ids: Tensor, names: Iterable[str], rows: int = ROWS) 
         if latest is None or latest[0] is not inputs:
             whole = inputs.reshape(-1, inputs.shape[-1])
             # Each token is a row; of a picture it depends on the layer how many patches there are.
-            total = ids.numel() if ids.ndim == 2 else len(whole) * len(ids)
+            total = tokens if are_tokens(ids) else len(whole) * len(ids)
             latest = (inputs, whole[:: max(total // rows, 1)].float().clone())
         kept.setdefault(name, []).append(latest[1])
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.checkpoint.experts import expert_layers, split_experts
-from exporter.checkpoint.linear import amount, convolutions, linear_layers, weight_of, weighted_layers
+from exporter.checkpoint.linear import amount, are_tokens, convolutions, linear_layers, weight_of, weighted_layers
 from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.quantization.calibrate import FEWEST, policy_windows
 from exporter.quantization.layer_weights import LayerWeights, save_parameters, save_weights
@@ -44,9 +44,8 @@ Step = Callable[[str], Callable[[int, int], None]]  # a step's name to what is t
 class How:
     """How a policy is made. `schemes`: what a layer may get, cheapest first; float is the last resort where `mixed`.
 
-    `policy`: given, so that nothing is chosen; ranges that it leaves out are found. `ranges_per_octave` and
-    `rounds_outputs` as in exporter.types.Precision, `experts` and `convolutions` as in Target: those that are no layers
-    of its policies stay in float.
+    `policy`: given, so that nothing is chosen; ranges that it leaves out are found. `ranges_per_octave` and what follows
+    as in exporter.types.Precision and Target: those that are no layers of a target's policies stay in float.
     """
 
     schemes: tuple[Scheme, ...]
@@ -57,7 +56,7 @@ class How:
     policy: Policy | None = None
     ranges_per_octave: int | None = None
     rounds_outputs: bool = False
-    sensitivity: str = "measured"
+    sensitivity: str = "measured"  # or "estimated"
     experts: bool = False
     convolutions: bool = False
 
@@ -119,7 +118,7 @@ def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: 
     windows = policy_windows(checkpoint, text)
     model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
     split_experts(model)
-    if windows.ndim == 2:
+    if are_tokens(windows):
         check_ids(rows_of(model), windows, "the calibration text")
     held_out = _held_out(windows)
     work = _Preparation(model, windows[:-held_out], how, step)
@@ -133,7 +132,7 @@ def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: 
 
 
 def _held_out(windows: Tensor) -> int:
-    most = _HELD_OUT if windows.ndim == 2 else len(windows)  # a picture tells as much as a token does
+    most = _HELD_OUT if are_tokens(windows) else len(windows)  # a picture tells as much as a token does
     return min(most, len(windows) // FEWEST)
 
 

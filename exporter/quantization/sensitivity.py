@@ -8,17 +8,18 @@ not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
-from exporter.checkpoint.linear import asked, shared_weights, weighted_layers
+from exporter.checkpoint.linear import are_tokens, asked, shared_weights, weighted_layers
 from exporter.form import FORMS
 from exporter.quantization.distance import Distance, kind_of, unit
 from exporter.quantization.simulation import simulated
 from exporter.quantization.statistics import watched
 from exporter.scheme import Scheme
+from exporter.types import REGRESSION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +60,9 @@ class LossMeter:
         kind = kind_of(model.config, task)
         self.unit = unit(kind)
         self._distance = Distance(kind, [self._record(window) for window in self._windows])
-        self.tokens = self._windows.numel() if windows.ndim == 2 else len(self._windows)
+        self.tokens = self._windows.numel() if are_tokens(windows) else len(self._windows)
+        if FORMS[task].encodes:  # half of them are sources
+            self.tokens //= 2
         self._first = self._blocks_before()
 
     def loss(
@@ -95,16 +98,23 @@ class LossMeter:
         progress: Callable[[int, int], None],
     ) -> list[tuple[float, dict[str, float]]]:
         """Of each group the loss that its gradients foretell, and that of each of its layers alone."""
-        from exporter.quantization.estimate import Gradients
+        from exporter.quantization.estimate import drawing, estimated
 
+        def rounding(names: Sequence[str]) -> AbstractContextManager[None]:
+            some = {name: schemes[name] for name in names}
+            return simulated(self._model, some, weights, self._originals, self._rounds_outputs)
+
+        form, kind = FORMS[self._task], kind_of(self._model.config, self._task)
         modules = {name: module for name, module in weighted_layers(self._model).items() if name in schemes}
-        gradients = Gradients(kind_of(self._model.config, self._task), modules, self._distance.scale)
-        windows = self._windows if self._windows.ndim > 2 else self._windows[:, :_ESTIMATED_ON]
+        windows = self._windows[:, :_ESTIMATED_ON] if are_tokens(self._windows) else self._windows
         answers = [partial(_outputs, self._model, self._task, window) for window in windows]
+        each = form.cached and not form.encodes
         with _no_gradients_of_weights(self._model):
-            gradients.take(answers, windows.shape[1])
-        made = partial(simulated, self._model, originals=self._originals, rounds_outputs=self._rounds_outputs)
-        return gradients.losses(groups, schemes, weights, made, progress)
+            draw = drawing(kind, self._distance.scale)
+            found = estimated(answers, groups, modules, rounding, draw, each, progress)
+        if kind != REGRESSION:
+            return found
+        return [((2 * loss) ** 0.5, {name: (2 * one) ** 0.5 for name, one in alone.items()}) for loss, alone in found]
 
     def _blocks_before(self) -> dict[str, int]:
         """How many blocks come before each layer: those need not run again when it is quantized."""
@@ -220,4 +230,4 @@ def _outputs(model: Any, task: str, window: Tensor) -> Tensor:
         return found[0].mean(1) if found[0].dim() == 3 else found[0].mean((2, 3))
     if len(found) > 1:
         return torch.cat(found)
-    return found[0][0] if form.per_token else found[0]
+    return found[0].flatten(0, 1) if form.per_token else found[0]  # of all the pairs in a window

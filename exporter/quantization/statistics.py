@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.linear import asked, channels_last, weighted_layers
+from exporter.checkpoint.linear import are_tokens, asked, channels_last, weighted_layers
 from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.errors import JobError
 from exporter.runner import Floats
@@ -84,7 +84,7 @@ def collect(model: Any, pieces: Tensor, progress: Callable[[int, int], None]) ->
     """
     import torch
 
-    if pieces.ndim == 2:
+    if are_tokens(pieces):
         check_ids(rows_of(model), pieces, "the calibration text")
     sums: dict[str, _Sums] = {}
     # The latest input with the sums before and after it: q, k and v, or gate and up, are fed one tensor, counted once.

@@ -95,6 +95,10 @@ _KL = Column("KL", "nats", lambda row: _small(value(row, "kl")))
 _TOP1 = Column("Top-1", "agree", lambda row: _percent(value(row, "top1")))
 _PREFILL = Column("Prefill", "tok/s", lambda row: rate(row["speed"]["prefill_tokens_per_s"]), timed=True)
 _RSS = Column("RSS", "MB", lambda row: megabytes(row["memory"]["peak_rss_bytes"]))
+_HEARD = (
+    Column("Transcripts", "same", lambda row: _percent(value(row, "transcripts"))),
+    Column("WER", "words", lambda row: _percent(value(row, "wer"))),
+)
 _GENERATION = (
     *_SIZE,
     _PPL,
@@ -102,6 +106,7 @@ _GENERATION = (
     _COSINE,
     _KL,
     _TOP1,
+    *_HEARD,
     Column("Greedy", "agree", lambda row: _percent(generation(row, "greedy_agreement"))),
     _PREFILL,
     Column("Decode", "tok/s", lambda row: rate(row["speed"]["decode_tokens_per_s"]), timed=True),
@@ -119,6 +124,8 @@ _ENCODER = (
     Column("Error", "of sd", lambda row: _small(value(row, "regression_error"))),
     Column("Spearman", "rank", lambda row: _floored(value(row, "spearman"), 4)),
     _PREFILL,
+    *_HEARD,
+    Column("Speed", "× real time", lambda row: rate(row["speed"].get("times_real_time")), timed=True),
     Column("Speed", "pictures/s", lambda row: rate(row["speed"].get("pictures_per_s")), timed=True),
     Column("Latency", "ms p50", lambda row: rate(latency(row, one_forward(row), "p50")), timed=True),
     _RSS,
@@ -139,6 +146,8 @@ _DETAILS = (
     Column("Cache KL", "nats", lambda row: _small(value(row, "cache_kl"))),
     Column("Prefill", "ms p50 / p90 / p99", lambda row: _percentiles(row, "prefill"), timed=True),
     Column("Picture", "ms p50 / p90 / p99", lambda row: _percentiles(row, "picture"), timed=True),
+    Column("4 s of sound", "ms p50 / p90 / p99", lambda row: _percentiles(row, "sound"), timed=True),
+    Column("First token", "ms p50 / p90 / p99", lambda row: _percentiles(row, "speech"), timed=True),
     Column("8 pictures", "ms p50 / p90 / p99", lambda row: _percentiles(row, "pictures_8"), timed=True),
     Column("Decode", "ms p50 / p90 / p99", lambda row: _percentiles(row, "decode"), timed=True),
     Column("Agreed", "tokens mean", lambda row: rate(generation(row, "agreed_tokens_mean"))),

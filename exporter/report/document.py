@@ -140,6 +140,7 @@ class Speed(_Group):
     """On this machine, beside the other processes that `other_cores` tells of."""
 
     prefill_tokens_per_s: float | None = Field(description="Tokens per second of the longest prefill, at its median.")
+    times_real_time: float | None = Field(description="Seconds of sound per second, at the median of four seconds.")
     pictures_per_s: float | None = Field(description="Pictures per second, one at a time, at its median.")
     decode_tokens_per_s: float | None = Field(description="Tokens per second of decoding, at its median.")
     latency_ms: dict[str, dict[str, float | None]] | None = Field(

@@ -11,6 +11,7 @@ from typing import Any
 _WORDS = {
     "continuations": "continuations of up to 48 tokens differ from the reference's",
     "labels": "texts have another label than the reference gives",
+    "transcripts": "transcripts differ from the reference's",
     "order": "pairs are in another order than the reference's",
 }
 

@@ -146,8 +146,8 @@ def latency(row: Row, phase: str, percentile: str) -> float | None:
 
 
 def one_forward(row: Row) -> str:
-    """The phase of a model that is asked once for a sample: a picture, or the longest text."""
-    return "picture" if latency(row, "picture", "p50") is not None else "prefill"
+    """The phase of a model that is asked once for a sample: a picture, a sound, or the longest text."""
+    return next((one for one in ("picture", "sound") if latency(row, one, "p50") is not None), "prefill")
 
 
 def generates(report: Row) -> bool:

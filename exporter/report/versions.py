@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from exporter.job import RENAMED
+from exporter.job_keys import RENAMED
 from exporter.report.document import VERSION
 from exporter.report.result import Result
 from exporter.report.winners import winners

@@ -13,15 +13,19 @@ from exporter.tasks.fill_mask import FILL_MASK
 from exporter.tasks.image_classification import IMAGE_CLASSIFICATION
 from exporter.tasks.image_features import IMAGE_FEATURE_EXTRACTION
 from exporter.tasks.question_answering import QUESTION_ANSWERING
+from exporter.tasks.speech_ctc import SPEECH_RECOGNITION_CTC
+from exporter.tasks.speech_recognition import AUTOMATIC_SPEECH_RECOGNITION
 from exporter.tasks.task import Compared, Task
 from exporter.tasks.text2text_generation import TEXT2TEXT_GENERATION
 from exporter.tasks.text_classification import TEXT_CLASSIFICATION
 from exporter.tasks.text_generation import TEXT_GENERATION
 from exporter.tasks.token_classification import TOKEN_CLASSIFICATION
+from exporter.tasks.zero_shot_image_classification import ZERO_SHOT_IMAGE_CLASSIFICATION
 
 _ALL = (
     TEXT_GENERATION, FILL_MASK, FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, QUESTION_ANSWERING,
-    TEXT2TEXT_GENERATION, IMAGE_CLASSIFICATION, IMAGE_FEATURE_EXTRACTION,
+    TEXT2TEXT_GENERATION, SPEECH_RECOGNITION_CTC, AUTOMATIC_SPEECH_RECOGNITION, IMAGE_CLASSIFICATION,
+    IMAGE_FEATURE_EXTRACTION, ZERO_SHOT_IMAGE_CLASSIFICATION,
 )  # fmt: skip
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 assert set(TASKS) == set(FORMS)

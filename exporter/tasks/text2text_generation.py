@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,13 +15,11 @@ import numpy as np
 from exporter.errors import JobError
 from exporter.form import TEXT2TEXT
 from exporter.job import MIN_TEXTS
-from exporter.measure.arithmetic import log_softmax
-from exporter.measure.perplexity import Forms
-from exporter.measure.quality import Answers, Passages, Pool, Progress, Reference, checked, encoded
-from exporter.runner import Floats, Ids, Runner
-from exporter.tasks.feature_extraction import cosines
-from exporter.tasks.task import Compared, Task, passages_of
-from exporter.tasks.vocabulary import OF_ITSELF, answering, comparing
+from exporter.measure.quality import Passages
+from exporter.runner import Ids
+from exporter.tasks.task import Task, passages_of
+from exporter.tasks.teacher_forcing import answer, compare
+from exporter.tasks.vocabulary import OF_ITSELF
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _EMPTY_LINE = re.compile(r"\n\s*\n")
@@ -82,29 +77,6 @@ def pairs_of(tokenizer: Any, pairs: Sequence[tuple[str, str]], window: int) -> t
     return passages_of(TEXT2TEXT, targets, window, window, **told), cut
 
 
-def _scored(
-    runner: Runner, passages: Passages, progress: Progress, states: list[Floats], pool: Pool
-) -> Iterator[tuple[Floats, Ids]]:
-    """Each pair's targets; the vector of its source is added to `states`."""
-    count = len(passages.offsets) - 1
-    for number, (begin, end) in enumerate(pairwise(passages.offsets)):
-        states.append(pool(encoded(runner, passages.source(number))))
-        yield log_softmax(checked(runner, passages.decoded(number))), passages.ids[begin:end]
-        progress(number + 1, count)
-
-
-def _answer(runner: Runner, passages: Passages, progress: Progress, pool: Pool) -> Answers:
-    states: list[Floats] = []
-    answers = answering(partial(_scored, states=states, pool=pool))(runner, passages, progress, pool)
-    return replace(answers, vectors=np.stack(states))
-
-
-def _compare(runner: Runner, reference: Reference, progress: Progress, pool: Pool, forms: Forms | None) -> Compared:
-    states: list[Floats] = []
-    figures, _ = comparing(partial(_scored, states=states, pool=pool))(runner, reference, progress, pool, forms)
-    return figures | cosines(reference.passages, reference.answers.vectors, np.stack(states)), None
-
-
 TEXT2TEXT_GENERATION = Task(
-    TEXT2TEXT, 128, _read, _answer, _compare, {**OF_ITSELF, "cosine": 1.0}, ("The house is wonderful.",)
+    TEXT2TEXT, 128, _read, answer, compare, {**OF_ITSELF, "cosine": 1.0}, ("The house is wonderful.",)
 )

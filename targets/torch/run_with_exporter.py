@@ -1,6 +1,6 @@
 """Runs the model in this folder by exporter itself: transformers alone finds no weights that it knows here.
 
-Prints a continued text; or for an encoder its hidden states' shape, for a classifier its logits.
+Prints a continued text; or for an encoder its hidden states' shape, a classifier's logits, a sound's transcript.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("text", nargs="?", default="Once upon a time", help="for a model of pictures a file")
+    parser.add_argument("text", nargs="?", default="Once upon a time", help="for a model of pictures or sounds a file")
     parser.add_argument("-n", "--tokens", type=int, default=40, help="how many to add to a text (%(default)s)")
     parser.add_argument("--ids", action="store_true", help="print the new tokens' ids: to compare formats by them")
     asked = parser.parse_args()
@@ -38,6 +38,16 @@ def main() -> None:
             print(runner.logits(pixels).tolist())
         return
     tokenizer = AutoTokenizer.from_pretrained(HERE)
+    if FORMS[task].inputs == "waveform":
+        from exporter.checkpoint.extractor import extracted, rate_of, read_extractor
+        from exporter.checkpoint.sound_files import read_sound
+
+        extractor = read_extractor(HERE, False)
+        rate = rate_of(extractor)
+        with open_torch(HERE, torch.get_num_threads()) as runner:
+            frames = runner.logits(extracted(extractor, read_sound(Path(asked.text), rate), rate))
+        print(tokenizer.decode(frames.argmax(-1).tolist()))
+        return
     ids = np.array(tokenizer(asked.text)["input_ids"], np.int64)
     with open_torch(HERE, torch.get_num_threads()) as runner:
         if task != "text-generation":

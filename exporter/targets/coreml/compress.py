@@ -80,6 +80,8 @@ def _scaled(op: Any, scheme: Scheme, place: Place, weight: Floats, system: int) 
     codes, scales = _codes(weight, scheme)
     if place.turned:
         codes, scales = codes.T, scales.T
+    if place.convolution:
+        codes, scales = codes.reshape(op.outputs[0].val.shape), scales.reshape(-1, 1, 1, 1)
     name = f"{op.name}_quantized"
     if system < IOS18:
         axis = 1 if place.turned else 0
@@ -103,7 +105,7 @@ def round_inputs(function: Any, schemes: Mapping[Any, Scheme]) -> None:
 
     rounded: dict[tuple[Any, float], Any] = {}
     for op in list(function.operations):
-        place = {"linear": "weight", "matmul": "y"}.get(op.op_type)
+        place = {"linear": "weight", "conv": "weight", "matmul": "y"}.get(op.op_type)
         scheme = schemes.get(op.inputs[place]) if place else None
         if scheme is None:
             continue

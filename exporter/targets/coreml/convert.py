@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.errors import BuildError
+from exporter.form import FORMS, PIXELS
 from exporter.targets.coreml.options import FUSED, USUAL_LENGTH, CoremlOptions
 from exporter.targets.coreml.traps import quiet, scalar_sizes
 from exporter.targets.traced_model.longest import longest
@@ -27,6 +28,7 @@ from exporter.targets.traced_model.traced import (
     Traced,
     trace_decoder,
     trace_encoder,
+    trace_pictures,
 )
 from exporter.types import GENERATION, Checkpoint
 
@@ -46,21 +48,25 @@ _DESCRIPTIONS = {
     CAUSAL: "Added to the attention's scores: 0 where a token sees another, -30000 where not; over the cache and the "
     "new tokens.",
     SLIDING: "The same for layers with a sliding window, which hides what lies further back.",
+    PIXELS: "A picture, channels first, as preprocessor_config.json has it made.",
     KEYS: "The keys of all layers, written by the model.",
     VALUES: "The values of all layers, written by the model.",
-    "logits": "For each token the scores of the next, or a text's scores of each class.",
-    "last_hidden_state": "The last layer's states of each token.",
+    "logits": "For each token the scores of the next, or of a text or a picture the scores of each class.",
+    "last_hidden_state": "The last layer's states of each token, or of each patch of a picture.",
 }
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A float program that is not saved yet, and what it was traced from. `limited`: why it takes no longer texts."""
+    """A float program that is not saved yet, and what it was traced from. `limited`: why it takes no longer texts.
+
+    `length`: tokens of the longest text; None of pictures.
+    """
 
     package: MLModel
     traced: Traced
     system: str
-    length: int
+    length: int | None
     limited: str
     half: bool
 
@@ -69,7 +75,7 @@ class Converted:
         traced = self.traced
         return {
             "system": self.system,
-            "inputs": [*traced.integers, *traced.masks],
+            "inputs": [*traced.integers, *traced.masks, *traced.pixels],
             "output": traced.output,
             "states": list(traced.states),
             "max_length": self.length,
@@ -80,8 +86,13 @@ class Converted:
 
 def convert(checkpoint: Checkpoint, options: CoremlOptions, half: bool) -> Converted:
     """The float program of a checkpoint, described. Raises BuildError."""
-    length, limited = longest(checkpoint, options.max_length, USUAL_LENGTH, "--coreml-max-length")
     fused = options.system >= FUSED
+    if FORMS[checkpoint.task].inputs == "pixels":
+        traced = trace_pictures(checkpoint, fused)
+        model = _converted(traced, options.target, None, half)
+        _describe(model, traced, None)
+        return Converted(model, traced, options.target, None, "", half)
+    length, limited = longest(checkpoint, options.max_length, USUAL_LENGTH, "--coreml-max-length")
     if checkpoint.task == GENERATION:
         traced = trace_decoder(checkpoint, length, options.stateful, fused)
     else:
@@ -91,15 +102,16 @@ def convert(checkpoint: Checkpoint, options: CoremlOptions, half: bool) -> Conve
     return Converted(model, traced, options.target, length, limited, half)
 
 
-def _converted(traced: Traced, system: str, length: int, half: bool) -> MLModel:
+def _converted(traced: Traced, system: str, length: int | None, half: bool) -> MLModel:
     with quiet():
         import coremltools as ct
 
     kind = np.float16 if half else np.float32
+    longest_text = length or 1
     sizes = {
         BATCH: ct.RangeDim(1, MAX_BATCH, default=1),
-        NEW: ct.RangeDim(1, length, default=min(8, length)),
-        TOTAL: ct.RangeDim(1, length, default=min(8, length)),
+        NEW: ct.RangeDim(1, longest_text, default=min(8, longest_text)),
+        TOTAL: ct.RangeDim(1, longest_text, default=min(8, longest_text)),
     }
 
     def shape(dimensions: Dimensions) -> Any:
@@ -107,6 +119,7 @@ def _converted(traced: Traced, system: str, length: int, half: bool) -> MLModel:
 
     inputs = [ct.TensorType(name, shape(them), np.int32) for name, them in traced.integers.items()]
     inputs += [ct.TensorType(name, shape(them), kind) for name, them in traced.masks.items()]
+    inputs += [ct.TensorType(name, shape(them), np.float32) for name, them in traced.pixels.items()]
     states = [
         ct.StateType(ct.TensorType(shape=its.dimensions, dtype=np.float16), name) for name, its in traced.states.items()
     ]
@@ -140,12 +153,13 @@ def _in_half(op: Any) -> bool:
     return not (op.op_type == "add" and any(one is not None and one.op_type == "reduce_mean" for one in operands))
 
 
-def _describe(model: MLModel, traced: Traced, length: int) -> None:
+def _describe(model: MLModel, traced: Traced, length: int | None) -> None:
     description = model._spec.description  # the setters have no word for a state's
     for part in (description.input, description.output, description.state):
         for feature in part:
             feature.shortDescription = _DESCRIPTIONS[feature.name]
-    facts = {LENGTH: str(length)} | ({WINDOW: str(traced.window)} if traced.window is not None else {})
+    known = {LENGTH: length, WINDOW: traced.window}
+    facts = {name: str(value) for name, value in known.items() if value is not None}
     description.metadata.userDefined.update(facts)
 
 

@@ -45,7 +45,7 @@ def weights_of(folder: Path, files: Sequence[str] = ()) -> list[Weight]:
     for op in block.operations:
         for place in _WEIGHTS.get(op.type, ()):
             name = _name(op, place)
-            constant = _constant(name, makers)
+            constant = _constant(name, makers, op.type == "conv")
             if constant is None or _ROTARY in name:
                 continue
             # What is looked up in a stack is an expert's matrix, to be multiplied with.
@@ -68,16 +68,18 @@ def _name(op: Any, place: str) -> str:
     return bound[0].name if bound else ""
 
 
-def _constant(name: str, makers: Mapping[str, Any]) -> _Constant | None:
-    """What a value is, where it is a matrix of numbers that do not change."""
+def _constant(name: str, makers: Mapping[str, Any], convolution: bool) -> _Constant | None:
+    """What a value is, where it is a matrix of numbers that do not change, or a convolution's kernels."""
     maker = makers.get(name)
     if maker is None or maker.type not in _NUMBERS:
         return None
     shape = _shape(maker.outputs[0].type)
     columns = list(shape)[-2:]
-    if len(columns) < 2 or 1 in columns:
+    if len(columns) < 2 or (1 in columns and not convolution):
         return None
     bits = _sparse_bits(maker, math.prod(shape), makers) if maker.type == SPARSE else _stored(maker, makers)[0]
+    if convolution:
+        return _Constant(shape, bits, "a convolution, which has 8 bits at least" if bits > 6 else "")
     if maker.type == "const" and len(shape) > 2:
         return _Constant(shape, bits, "experts, or another stack of matrices: they stay in float")
     whole = maker.type == "const" and min(shape) % _BLOCK

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from exporter.targets.coreml.convert import PACKAGE
-from exporter.types import GENERATION
 
 UNTIMED = "Core ML runs on macOS alone; here its program was evaluated"
 
@@ -27,6 +26,6 @@ def open_package(package: Path, task: str, threads: int, half: bool = True) -> A
         return open_predict(package, task)
     from exporter.targets.coreml.mil.runner import open_mil
 
-    runner: Any = open_mil(package, threads, half, encoder=task != GENERATION)
+    runner: Any = open_mil(package, threads, half, task)
     runner.untimed = UNTIMED
     return runner

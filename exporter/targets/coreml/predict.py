@@ -9,7 +9,8 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.errors import JobError, unknown
-from exporter.runner import Floats, Ids
+from exporter.form import FORMS, PIXELS
+from exporter.runner import Floats, Ids, Sample, rows_of_states
 from exporter.targets.coreml.convert import LENGTH, WINDOW
 from exporter.targets.coreml.feeds import decoder_feeds, encoder_feeds
 from exporter.types import GENERATION
@@ -33,7 +34,8 @@ class CoremlEncoder:
         self._output = description.output[0].name
         facts = description.metadata.userDefined
         self._window = int(facts[WINDOW]) if WINDOW in facts else None
-        self.max_length = int(facts[LENGTH])
+        if LENGTH in facts:  # a picture has none
+            self.max_length = int(facts[LENGTH])
         self.engine = f"Core ML by coremltools {ct.__version__}, compute units {COMPUTE_UNITS[asked]}"
 
     def __enter__(self) -> Self:
@@ -56,6 +58,16 @@ class CoremlEncoder:
     def _ask(self, feeds: dict[str, Any], *state: Any) -> Floats:
         answer: Floats = np.asarray(self._model.predict(feeds, *state)[self._output], np.float32)
         return answer
+
+
+class CoremlPictures(CoremlEncoder):
+    """A package that looks at pictures, one at a time."""
+
+    def logits(self, ids: Sample) -> Floats:
+        return rows_of_states(self._ask({PIXELS: np.ascontiguousarray(ids[None], np.float32)}))
+
+    def batch(self, ids: Sample, mask: Ids) -> Floats:
+        return np.concatenate([self.logits(picture) for picture in ids])
 
 
 class CoremlStateless:
@@ -108,6 +120,8 @@ def open_predict(package: Path, task: str) -> CoremlEncoder | CoremlStateless:
     """A package's runner on macOS."""
     import coremltools as ct
 
+    if FORMS[task].inputs == "pixels":
+        return CoremlPictures(package)
     if task != GENERATION:
         return CoremlEncoder(package)
     spec = ct.utils.load_spec(str(package))

@@ -15,6 +15,7 @@ from typing import Any
 
 from exporter.checkpoint.card import read_licence
 from exporter.errors import BuildError, JobError
+from exporter.form import FORMS
 from exporter.quantization.policy import check_schemes
 from exporter.runner import Floats
 from exporter.scheme import Scheme
@@ -30,11 +31,12 @@ from exporter.targets.coreml.weights import PALETTES, Place, dump, find_places, 
 from exporter.targets.coreml.zeros import zeros_of
 from exporter.targets.folder.files import copy_configuration, model_name
 from exporter.targets.folder.kit import kit, programs
-from exporter.targets.folder.limits import of_texts_alone
+from exporter.targets.folder.limits import of_convolutions, of_one_text_or_picture
 from exporter.targets.folder.proven import FLOAT16, prove_program
+from exporter.targets.traced_model.attention import PLAIN
 from exporter.targets.traced_model.cache import refused_cache
 from exporter.targets.traced_model.wrapped import refused_encoder
-from exporter.types import GENERATION, Exported, ExportRequest, Preparation, Target
+from exporter.types import GENERATION, Checkpoint, Exported, ExportRequest, Preparation, Target
 
 PROGRAM = "program.json"  # what a caller must know of the package
 FACTS = "facts.json"  # beside the float package: that, and where its layers' weights are
@@ -106,14 +108,13 @@ def _float(package: Path, to: Path, system: int, bits: int) -> None:
 
 def _compressed(request: ExportRequest, package: Path, to: Path) -> list[str]:
     """Writes the package at the request's precision; returns notes."""
-    from exporter.checkpoint.linear import linear_layers, weight_of
-    from exporter.checkpoint.model import load_model
+    from exporter.checkpoint.linear import weight_of, weighted_layers
     from exporter.targets.coreml.compress import compress, mean_squares
 
     checkpoint = request.checkpoint
     places = load(json.loads(package.with_name(FACTS).read_text(encoding="utf-8"))["places"])
     forms = forms_of(request.precision, places, request.policy, request.options.system)
-    layers = linear_layers(load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code))
+    layers = weighted_layers(_stored_model(checkpoint))
     notes = _unplaced(request.policy, places, layers)
 
     def weight(name: str) -> Floats:
@@ -122,13 +123,24 @@ def _compressed(request: ExportRequest, package: Path, to: Path) -> list[str]:
 
     # Under a policy the weights lie on their palettes already.
     palettes = request.precision in PALETTES and request.policy is None
-    importance = mean_squares(request.calibration, forms) if palettes and request.calibration else {}
+    fed_to = [name for name, form in forms.items() if form.palette]
+    importance = mean_squares(request.calibration, fed_to) if palettes and request.calibration else {}
     request.progress(f"compressing {len(forms)} layers", 0, 0)
     compress(package, to, places, forms, weight, importance, request.options.system)
     if palettes:
         fed = f"weighted by what {len(importance)} layers were fed" if importance else "whose weights count alike"
         notes.append(f"palettes {fed}")
     return notes
+
+
+def _stored_model(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's model with the weights that its program has."""
+    from exporter.checkpoint.model import load_model
+    from exporter.targets.traced_model.pictures import wrap_pictures
+
+    if FORMS[checkpoint.task].inputs == "pixels":
+        return wrap_pictures(checkpoint, PLAIN).model
+    return load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code)
 
 
 def _unplaced(
@@ -152,7 +164,9 @@ def read_package(path: Path) -> Mapping[str, Any]:
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to Core ML yet"
-    return refused_cache(config) if task == GENERATION else of_texts_alone(task, "Core ML") or refused_encoder(config)
+    if (reason := of_one_text_or_picture(task, "Core ML")) is not None or FORMS[task].inputs == "pixels":
+        return reason
+    return refused_cache(config) if task == GENERATION else refused_encoder(config)
 
 
 def prepare(wanted: Preparation) -> str | None:
@@ -165,6 +179,13 @@ def prepare(wanted: Preparation) -> str | None:
         return f"{options.target} has no {wanted.precision} weights: give --coreml-target {newer}, or int8"
     if wanted.precision == "int8-static" and options.system < ROUNDED_INPUTS:
         return f"{options.target} rounds no activations: give --coreml-target iOS17 or later, or int8"
+    if FORMS[wanted.task].inputs == "pixels":
+        if options.max_length is not None:
+            raise JobError("--coreml-max-length is for models of texts, and a picture has no length")
+        few = COREML.precisions[wanted.precision]
+        rounds = few.bits is not None and few.bits < 8
+        least = few.gates.min_named_share or 0.0
+        return of_convolutions(wanted, least, f"coreml:{wanted.precision}") if rounds else None
     limit = options.max_length or USUAL_LENGTH
     if limit < wanted.window:
         raise JobError(
@@ -188,11 +209,12 @@ COREML = Target(
     weights=weights_of,
     zeros=zeros_of,
     inspects={".mlpackage": read_package},
-    run='python {folder}/run.py "Once upon a time"',
+    run="python {folder}/run.py {example}",
     kit=kit("coreml"),
     programs=lambda folder, task: programs("coreml", task),
     options=CoremlOptions,
     prepare=prepare,
     calibrates=lambda precision, options: precision in PALETTES and options.calibrate,
     schemes=cannot_express,
+    convolutions=True,
 )

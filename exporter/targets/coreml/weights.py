@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.linear import linear_layers, shared_weights, weight_of
+from exporter.checkpoint.linear import shared_weights, weight_of, weighted_layers
 from exporter.errors import BuildError
 from exporter.scheme import Scheme
 from exporter.targets.coreml.options import BLOCKS as GROUPED
@@ -25,9 +25,9 @@ SMALL = 2048  # numbers: coremltools' own limit, below which a table costs more 
 
 @dataclass(frozen=True)
 class Place:
-    """A linear layer's constant. `turned`: it is stored as [K, N]; `head`: it makes a language model's logits.
+    """A layer's constant. `turned`: it is stored as [K, N]; `head`: it makes a language model's logits.
 
-    `zeros`: how many of its numbers are 0, as they are stored.
+    `zeros`: how many of its numbers are 0, as they are stored. `convolution`: it is stored as [N, C, height, width].
     """
 
     constant: str
@@ -36,6 +36,7 @@ class Place:
     inputs: int  # K
     head: bool
     zeros: int = 0
+    convolution: bool = False
 
 
 CHANNELS = Scheme(weight="int8", group=None)
@@ -44,23 +45,25 @@ PALETTES = {"palettize6": Scheme(weight="palette6", group=None), "palettize4": S
 
 
 def find_places(program: Program, model: Any) -> dict[str, Place]:
-    """Each linear layer's place, by its module's name; one that is tied to an embedding has none, and none that the
+    """Each layer's place, by its module's name; one that is tied to an embedding has none, and none that the
     program does without, such as an encoder's pooler.
     """
     constants: dict[tuple[Any, ...], list[tuple[str, NDArray[Any]]]] = {}
     for op in program.functions["main"].operations:
         value = op.outputs[0].val if op.op_type == "const" else None
-        if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "f":
+        if isinstance(value, np.ndarray) and value.ndim in (2, 4) and value.dtype.kind == "f":
             constants.setdefault(_key(value), []).append((op.outputs[0].name, value))
     shared, head = shared_weights(model), model.get_output_embeddings()
     places = {}
-    for name, layer in linear_layers(model).items():
+    for name, layer in weighted_layers(model).items():
         if name in shared:
             continue
-        weight = weight_of(layer).detach().numpy()
-        if (found := _find(weight, constants)) is not None:
+        weight, convolution = weight_of(layer).detach().numpy(), layer.weight.dim() == 4
+        stored = layer.weight.detach().numpy() if convolution else weight
+        if (found := _find(stored, constants)) is not None:
             constant, turned, zeros = found
-            places[name] = Place(constant, turned, weight.shape[0], weight.shape[1], layer is head, zeros)
+            rows, inputs = weight.shape
+            places[name] = Place(constant, turned, rows, inputs, layer is head, zeros, convolution)
     return places
 
 
@@ -69,7 +72,7 @@ def _key(value: NDArray[Any]) -> tuple[Any, ...]:
 
 
 def _find(weight: NDArray[Any], constants: Mapping[tuple[Any, ...], list[Any]]) -> tuple[str, bool, int] | None:
-    for turned in (False, True):
+    for turned in (False, True)[: 1 + (weight.ndim == 2)]:
         stored = weight.T if turned else weight
         for name, value in constants.get(_key(stored), []):
             if np.array_equal(value, stored.astype(value.dtype)):
@@ -103,6 +106,8 @@ def forms_of(
         if form is None:
             continue
         group = form.group
+        if place.convolution and (group is not None or form.weight != "int8"):
+            raise BuildError(f"the policy: {name} is a convolution, which is no {form}: int8 per channel, or float")
         if group is not None and system < GROUPED:
             raise BuildError(
                 f"the policy: {name} is in groups of {group}, which iOS{system} has not; give it per channel"
@@ -115,8 +120,9 @@ def forms_of(
 
 
 def usual(precision: str, place: Place) -> Scheme:
-    """A precision's own form for a layer; a scale per channel for a head, and where blocks do not divide a layer."""
-    if place.head:
+    """A precision's own form for a layer; a scale per channel for a head, a convolution, and where blocks do not divide
+    a layer."""
+    if place.head or place.convolution:
         return CHANNELS
     if precision in PALETTES:
         return PALETTES[precision]

@@ -25,13 +25,20 @@ def kit(target: str) -> Path:
 def programs(target: str, task: str) -> dict[str, Path]:
     """The files of targets/TARGET/TASK and of targets/any/TASK by their names; none where nobody has the task.
 
-    A task that has a reading.py in targets/any/TASK is run by targets/TARGET/any, which asks it for what is its own.
+    A task that has a reading.py in targets/any/TASK is run by targets/TARGET/any, which asks it for what is its own;
+    with it comes what it imports of targets/any/any. A program of the target's own for the task takes the general one's
+    place.
     """
-    folders = [kit(name) / task for name in (ANY, target)]
-    if (folders[0] / READING).is_file() and (kit(target) / ANY).is_dir():
-        folders += [kit(name) / ANY for name in (ANY, target)]
+    shared, general, own = kit(ANY) / task, kit(target) / ANY, kit(target) / task
+    both = kit(ANY) / task.removesuffix("-ctc")  # both kinds of speech recognition read sounds alike
+    folders = [both, shared, own]
+    helping: list[Path] = []
+    if (shared / READING).is_file() and general.is_dir():
+        folders.insert(0, general)
+        reading = (shared / READING).read_text(encoding="utf-8")
+        helping = [one for one in sorted((kit(ANY) / ANY).glob("*.py")) if f"from {one.stem} import" in reading]
     found = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
-    return {path.name: path for path in found if path.is_file()}
+    return {path.name: path for path in (*helping, *found) if path.is_file()}
 
 
 def render(target: str, file: str, filters: Mapping[str, Callable[..., str]], /, **values: Any) -> str:

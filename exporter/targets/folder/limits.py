@@ -8,20 +8,25 @@ from exporter.targets.folder.proven import FLOAT16, FLOAT32
 from exporter.types import Gates, Precision, Preparation, agreement
 
 
-def of_texts_alone(task: str, form: str) -> str | None:
-    """Why a task's model is not written in a form that models of texts alone are written in; None: it is."""
-    return None if FORMS[task].inputs == "text" else f"models that read pictures are not exported to {form} yet"
+def of_one_text_or_picture(task: str, form: str) -> str | None:
+    """Why a task's model is not written in a form for models of one text or of one picture; None: it is."""
+    told, does = FORMS[task], "hear"
+    if told.matches:
+        does = "match pictures with texts"
+    elif told.inputs in ("text", "pixels"):
+        return None
+    return f"models that {does} are not exported to {form} yet"
 
 
 def of_convolutions(wanted: Preparation, least: float, form: str) -> str | None:
-    """Why a precision cannot hold what its name says of a model of pictures, for it rounds no convolutions so; or None.
+    """Why a precision cannot hold what its name says of a model with convolutions, which it does not round so; or None.
 
     `least`: share of the numbers that must be rounded so. The weights' headers tell how many are convolutions'.
     """
     if FORMS[wanted.task].inputs == "text":
         return None
     sizes = [(len(one.shape), one.numbers) for one in stored_tensors(wanted.path).values() if len(one.shape) > 1]
-    convolved = sum(numbers for dimensions, numbers in sizes if dimensions == 4) / sum(numbers for _, numbers in sizes)
+    convolved = sum(numbers for dimensions, numbers in sizes if dimensions > 2) / sum(numbers for _, numbers in sizes)
     if convolved <= 1 - least:
         return None
     return f"{convolved:.0%} of this model's weights are convolutions', and {form} rounds linear layers alone so"

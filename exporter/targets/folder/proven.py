@@ -154,5 +154,6 @@ def _largest_off(pairs: Sequence[tuple[Floats, Floats]], allowed: float) -> str 
 
 
 def _cosine(expected: Floats, got: Floats) -> float:
-    a, b = (mean_pooled(states).astype(np.float64) for states in (expected, got))
+    # Of a text [T, H], of a picture [1, P, H].
+    a, b = (mean_pooled(states.reshape(-1, states.shape[-1])).astype(np.float64) for states in (expected, got))
     return float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)

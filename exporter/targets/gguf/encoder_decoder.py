@@ -89,5 +89,5 @@ def refused(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("relative_attention_max_distance", _DISTANCE) != _DISTANCE:
         return f"llama.cpp knows no relative_attention_max_distance but {_DISTANCE}"
     if precision not in FLOATS and demands_matrix(precision, ()):
-        return "its type demands an importance matrix, and of an encoder-decoder, which reads two texts, none is made"
+        return "its type demands an importance matrix, and none is made of encoder-decoders yet"
     return None

@@ -131,7 +131,7 @@ def _matrix(request: ExportRequest, source: Path) -> ImportanceMatrix | None:
     options: GgufOptions = request.options
     if (request.precision in IGNORE_MATRIX and not options.tensor) or options.imatrix == "off":
         return None
-    if FORMS[request.checkpoint.task].encodes and options.imatrix == "auto":  # a calibration reads one text, not two
+    if FORMS[request.checkpoint.task].encodes and options.imatrix == "auto":  # no statistics are kept of one
         return None
     if options.imatrix != "auto":
         return read_imatrix(options.imatrix)
@@ -273,7 +273,7 @@ GGUF = Target(
     weights=weights_of,
     zeros=zeros_of,
     inspects={".gguf": inspect},
-    run='python {folder}/run.py "Once upon a time"',
+    run="python {folder}/run.py {example}",
     kit=kit("gguf"),
     programs=lambda folder, task: programs("gguf", task),
     options=GgufOptions,

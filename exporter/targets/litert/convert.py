@@ -4,6 +4,8 @@ Encoders have encode_64 and so on: input_ids, attention_mask and where the token
 [1, N] each. Text generation has prefill_128 and so on, and decode of one token, named as LiteRT-LM calls them: tokens
 int32 [1, N], input_pos int32 [N], mask float32 [1, 1, N, C] (0, or masks.HIDDEN), and of each layer kv_cache_k_0 and
 kv_cache_v_0, float32 [1, heads, C, size], which come back with the new tokens' rows written at input_pos[0].
+Models of pictures have serving_default, which an interpreter runs unless another is asked for: pixel_values float32
+[1, C, H, W], as the checkpoint's processor makes them.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError
+from exporter.form import FORMS, PIXELS
 from exporter.targets.litert.flatbuffer import LIMIT
 from exporter.targets.litert.options import PREFILLED, USUAL_LENGTH, LitertOptions, encoded
-from exporter.targets.litert.traps import alone, weights_as_they_are
-from exporter.targets.traced_model.attention import GROUPED
+from exporter.targets.litert.traps import alone, keep_biases, weights_as_they_are
+from exporter.targets.traced_model.attention import GROUPED, LATE
 from exporter.targets.traced_model.longest import longest
 from exporter.targets.traced_model.outer_cache import outer_cache
+from exporter.targets.traced_model.pictures import wrap_pictures
 from exporter.targets.traced_model.wrapped import wrap_decoder, wrap_encoder
 from exporter.tasks.known import TASKS
 from exporter.types import GENERATION, Checkpoint
@@ -28,7 +32,7 @@ from exporter.types import GENERATION, Checkpoint
 if TYPE_CHECKING:
     import torch
 
-DECODE, PREFILL, ENCODE = "decode", "prefill_", "encode_"
+DECODE, PREFILL, ENCODE, SEE = "decode", "prefill_", "encode_", "serving_default"
 TOKENS, POSITIONS, MASK, KEYS, VALUES = "tokens", "input_pos", "mask", "kv_cache_k_", "kv_cache_v_"
 _MISSING = re.compile(r"Lowering not found: ([\w.:]+)")
 _REST = re.compile(r"While executing %|Original traceback:|The error occurred while tracing")
@@ -53,12 +57,15 @@ def convert(checkpoint: Checkpoint, options: LitertOptions, file: Path) -> Wrapp
     # Of a model that a stage gave its shape nothing was known before.
     if (why := too_large(sum(one.numel() for one in wrapped.model.parameters()))) is not None:
         raise BuildError(why)
+    keep_biases(wrapped.model)
     _write(wrapped.module, wrapped.given, wrapped.model, file)
     return wrapped
 
 
 def wrap(checkpoint: Checkpoint, options: LitertOptions) -> Wrapped:
     """A checkpoint's model with its signatures. Raises BuildError for lengths that it does not take."""
+    if FORMS[checkpoint.task].inputs == "pixels":
+        return _pictures(checkpoint)
     decoder = checkpoint.task == GENERATION
     asked = options.max_length if decoder else max(options.asked() or (0,)) or None
     flag = "--litert-max-length" if decoder else "--litert-lengths"
@@ -87,6 +94,22 @@ def _lengths(options: LitertOptions, usual: tuple[int, ...], longest_text: int) 
     if asked[-1] > longest_text:
         raise BuildError(f"--litert-lengths {options.lengths}: its cache holds {longest_text} tokens")
     return asked
+
+
+def _pictures(checkpoint: Checkpoint) -> Wrapped:
+    import torch
+
+    wrapped = wrap_pictures(checkpoint, LATE)
+
+    class See(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = wrapped.module
+
+        def forward(self, **given: Any) -> dict[str, Any]:
+            return {wrapped.output: self.inner(given[PIXELS])}
+
+    return Wrapped(See().eval(), {SEE: {PIXELS: torch.zeros(1, *wrapped.shape)}}, wrapped.model, "")
 
 
 def _encoder(checkpoint: Checkpoint, lengths: tuple[int, ...], limited: str) -> Wrapped:

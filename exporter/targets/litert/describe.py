@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from exporter.targets.litert.convert import DECODE, KEYS, MASK, POSITIONS, PREFILL, TOKENS, VALUES
+from exporter.form import PIXELS
+from exporter.targets.litert.convert import DECODE, KEYS, MASK, POSITIONS, PREFILL, SEE, TOKENS, VALUES
 from exporter.targets.litert.flatbuffer import read_model, schema, signatures, write_model
 
 FACTS = "exporter"  # the metadata's name: JSON
@@ -20,8 +21,9 @@ _TENSORS = {
     TOKENS: "int32 token ids, padded with any",
     POSITIONS: "int32 positions, counted from 0 at the beginning of the text; the first is where the cache is written",
     MASK: "float32, added to the attention's scores: 0 where a token sees a row of the cache, -30000 where not",
-    "logits": "float32: for each token the scores of the next, or a text's scores of each class",
-    "last_hidden_state": "float32: the last layer's states of each token",
+    PIXELS: "float32 [1, channels, height, width], as preprocessor_config.json has them made",
+    "logits": "float32: for each token the scores of the next, or of a text or a picture the scores of each class",
+    "last_hidden_state": "float32: the last layer's states of each token, or of each patch of a picture",
 }
 _CACHES = {
     KEYS: "float32 keys of a layer; written at input_pos[0], and the next call's input",
@@ -48,13 +50,18 @@ def describe(file: Path, what: str, facts: Mapping[str, Any]) -> None:
 
 
 def _signature(name: str, definition: Any) -> dict[str, Any]:
-    kind = "one token" if name == DECODE else f"{name.rpartition('_')[2]} tokens, padded"
-    does = "decodes" if name == DECODE else "reads a prompt's" if name.startswith(PREFILL) else "reads a text of up to"
+    if name == SEE:
+        said = "looks at a picture"
+    elif name == DECODE:
+        said = "decodes one token"
+    else:
+        does = "reads a prompt's" if name.startswith(PREFILL) else "reads a text of up to"
+        said = f"{does} {name.rpartition('_')[2]} tokens, padded"
     parts = {
         part: {one.name.decode(): _tensor(one.name.decode()) for one in ones}
         for part, ones in (("inputs", definition.inputs), ("outputs", definition.outputs))
     }
-    return {"description": f"{does} {kind}", **parts}
+    return {"description": said, **parts}
 
 
 def _tensor(name: str) -> str:

@@ -25,6 +25,7 @@ _WEIGHTS: Mapping[str, Sequence[int]] = {
 }
 _THROUGH = ("DEQUANTIZE", "TRANSPOSE", "RESHAPE", "CAST", "MUL")
 _AFTER = ("ADD", "MUL", "DIV", "TANH", "RESHAPE", "DEQUANTIZE", "QUANTIZE")  # what may follow a head's product
+_CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 _BLOCK = 32
 
 
@@ -38,14 +39,15 @@ def weights_of(folder: Path, files: Sequence[str] = ()) -> list[Weight]:
         for op in graph.operators:
             kind = operator(program, op)
             for place in _WEIGHTS.get(kind, ()):
-                tensor = _constant(program, graph, makers, op.inputs[place])
+                convolution = kind in _CONVOLUTIONS
+                tensor = _constant(program, graph, makers, op.inputs[place], convolution)
                 if tensor is None or ROTARY in tensor.name.decode():
                     continue
                 # What is looked up in a stack is an expert's matrix, to be multiplied with.
                 table = (kind in _LOOKUPS and len(tensor.shape) < 3) or op.outputs[0] in heads
                 known = found.get(tensor.buffer)
                 weight = known or Weight(
-                    _name(tensor), math.prod(map(int, tensor.shape)), bits_of(tensor), table, _why(tensor)
+                    _name(tensor), math.prod(map(int, tensor.shape)), bits_of(tensor), table, _why(tensor, convolution)
                 )
                 found[tensor.buffer] = replace(weight, table=weight.table or table)
     return list(found.values())
@@ -56,18 +58,21 @@ def _name(tensor: Any) -> str:
     return module_of(name) or name
 
 
-def _constant(program: Any, graph: Any, makers: Mapping[int, Any], index: int) -> Any:
-    """The tensor of numbers behind an operator's input, where it is a matrix of them."""
+def _constant(program: Any, graph: Any, makers: Mapping[int, Any], index: int, convolution: bool) -> Any:
+    """The tensor of numbers behind an operator's input, where it is a matrix of them or a convolution's kernels."""
     if index in makers and operator(program, makers[index]) in _THROUGH:
-        behind = (_constant(program, graph, makers, one) for one in makers[index].inputs if one >= 0)
+        behind = (_constant(program, graph, makers, one, convolution) for one in makers[index].inputs if one >= 0)
         return next((one for one in behind if one is not None), None)
     tensor = graph.tensors[index]
-    columns = list(tensor.shape)[-2:] if tensor.shape is not None else []
-    return tensor if is_constant(program, tensor) and len(columns) == 2 and 1 not in columns else None
+    sizes = list(tensor.shape) if tensor.shape is not None else []
+    matrix = len(sizes) == 4 if convolution else len(sizes) > 1 and 1 not in sizes[-2:]
+    return tensor if is_constant(program, tensor) and matrix else None
 
 
-def _why(tensor: Any) -> str:
+def _why(tensor: Any, convolution: bool) -> str:
     """What keeps it wider, where that shows."""
+    if convolution:
+        return "a convolution, which has 8 bits at least" if bits_of(tensor) > 4 else ""
     if bits_of(tensor) == 32 and len(tensor.shape) > 2:
         return "experts, or another stack of matrices: they stay in float"
     columns = int(tensor.shape[-1])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.checkpoint.linear import linear_layers, weight_of
+from exporter.checkpoint.linear import weight_of, weighted_layers
 from exporter.targets.litert.flatbuffer import floats_of, is_constant, operator, read_model, signatures, write_model
 
 ROTARY = "rotary_emb"  # in the name of a table of positions, which is no weight
@@ -26,14 +26,14 @@ def name_tensors(converted: Path, named: Path, model: Any) -> dict[str, list[str
     """Writes the file again with a name for each tensor, which no other tensor has in any signature.
 
     A constant that is the model's is called as the model calls it, between its signature's name and its number; inputs
-    and outputs keep their names. Returns the linear layers that each constant is the weight of, by this name: several
-    where weights are shared. A layer that the program does without, such as a pooler, is nowhere.
+    and outputs keep their names. Returns the layers that each constant is the weight of, by this name: several where
+    weights are shared. A layer that the program does without, such as a pooler, is nowhere.
     """
     program, known = read_model(converted), _known(model)
     _share(program)
     for _, _, graph in signatures(program):
         fuse_biases(program, graph)
-    layers = linear_layers(model)
+    layers = weighted_layers(model)
     found: dict[str, list[str]] = {}
     owners: dict[int, list[str]] = {}  # by the buffer
     for signature, definition, graph in signatures(program):
@@ -98,15 +98,28 @@ def module_of(tensor: str) -> str:
 
 
 def _known(model: Any) -> Known:
-    """The model's linear weights as [N, K], then its other parameters and buffers, by shape and first row."""
+    """The model's layers' weights as a file has them, then its other parameters and buffers, by shape and first row."""
     found: dict[tuple[Any, ...], list[tuple[str, NDArray[np.float32]]]] = {}
-    layers = {f"{name}.weight": weight_of(layer).detach().numpy() for name, layer in linear_layers(model).items()}
+    layers = {f"{name}.weight": _stored(layer) for name, layer in weighted_layers(model).items()}
     others = {name: one.detach().numpy() for name, one in model.named_parameters(remove_duplicate=False)}
     others |= {name: one.detach().numpy() for name, one in model.named_buffers() if one.dtype.is_floating_point}
     for name, value in (*layers.items(), *(item for item in others.items() if item[0] not in layers)):
         if value.size >= _LARGE:
             found.setdefault(_key(value), []).append((name, value))
     return found
+
+
+def _stored(layer: Any) -> NDArray[np.float32]:
+    """A linear layer's weight as [N, K], a convolution's as [N, height, width, C]; one of each channel by itself, which
+    has C = 1, as [1, height, width, N]."""
+    import torch
+
+    weight = weight_of(layer)
+    if isinstance(layer, torch.nn.Conv2d):
+        apart = layer.groups > 1 and layer.groups == layer.in_channels
+        weight = layer.weight.permute(1, 2, 3, 0) if apart else layer.weight.permute(0, 2, 3, 1)
+    stored: NDArray[np.float32] = np.ascontiguousarray(weight.detach().numpy())
+    return stored
 
 
 def _key(value: NDArray[np.float32]) -> tuple[Any, ...]:

@@ -23,11 +23,13 @@ SCHEMES: Mapping[str, tuple[Scheme, ...]] = {
 }
 
 
-def usual(precision: str, inputs: int, head: bool) -> Scheme:
-    """What a layer gets without a policy; 8 bits for a head, and where blocks do not divide its inputs."""
+def usual(precision: str, inputs: int, head: bool, convolution: bool = False) -> Scheme:
+    """What a layer gets without a policy; 8 bits for a head, a convolution, and where blocks do not divide inputs."""
     first = SCHEMES[precision][0]
     if first.group is None:
         return first
+    if convolution:
+        return WEIGHTS
     return DYNAMIC if head or inputs % first.group else first
 
 

@@ -24,8 +24,10 @@ from exporter.targets.litert.places import ROTARY, module_of
 
 HALF = "fp16"  # in a scheme's place: float16
 Forms = Mapping[str, Scheme | str | None]  # by the name of a constant, as places.name_tensors gave it; None: float
-Ranges = Mapping[str, tuple[float, float]]  # of a module's outputs
+Range = tuple[float, float]
+Ranges = Mapping[str, Range]  # of a module's outputs
 _TABLE = Scheme(weight="int8", group=None)
+_ROUNDED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "EMBEDDING_LOOKUP")
 
 
 def quantize(named: Path, to: Path, forms: Forms, half: bool, ranges: Ranges) -> None:
@@ -56,11 +58,11 @@ def quantize(named: Path, to: Path, forms: Forms, half: bool, ranges: Ranges) ->
     to.with_suffix(".shared").replace(to)
 
 
-def _products(program: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Each product and lookup of a constant: its operator, its subgraph, and the constant's tensor."""
+def products(program: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Each product, convolution and lookup of a constant: its operator, its subgraph, and the constant's tensor."""
     for _, _, graph in signatures(program):
         for op in graph.operators:
-            if operator(program, op) in ("FULLY_CONNECTED", "EMBEDDING_LOOKUP"):
+            if operator(program, op) in _ROUNDED:
                 tensor = graph.tensors[op.inputs[1]]
                 if program.buffers[tensor.buffer].data is not None:
                     yield op, graph, tensor
@@ -73,12 +75,12 @@ def _recipe(program: Any, forms: Forms, half: bool) -> tuple[list[Any], dict[str
 
     shared = {
         tensor.buffer: forms[tensor.name.decode()]
-        for _, _, tensor in _products(program)
+        for _, _, tensor in products(program)
         if tensor.name.decode() in forms
     }
     scopes: dict[tuple[str, Scheme | str], list[str]] = {}
     wanted: dict[str, Scheme] = {}
-    for op, graph, tensor in _products(program):
+    for op, graph, tensor in products(program):
         kind, name = operator(program, op), tensor.name.decode()
         lookup = kind == "EMBEDDING_LOOKUP"
         usual: Scheme | str | None = None if not lookup or ROTARY in name else HALF if half else _TABLE
@@ -117,24 +119,23 @@ def _add(recipes: Any, scope: str, kind: Any, form: Scheme | str) -> None:
 
 def _observed(program: Any, forms: Forms, ranges: Ranges) -> dict[str, dict[str, Any]]:
     """The range of each tensor that a static product reads or writes, in the words of the quantizer's calibration."""
-    found: dict[str, dict[str, Any]] = {}
-    for op, graph, tensor in _products(program):
+    read: dict[str, Range] = {}
+    made: dict[str, Range] = {}
+    for op, graph, tensor in products(program):
         form = forms.get(tensor.name.decode())
         if not isinstance(form, Scheme) or form.input != "static":
             continue
         assert form.range is not None
         module = module_of(tensor.name.decode())
-        for index, (low, high) in ((op.inputs[0], form.range), (op.outputs[0], ranges[module])):
-            name = graph.tensors[index].name.decode()
-            if name in found and (found[name]["min"].item(), found[name]["max"].item()) != (
-                np.float32(low),
-                np.float32(high),
-            ):
-                raise BuildError(
-                    f"the policy: {module} reads what other layers read, with another range; give them one"
-                )
-            found[name] = {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
-    return found
+        source, result = (graph.tensors[index].name.decode() for index in (op.inputs[0], op.outputs[0]))
+        if read.setdefault(source, form.range) != form.range:
+            raise BuildError(f"the policy: {module} reads what other layers read, with another range; give them one")
+        made[result] = ranges[module]
+    # Where a layer reads what another one made, the reader's range is that of both.
+    return {
+        name: {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
+        for name, (low, high) in (made | read).items()
+    }
 
 
 @contextmanager
@@ -146,6 +147,8 @@ def _own_rounding(wanted: Mapping[str, Scheme]) -> Iterator[None]:
 
     materialize = {
         Name.FULLY_CONNECTED: common_quantize.materialize_fc_conv,
+        Name.CONV_2D: common_quantize.materialize_fc_conv,
+        Name.DEPTHWISE_CONV_2D: common_quantize.materialize_fc_conv,
         Name.EMBEDDING_LOOKUP: common_quantize.materialize_embedding_lookup,
     }
 
@@ -167,7 +170,7 @@ def _own_rounding(wanted: Mapping[str, Scheme]) -> Iterator[None]:
 
 
 def _rounding(op_info: Any, config: Any, content: Any = None, observed: Any = None) -> Any:
-    """A tensor's parameters, as the quantizer asks for them: of a weight [N, K] with its codes, else of a range."""
+    """A tensor's parameters, as the quantizer asks for them: of a weight with its codes, else of a range."""
     from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor
     from ai_edge_quantizer.algorithms.utils.common_utils import get_weight_quantized_dim
     from ai_edge_quantizer.qtyping import UniformQuantParams
@@ -182,20 +185,26 @@ def _rounding(op_info: Any, config: Any, content: Any = None, observed: Any = No
         )
     import torch
 
+    axis = get_weight_quantized_dim(op_info, content, config.granularity)
     group = uniform_quantize_tensor.extract_block_size_from_granularity(config.granularity) or None
     scheme = Scheme(weight="int8" if config.num_bits == 8 else "int4", group=group)
-    weight = torch.from_numpy(np.array(content, np.float32))
+    outputs = 0 if group else axis  # of a product [N, K]; of a convolution by channel it is the last
+    turned = np.moveaxis(np.asarray(content, np.float32), outputs, 0)
+    weight = torch.from_numpy(turned.reshape(len(turned), -1).copy())
     codes = quantized(weight, scheme)
     if group is not None:
         # XNNPACK's scales of blocks are bfloat16: the codes are found for what is stored.
         scales = codes.scales.bfloat16().float()
         codes = coded(weight.reshape(len(weight), -1, group), scales, codes.zeros.float(), scheme)
-    scale = codes.scales.numpy() if group else codes.scales.numpy().reshape(-1, 1)
+    sizes = [1] * content.ndim
+    sizes[outputs] = -1
+    scale = codes.scales.numpy() if group else codes.scales.numpy().reshape(sizes)
+    stored = np.moveaxis(codes.codes.numpy().reshape(turned.shape), 0, outputs)
     return UniformQuantParams(
         config.num_bits,
-        get_weight_quantized_dim(op_info, content, config.granularity),
+        axis,
         scale.astype(np.float32),
         np.zeros(scale.shape, np.int64),
-        quantized_data=codes.codes.reshape(content.shape).numpy().astype(np.int8),
+        quantized_data=np.ascontiguousarray(stored).astype(np.int8),
         block_size=group or 0,
     )

@@ -14,8 +14,9 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.errors import BuildError
-from exporter.runner import Floats, Ids
-from exporter.targets.litert.convert import DECODE, ENCODE, KEYS, MASK, POSITIONS, PREFILL, TOKENS, VALUES
+from exporter.form import PIXELS
+from exporter.runner import Floats, Ids, Sample, rows_of_states
+from exporter.targets.litert.convert import DECODE, ENCODE, KEYS, MASK, POSITIONS, PREFILL, SEE, TOKENS, VALUES
 from exporter.targets.traced_model.masks import HIDDEN
 
 _DELEGATE = "DELEGATE"  # what an interpreter calls an operator that stands for a part of the graph
@@ -30,8 +31,8 @@ class Signature:
         self._wrapper = interpreter._interpreter  # the SignatureRunner copies each tensor twice, a cache too
         self.inputs = {key: one["index"] for key, one in self._runner.get_input_details().items()}
         self.outputs = {key: one["index"] for key, one in self._runner.get_output_details().items()}
-        shape = self._runner.get_input_details()[TOKENS if TOKENS in self.inputs else "input_ids"]["shape"]
-        self.tokens = int(shape[1])
+        first = next(name for name in (TOKENS, "input_ids", PIXELS) if name in self.inputs)
+        self.tokens = int(self._runner.get_input_details()[first]["shape"][1])  # of a picture its channels
         self._index = self._runner._subgraph_index
         self._wrapper.AllocateTensors(self._index)
 
@@ -120,6 +121,24 @@ class LitertEncoder(LitertRunner):
         [output] = chosen.outputs
         answer: Floats = chosen.get(output)
         return answer[0, : len(ids)] if self._per_token else answer
+
+
+class LitertPictures(LitertRunner):
+    """Class logits or hidden states of pictures."""
+
+    def __init__(self, file: Path, threads: int) -> None:
+        super().__init__(file, threads)
+        self._see = self._signatures[SEE]
+
+    def logits(self, ids: Sample) -> Floats:
+        self._see.set(PIXELS, np.ascontiguousarray(ids[None], np.float32))
+        self._see.call()
+        [output] = self._see.outputs
+        return rows_of_states(self._see.get(output))
+
+    def batch(self, ids: Sample, mask: Ids) -> Floats:
+        """One after the other: a signature has one picture."""
+        return np.concatenate([self.logits(picture) for picture in ids])
 
 
 class LitertDecoder(LitertRunner):

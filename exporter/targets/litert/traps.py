@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _FEW = 8  # numbers: fewer than any normalization has
 _THRESHOLD = "RESOURCE_CONSTANT_NUMEL_THRESHOLD"  # litert-torch reads it from the environment
@@ -52,3 +53,16 @@ def weights_as_they_are() -> Iterator[None]:
             del os.environ[_THRESHOLD]
         else:
             os.environ[_THRESHOLD] = before
+
+
+def keep_biases(model: Any) -> None:
+    """Gives a layer normalization's bias that is all zeros one number that float32 loses in the sum.
+
+    The converter drops an addition of zeros, and multiplies the scale that then stands alone into the weights behind
+    it, whatever it was kept from looking into.
+    """
+    import torch
+
+    for norm in (one for one in model.modules() if isinstance(one, torch.nn.LayerNorm)):
+        if norm.bias is not None and not norm.bias.any():
+            norm.bias.data[0] = torch.finfo(torch.float32).tiny

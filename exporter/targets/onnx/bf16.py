@@ -26,7 +26,7 @@ ENGINE = "onnxruntime-cpu (the bfloat16 graph, rounded as its types say)"
 def bfloat16_graph(model: ir.Model) -> ir.Model:
     """A float32 graph of ONNX's own operators in bfloat16, with float32 inputs and outputs."""
     prepare(model)
-    lower(model, "BFLOAT16", float_cache=True)
+    lower(model, "BFLOAT16", float_inputs=True)
     return model
 
 

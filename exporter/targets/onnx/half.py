@@ -6,7 +6,7 @@ back as float16 afterwards, one by one while they are written, so that neither c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from exporter.runner import Floats, Ids
+    from exporter.runner import Sample
 
 _FLOAT, _FLOAT16, _INTEGERS = 1, 10, (6, 7)  # as onnx.TensorProto numbers them
 
@@ -31,16 +31,20 @@ _MASKS = 1e30  # what is larger stands for infinity in a mask, and the converter
 
 
 def overflowing(
-    model: ir.Model, windows: Ids | None, scratch: Path, threads: int, states: Callable[[Ids], Floats] | None = None
+    model: ir.Model,
+    windows: Sample | None,
+    scratch: Path,
+    threads: int,
+    beside: Callable[[Sample], Mapping[str, Sample]] | None = None,
 ) -> dict[str, float]:
     """The values of a float graph that float16 cannot hold on token ids [windows, window], and how large they are.
 
-    `model` is spent. Weights are found too, and without windows only they. `states` is largest_of's.
+    `model` is spent. Weights are found too, and without windows only they. `beside` is largest_of's.
     """
     found = dict(weights_beyond(model, LARGEST))
     if windows is None:
         return found
-    largest = largest_of(model, _floats(model), windows, scratch, threads, states)
+    largest = largest_of(model, _floats(model), windows, scratch, threads, beside)
     return found | {name: it for name, it in largest.items() if not it <= LARGEST / MARGIN and not it >= _MASKS}
 
 

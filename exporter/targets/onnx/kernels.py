@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,13 @@ class Product:
     operator: str
     weight: str
     size: int
+
+
+def of_half(half: str, products: list[Product], labels: Labels) -> tuple[list[Product], Labels]:
+    """Of one of two graphs, whose weights may have the same names: the half's name in front of each."""
+    head = None if labels.head is None else f"{half}/{labels.head}"
+    named = Labels({f"{half}/{weight}": module for weight, module in labels.modules.items()}, head)
+    return [replace(one, weight=f"{half}/{one.weight}") for one in products], named
 
 
 def weight_products(model: Path, scratch: Path) -> list[Product]:

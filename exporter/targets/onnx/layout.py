@@ -8,7 +8,7 @@ that genai_config.json names. So the graph is there once, with its weights in mo
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,11 @@ from exporter.form import FORMS
 from exporter.store import write_text
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.folder.kit import programs
+from exporter.targets.onnx import two_towers
 from exporter.targets.onnx.bf16 import open_stand_in
 from exporter.targets.onnx.genai_config import GENAI_CONFIG, NotDescribedError, genai_config
 from exporter.targets.onnx.pair import HALVES, open_onnx_pair, weights_of_pair, zero_counts_of_pair
+from exporter.targets.onnx.two_towers import open_onnx_towers, weights_of_towers, zero_counts_of_towers
 from exporter.targets.onnx_graph import held
 from exporter.targets.onnx_graph.device_session import CudaDecoder, CudaRunner
 from exporter.targets.onnx_graph.encoder_decoder_session import OnnxEncoderDecoder
@@ -70,14 +72,20 @@ def configure(checkpoint: Path, folder: Path, browsers: bool = True) -> tuple[st
         if "chat_template" not in told:  # where transformers.js alone looks
             _write(settings, told | {"chat_template": template.read_text(encoding="utf-8")})
     files = [file for name in (MODEL, *HALVES) for file in (name, f"{name}_data")]
-    return tuple(name for name in files if (folder / name).is_file())
+    return tuple(name for name in dict.fromkeys((*files, *two_towers.FILES)) if (folder / name).is_file())
 
 
-def _external(folder: Path) -> bool | dict[str, bool]:
-    """Whether the weights are in a file of their own; of two graphs, of which."""
+def _external(folder: Path) -> bool | Mapping[str, bool | int]:
+    """Whether the weights are in a file of their own; of several graphs, of which, or in how many."""
+    if _has_towers(folder):
+        return two_towers.EXTERNAL
     if (folder / MODEL).is_file():
         return (folder / DATA).is_file()
     return {Path(name).stem: (folder / f"{name}_data").is_file() for name in HALVES}
+
+
+def _has_towers(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in two_towers.TOWERS)
 
 
 def _write(file: Path, told: dict[str, Any]) -> None:
@@ -90,6 +98,8 @@ def open_onnx(folder: Path, threads: int, gpu: int | None = None) -> OnnxRunner 
     task = manifest["task"]
     if FORMS[task].encodes:
         return open_onnx_pair(folder, threads, manifest["variant"], gpu)
+    if FORMS[task].matches:
+        return open_onnx_towers(folder, threads, manifest["variant"], gpu)
     if gpu is not None:
         return (CudaDecoder if task == GENERATION else CudaRunner)(folder / MODEL, threads, Gpu(gpu))
     if manifest.get("variant") == "onnx:bf16":
@@ -99,12 +109,17 @@ def open_onnx(folder: Path, threads: int, gpu: int | None = None) -> OnnxRunner 
 
 def weights_of(folder: Path, files: Sequence[str] = ()) -> list[Weight]:
     """The weight matrices in an artifact's graph."""
+    if _has_towers(folder):
+        return weights_of_towers(folder)
     return held.weights_of(folder / MODEL) if (folder / MODEL).is_file() else weights_of_pair(folder)
 
 
 def zeros_of(folder: Path, files: Sequence[str] = ()) -> Zeros:
     """The zeros in an artifact's graph."""
-    counts = zero_counts(folder / MODEL) if (folder / MODEL).is_file() else zero_counts_of_pair(folder)
+    if _has_towers(folder):
+        counts = zero_counts_of_towers(folder)
+    else:
+        counts = zero_counts(folder / MODEL) if (folder / MODEL).is_file() else zero_counts_of_pair(folder)
     return Zeros(counts, "ONNX Runtime stores and multiplies a zero as any other number: no speed, and the same bytes")
 
 

@@ -101,11 +101,13 @@ def quantize_by_policy(
     decoder: bool,
     pictures: bool = False,
     ranges: Ranges | None = None,
+    tables: bool = True,
 ) -> tuple[list[str], Labels]:
     """Every matrix by the schemes of the modules that it holds; `modules` as of onnx_modules.module_rows.
 
     The policy must have passed check_policy. Returns notes, and what the weights are called. Raises BuildError for a
-    scheme that does not fit its matrix, or that is of a module which is not found in the graph.
+    scheme that does not fit its matrix, or that is of a module which is not found in the graph. `tables`: what is only
+    looked up is rounded too.
     """
     nodes: dict[str, ir.Node] = {}
     if pictures:
@@ -119,7 +121,7 @@ def quantize_by_policy(
     left = []
     for matrix in matrices:
         scheme = policy.get(matrix.modules[0]) if matrix.modules else None
-        if not matrix.products:
+        if not matrix.products and tables:
             scheme = _table(matrix)
         if scheme is None:
             continue

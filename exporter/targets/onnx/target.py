@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.errors import BuildError
-from exporter.form import FORMS, TEXT2TEXT
+from exporter.form import FORMS
 from exporter.targets.folder.kit import kit
 from exporter.targets.folder.limits import bfloat16, float16, float32, of_convolutions
+from exporter.targets.onnx import two_towers
 from exporter.targets.onnx.bf16 import bfloat16_graph
 from exporter.targets.onnx.encoder_decoder import export_pair, refused
 from exporter.targets.onnx.half import half, overflowing
@@ -39,6 +40,7 @@ from exporter.targets.onnx.quantize import (
     quantize_by_policy,
     quantize_by_rule,
 )
+from exporter.targets.onnx.two_towers import write_towers
 from exporter.targets.onnx_graph import fused_operators, shell, versions
 from exporter.targets.onnx_graph.attention_operator import ANY_SIZE, OPSET
 from exporter.targets.onnx_graph.cached_attention import fuse
@@ -71,6 +73,10 @@ def export(request: ExportRequest) -> Exported:
     """Writes the artifact's folder. The float graph is made once for all the precisions of a run."""
     if FORMS[request.checkpoint.task].encodes:
         return export_pair(request, _told)
+    if FORMS[request.checkpoint.task].matches:
+        notes, needs = write_towers(request, _told)
+        weights = configure(request.checkpoint.path, request.folder, request.precision != "bf16")
+        return Exported(weights, tuple(notes), graph=needs)
     check_policy(request.precision, request.policy)
     model, notes, labels = _graph(request)
     if request.precision not in ("int8-static", "bf16"):  # whose kernels are told by their weights' names
@@ -122,15 +128,15 @@ def _at_precision(model: ir.Model, request: ExportRequest) -> tuple[ir.Model, li
     """The float graph brought to the request's precision, notes, and what a policy told of its weights."""
     checkpoint, precision = request.checkpoint, request.precision
     decoder = FORMS[checkpoint.task].answers == "vocabulary"
-    pictures = FORMS[checkpoint.task].inputs == "pixels"
+    convolves = FORMS[checkpoint.task].inputs != "text"
     if request.policy is not None:
         modules = module_rows(load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code))
         seen = partial(_ranges, request)
-        return model, *quantize_by_policy(model, request.policy, modules, decoder, pictures, seen)
+        return model, *quantize_by_policy(model, request.policy, modules, decoder, convolves, seen)
     if precision == "fp16":
         beyond = _overflowing(request)
         return half(model, beyond), _told(beyond), Labels()
-    return model, quantize_by_rule(model, precision, decoder, pictures) if precision in SCHEMES else [], Labels()
+    return model, quantize_by_rule(model, precision, decoder, convolves) if precision in SCHEMES else [], Labels()
 
 
 def _overflowing(request: ExportRequest) -> dict[str, float]:
@@ -141,9 +147,9 @@ def _overflowing(request: ExportRequest) -> dict[str, float]:
 
 
 def _ranges(request: ExportRequest, names: list[str]) -> Mapping[str, tuple[float, float]]:
-    """Of values of the float graph, on the calibration's pictures; whatever is quantized has the same names."""
+    """Of values of the float graph, on what is calibrated on; whatever is quantized has the same names."""
     if request.calibration is None:
-        raise BuildError("the outputs of convolutions need ranges, and there are no pictures to calibrate on")
+        raise BuildError("the outputs of convolutions need ranges, and there is nothing to calibrate on")
     graph = load_graph(made_once(request.scratch, partial(_write_float, request, fuse)))
     return ranges_of(graph, names, np.load(request.calibration / "windows.npy"), request.scratch, request.threads)
 
@@ -158,8 +164,9 @@ def _told(beyond: Mapping[str, float]) -> list[str]:
 
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder") and not FORMS[task].encodes:
-        return f"an encoder-decoder is exported to ONNX for {TEXT2TEXT}, and not for {task}"
-    if (reason := refused(task, precision)) is not None:
+        these = " and ".join(name for name, form in FORMS.items() if form.encodes)
+        return f"an encoder-decoder is exported to ONNX for {these}, and not for {task}"
+    if (reason := refused(task, precision) or two_towers.refused(task, precision)) is not None:
         return reason
     return refused_cache(config) if task == GENERATION else None
 
@@ -262,7 +269,7 @@ ONNX = Target(
     weights=weights_of,
     zeros=zeros_of,
     inspects={".onnx": inspect},
-    run='python {folder}/run.py "Once upon a time"',
+    run="python {folder}/run.py {example}",
     kit=kit("onnx"),
     programs=clients,
     # float16 is checked for overflow on the calibration's windows.

@@ -25,6 +25,8 @@ def lacks_cuda(precision: str, task: str) -> str | None:
     """Why the ONNX Runtime that is installed runs no model of a task on a GPU, or None."""
     if FORMS[task].encodes:
         return "an encoder and its decoder, two graphs, are not run on a GPU yet"
+    if FORMS[task].matches:
+        return "a tower for texts and one for pictures are not run on a GPU yet"
     import onnxruntime
 
     if PROVIDER in onnxruntime.get_available_providers():

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from exporter.checkpoint.speech import spectrogram_of
 from exporter.errors import BuildError
-from exporter.form import TEXT2TEXT
+from exporter.form import FORMS, SPECTROGRAM
 from exporter.targets.onnx_graph.cache_wrapper import encoder
 from exporter.targets.onnx_graph.file import LIMIT, save_graph
 from exporter.targets.onnx_graph.traced import BATCH, NEW, PAST, READ, SOURCE, TOTAL, load_model, traced
@@ -42,6 +43,7 @@ class _Layer(NamedTuple):
 
 def trace_encoder_decoder(
     checkpoint: Path,
+    task: str,
     encoder_onnx: Path,
     decoder_onnx: Path,
     *,
@@ -55,23 +57,24 @@ def trace_encoder_decoder(
     decoder: encoder_attention_mask, input_ids int64 [batch_size, sequence_length], encoder_hidden_states and
     past_key_values.N.decoder.key, .decoder.value, .encoder.key, .encoder.value float32 [batch_size, heads, past, head
     size], all empty at first, to logits and present.N.… likewise, whose encoder parts are whole after the first step.
-    Weights that both halves have, such as a shared embedding, are in both files. Raises BuildError.
+    Of speech the encoder's input is input_features float32 [batch_size, mel, frames], both numbers, and as no source
+    has padding, the decoder has no encoder_attention_mask. Weights that both halves have, such as a shared embedding,
+    are in both files. Raises BuildError.
     """
-    model = load_model(checkpoint, TEXT2TEXT, trust_remote_code)
+    model = load_model(checkpoint, task, trust_remote_code)
     model.set_attn_implementation("eager")
-    names = ["input_ids", "attention_mask"]
-    shapes: Shapes = dict.fromkeys(names, (BATCH, SOURCE))
-    width = int(model.config.hidden_size)
+    hears, width = FORMS[task].inputs == "spectrogram", int(model.config.hidden_size)
+    read: Shapes = dict.fromkeys(("input_ids", "attention_mask"), (BATCH, SOURCE))
     states: Shapes = {"last_hidden_state": (BATCH, SOURCE, width)}
-    graph = traced(model, encoder(model.get_encoder(), names, list(states)), shapes, states, dynamo)
+    if hears:
+        read = {SPECTROGRAM: (BATCH, *spectrogram_of(model.config))}
+        states = {"last_hidden_state": (BATCH, int(model.config.max_source_positions), width)}
+    graph = traced(model, encoder(model.get_encoder(), list(read), list(states)), read, states, dynamo)
     save_graph(graph, encoder_onnx, limit)
     del graph
     layers, vocabulary = _layers(model)
-    inputs: Shapes = {
-        "encoder_attention_mask": (BATCH, SOURCE),
-        "input_ids": (BATCH, NEW),
-        "encoder_hidden_states": (BATCH, SOURCE, width),
-    }
+    inputs: Shapes = {} if hears else {"encoder_attention_mask": (BATCH, SOURCE)}
+    inputs |= {"input_ids": (BATCH, NEW), "encoder_hidden_states": (BATCH, SOURCE, width)}
     outputs: Shapes = {"logits": (BATCH, NEW, vocabulary)}
     for number, layer in enumerate(layers):
         for half, (heads, size), past, total in (
@@ -81,7 +84,7 @@ def trace_encoder_decoder(
             for part in ("key", "value"):
                 inputs[f"past_key_values.{number}.{half}.{part}"] = (BATCH, heads, past, size)
                 outputs[f"present.{number}.{half}.{part}"] = (BATCH, heads, total, size)
-    graph = traced(model, _decoder(model, layers), inputs, outputs, dynamo)
+    graph = traced(model, _decoder(model, layers, masked=not hears), inputs, outputs, dynamo)
     del model, layers  # so that save_graph can let go of the weights as it writes them
     save_graph(graph, decoder_onnx, limit)
 
@@ -90,10 +93,12 @@ def _layers(model: Any) -> tuple[list[_Layer], int]:
     """The decoder's layers, and the vocabulary's size, as a short forward has them. Raises BuildError."""
     import torch
     from transformers.cache_utils import DynamicLayer, EncoderDecoderCache
+    from transformers.modeling_outputs import BaseModelOutput
 
     name, some = type(model).__name__, torch.tensor([[1, 2, 3]])
+    source = BaseModelOutput(last_hidden_state=torch.zeros(1, 3, int(model.config.hidden_size)))
     with torch.no_grad():
-        out = model(input_ids=some, decoder_input_ids=some, use_cache=True, return_dict=True)
+        out = model(encoder_outputs=source, decoder_input_ids=some, use_cache=True, return_dict=True)
     cache: Any = out.past_key_values
     if not isinstance(cache, EncoderDecoderCache):
         raise BuildError(f"{name} cannot be exported: it has no KV cache of both attentions")
@@ -121,9 +126,9 @@ def _projections(decoder: Any) -> Iterator[tuple[Any, Any]]:
             yield keys, values
 
 
-def _decoder(model: Any, layers: list[_Layer]) -> torch.nn.Module:
-    """forward(*tensors): the source's mask, new ids, the source's states, then of each layer keys and values of the
-    past and of the source; -> (logits, the same of each layer with what is new)."""
+def _decoder(model: Any, layers: list[_Layer], masked: bool) -> torch.nn.Module:
+    """forward(*tensors): the source's mask (where it is `masked`), new ids, the source's states, then of each layer
+    keys and values of the past and of the source; -> (logits, the same of each layer with what is new)."""
     import torch
     from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
     from transformers.modeling_outputs import BaseModelOutput
@@ -162,7 +167,7 @@ def _decoder(model: Any, layers: list[_Layer]) -> torch.nn.Module:
             self.wrapped, self.source = model, Source()
 
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            mask, ids, states, *past = tensors
+            mask, (ids, states, *past) = (tensors[0], tensors[1:]) if masked else (None, tensors)
             of_source = [past[4 * number + place] for number in range(len(layers)) for place in (2, 3)]
             cross = pairs_of(self.source(states, of_source))
             own = pairs_of([past[4 * number + place] for number in range(len(layers)) for place in (0, 1)])

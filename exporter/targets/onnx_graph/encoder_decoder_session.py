@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.device import CPU
-from exporter.runner import Floats, Ids
+from exporter.runner import Floats, Ids, Sample
 from exporter.targets.onnx_graph.session import OnnxRunner, bind
 
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model_merged.onnx"  # as optimum and transformers.js call them
@@ -30,7 +30,7 @@ class OnnxEncoderDecoder:
         self._encoder.__exit__(*exc)
         self._decoder.__exit__(*exc)
 
-    def encode(self, ids: Ids) -> Floats:
+    def encode(self, ids: Sample) -> Floats:
         self._mask = np.ones((1, len(ids)), np.int64)
         self._states = self._encoder.batch(ids[None], self._mask)
         states: Floats = self._states[0]
@@ -40,7 +40,7 @@ class OnnxEncoderDecoder:
         answers: Floats = self._decoder.answers(ids[None], self._mask, self._states)[0]
         return answers
 
-    def paired(self, sources: Ids, mask: Ids, ids: Ids) -> Floats:
+    def paired(self, sources: Sample, mask: Ids, ids: Ids) -> Floats:
         return self._decoder.answers(ids, mask, self._encoder.batch(sources, mask))
 
     def prefill(self, ids: Ids) -> Floats:

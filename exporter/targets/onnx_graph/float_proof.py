@@ -15,6 +15,7 @@ from exporter.runner import Runner
 from exporter.targets.folder.proven import FLOAT32, disagrees, drifted, expected, prove_once
 from exporter.targets.onnx_graph.encoder_decoder_session import open_pair
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
+from exporter.targets.onnx_graph.two_towers_session import open_towers
 from exporter.types import GENERATION, ExportRequest
 
 _WHAT = "float graph"
@@ -27,7 +28,7 @@ def prove(float_graph: Path, request: ExportRequest, runnable: Callable[[Path, P
     Compared once for a graph: what came out stands beside it, in the run's scratch folder. Where the checkpoint is not
     the reference (its weights are rounded already), it is run itself, by torch. Without a reference there is no probe.
     `runnable` writes the graph (first path) as ONNX Runtime runs it (second), where that is another. Of an
-    encoder-decoder `float_graph` is the folder of both.
+    encoder-decoder and of two towers `float_graph` is the folder of all.
     """
 
     def wrong(reference: Path) -> str | None:
@@ -45,6 +46,8 @@ def prove(float_graph: Path, request: ExportRequest, runnable: Callable[[Path, P
 def _opened(float_graph: Path, task: str, threads: int) -> Runner:
     if FORMS[task].encodes:
         return open_pair(float_graph, threads)
+    if FORMS[task].matches:
+        return open_towers(float_graph, threads)
     return (OnnxDecoder if task == GENERATION else OnnxRunner)(float_graph, threads)
 
 

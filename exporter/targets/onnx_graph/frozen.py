@@ -45,6 +45,7 @@ HARMLESS: Mapping[tuple[str, str], str] = {
     ("transformers/modeling_rope_utils.py",
      "torch.tensor(config.max_position_embeddings, dtype=seq_len.dtype, device=seq_len.device),"): _CONFIG,
     ("torch/nn/functional.py", "if padding_idx >= weight.size(0):"): "the size of a table, which the weights have",
+    ("torch/nn/functional.py", "if size_prods == 1:"): _CHECK,
     ("transformers/models/codegen/modeling_codegen.py",
      "query, value, key = torch.split(qkv_split, local_dim, dim=-1)"):
         _HEADS,
@@ -73,6 +74,10 @@ HARMLESS: Mapping[tuple[str, str], str] = {
         "beyond the model's positions alone, where the graph's lookup fails",
     ("transformers/models/xglm/modeling_xglm.py",
      "if attn_weights.size() != (bsz * self.num_heads, tgt_len, src_len):"): _CHECK,
+    ("transformers/models/clip/modeling_clip.py", "if seq_length > max_position_embedding:"):
+        "beyond the model's positions alone, where the graph's sum fails",
+    ("transformers/models/clip/modeling_clip.py",
+     "if not interpolate_pos_encoding and (height != self.image_size or width != self.image_size):"): _PICTURE,
     ("transformers/models/convnext/modeling_convnext.py", "if num_channels != self.num_channels:"): _PICTURE,
     ("transformers/models/deit/modeling_deit.py", "if num_channels != self.num_channels:"): _PICTURE,
     ("transformers/models/deit/modeling_deit.py",
@@ -81,6 +86,8 @@ HARMLESS: Mapping[tuple[str, str], str] = {
     ("transformers/models/vit/modeling_vit.py", "if num_channels != self.num_channels:"): _PICTURE,
     ("transformers/models/vit/modeling_vit.py",
      "if height != self.image_size[0] or width != self.image_size[1]:"): _PICTURE,
+    ("transformers/models/whisper/modeling_whisper.py", "if input_features.shape[-1] != expected_seq_length:"):
+        "a spectrogram's frames, which are the graph's own at every batch",
     ("transformers/models/xglm/modeling_xglm.py", "if attention_mask.size() != (bsz, 1, tgt_len, src_len):"): _CHECK,
     ("transformers/models/xglm/modeling_xglm.py",
      "if attn_output.size() != (bsz * self.num_heads, tgt_len, self.head_dim):"): _CHECK,

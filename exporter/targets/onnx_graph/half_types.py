@@ -59,25 +59,25 @@ def prepare(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
-def lower(model: ir.Model, kind: str, overflowing: Collection[str] = (), float_cache: bool = False) -> tuple[str, ...]:
+def lower(model: ir.Model, kind: str, overflowing: Collection[str] = (), float_inputs: bool = False) -> tuple[str, ...]:
     """Brings a prepared float32 graph to `kind` (FLOAT16 or BFLOAT16) in place.
 
-    `overflowing`: the names of values that are beyond its range; `float_cache`: the KV cache comes and goes in float32,
-    which every client can feed. Returns the nodes that stay in float32, each with the
-    reason. Raises BuildError for a graph with branches or loops, whose types are not followed.
+    `overflowing`: the names of values that are beyond its range; `float_inputs`: the KV cache comes and goes in
+    float32, and pixel values come so, which every client can feed. Returns the nodes that stay in float32, each with
+    the reason. Raises BuildError for a graph with branches or loops, whose types are not followed.
     """
-    return _Lowering(model, kind, overflowing, float_cache).run()
+    return _Lowering(model, kind, overflowing, float_inputs).run()
 
 
 class _Lowering:
-    def __init__(self, model: ir.Model, kind: str, overflowing: Collection[str], float_cache: bool) -> None:
+    def __init__(self, model: ir.Model, kind: str, overflowing: Collection[str], float_inputs: bool) -> None:
         import onnx_ir as ir
 
         for node in model.graph:
             if any(attribute.type.name in ("GRAPH", "GRAPHS") for attribute in node.attributes.values()):
                 raise BuildError(f"{node.name} ({node.op_type}) has a graph of its own; use the precision fp32")
         self._model, self._half = model, ir.DataType[kind]
-        self._overflowing, self._float_cache = frozenset(overflowing), float_cache
+        self._overflowing, self._float_inputs = frozenset(overflowing), float_inputs
         self._floats = float_values(model)
         # Bytes of the initializers, and of what is made of nothing else.
         tensors = {str(name): value.const_value for name, value in model.graph.initializers.items()}
@@ -93,7 +93,7 @@ class _Lowering:
         told: list[str] = []
         outputs = [value for value in graph.outputs if str(value.name) in self._floats]
         for value in graph.inputs:
-            if str(value.name) in self._floats and not self._float_cache:
+            if str(value.name) in self._floats and not self._float_inputs:
                 value.dtype = self._half
         for node in list(graph):
             floats = [value for value in node.outputs if _name(value) in self._floats]
@@ -113,7 +113,7 @@ class _Lowering:
                 assert operand is not None
                 node.replace_input_with(place, self._as(operand, kind))
         for value in outputs:  # those of the cache are computed in half precision, and stay so
-            if self._float_cache or not str(value.name).startswith("present."):
+            if self._float_inputs or not str(value.name).startswith("present."):
                 self._leave_as_float(value)
         common.RemoveUnusedNodesPass()(self._model)
         graph.sort()

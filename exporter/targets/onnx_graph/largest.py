@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +26,17 @@ def largest_of(
     windows: Ids,
     scratch: Path,
     threads: int,
-    states: Callable[[Ids], Floats] | None = None,
+    beside: Callable[[Sample], Mapping[str, Sample]] | None = None,
 ) -> dict[str, float]:
-    """Of the values `names` on token ids [windows, window]. `model` is float32; it is spent. `states`: an encoder's
-    [S, H] of a window, which the graph of its decoder takes.
+    """Of the values `names` on token ids [windows, window]. `model` is float32; it is spent. `beside`: what the graph
+    of a decoder takes of a window, by the names of its inputs.
 
     Each tensor is reduced to one number as it is made, and kept no longer.
     """
-    some = windows[:_WINDOWS, :_WINDOW] if windows.ndim == 2 else windows
+    some = windows[:_WINDOWS, :_WINDOW] if windows.dtype.kind == "i" else windows
     found = dict.fromkeys(names, 0.0)
     asked = [(name, "Abs", "ReduceMax") for name in names]
-    for name, value in _watched(model, asked, some, scratch, threads, states):
+    for name, value in _watched(model, asked, some, scratch, threads, beside):
         found[name] = float(np.maximum(found[name], value))  # NaN stays NaN
     return found
 
@@ -44,7 +44,8 @@ def largest_of(
 def ranges_of(
     model: ir.Model, names: Sequence[str], pictures: Floats, scratch: Path, threads: int
 ) -> dict[str, tuple[float, float]]:
-    """The least and the largest number of each of these values on pictures [n, C, H, W]; `model` is spent."""
+    """The least and the largest number of each of these values on pictures [n, C, H, W] or sounds [n, T]; `model` is
+    spent."""
     found = dict.fromkeys(names, (0.0, 0.0))
     asked = [(name, "Identity", most) for name in names for most in ("ReduceMin", "ReduceMax")]
     for name, value in _watched(model, asked, pictures, scratch, threads):
@@ -59,7 +60,7 @@ def _watched(
     samples: Sample,
     scratch: Path,
     threads: int,
-    states: Callable[[Ids], Floats] | None = None,
+    beside: Callable[[Sample], Mapping[str, Sample]] | None = None,
 ) -> Iterator[tuple[str, float]]:
     """For each sample and each (value, operator, reduction): the value's name and the number that is made of it."""
     import onnx_ir as ir
@@ -70,7 +71,7 @@ def _watched(
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value.release()  # its mapped pages, which the session reads again
-    yield from _run(path, [name for name, _, _ in asked], outputs, samples, threads, states)
+    yield from _run(path, [name for name, _, _ in asked], outputs, samples, threads, beside)
     for file in (path, path.with_name(path.name + "_data")):
         file.unlink(missing_ok=True)
 
@@ -110,7 +111,7 @@ def _run(
     outputs: Sequence[str],
     samples: Sample,
     threads: int,
-    states: Callable[[Ids], Floats] | None,
+    beside: Callable[[Sample], Mapping[str, Sample]] | None,
 ) -> Iterator[tuple[str, float]]:
     import onnxruntime
 
@@ -124,10 +125,11 @@ def _run(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     for sample in samples:
-        ids: Any = sample if sample.ndim > 1 else sample.astype(np.int64)
+        ids: Any = sample if sample.dtype.kind == "f" else sample.astype(np.int64)
         feeds = _feeds(session, ids[None])
-        if states is not None:
-            feeds |= {"encoder_hidden_states": states(ids)[None], "encoder_attention_mask": np.ones_like(ids)[None]}
+        if beside is not None:
+            taken = {value.name for value in session.get_inputs()}
+            feeds |= {name: value for name, value in beside(ids).items() if name in taken}
         for name, value in zip(names, session.run(list(outputs), feeds), strict=True):
             yield name, float(value)
 

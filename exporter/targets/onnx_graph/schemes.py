@@ -145,7 +145,9 @@ def _static(model: ir.Model, node: ir.Node, packed: ir.Value, scale: ir.Value, i
         replace(node, "Gemm", operands, {})
     else:
         product = insert(node, "Gemm", operands)
-        replace(last, "Reshape", [product[0], _whole_shape(model, node, operand, len(codes))], {})
+        # A 0 is a length: of a source that was read already no states are left.
+        whole = [product[0], _whole_shape(model, node, operand, len(codes))]
+        replace(last, "Reshape", whole, {"allowzero": 1})
 
 
 def _static_weight(model: ir.Model, node: ir.Node, packed: ir.Value, scale: ir.Value) -> ir.Value:

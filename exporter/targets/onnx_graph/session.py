@@ -9,16 +9,18 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.device import CPU
-from exporter.form import PIXELS
+from exporter.form import PIXELS, SAMPLES, SPECTROGRAM
 from exporter.runner import Floats, Ids, Sample, rows_of_states
 from exporter.targets.onnx_graph.not_finite import first_not_finite
 
 
 def usual_inputs(ids: Sample, mask: Ids, segments: Ids | None = None) -> dict[str, Sample]:
     """What a transformer's graph may take, by name, for [B, T] new ids, a mask [B, past + T] and [B, T] segments; or
-    for pictures [B, C, H, W]."""
+    for pictures [B, C, H, W]; or for sounds [B, T], float32; or for spectrograms [B, mel, frames]."""
     if ids.ndim == 4:
         return {PIXELS: ids}
+    if ids.dtype.kind == "f":
+        return {SAMPLES if ids.ndim == 2 else SPECTROGRAM: ids}
     return {
         "input_ids": ids,
         "attention_mask": mask,

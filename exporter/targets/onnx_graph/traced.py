@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import split_experts
-from exporter.checkpoint.model import trust_code
+from exporter.checkpoint.load import read_config
+from exporter.checkpoint.model import class_of, trust_code
 from exporter.checkpoint.processor import picture_shape, read_processor
+from exporter.checkpoint.weight_norm import merge_weight_norms
 from exporter.errors import BuildError, unknown
-from exporter.form import FORMS, PIXELS, Form
+from exporter.form import FED, FORMS, PIXELS, SAMPLES, Form
 from exporter.targets.onnx_graph.attention_operator import standard, use_operator
 from exporter.targets.onnx_graph.cache_wrapper import cached_decoder, encoder
 from exporter.targets.onnx_graph.choices import chosen_by_tensors
@@ -32,9 +34,10 @@ if TYPE_CHECKING:
 
 BATCH, NEW, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 SOURCE, READ = "encoder_sequence_length", "past_encoder_sequence_length"  # what an encoder reads; what is read of it
+SOUND, FRAMES = "samples", "frames"  # of a sound; half a second of it is traced
 # Sizes at the trace: above 1, which exporters take for a constant, and all different from one another, but for those
 # of a source, all of which is read.
-SAMPLE = {BATCH: 2, NEW: 3, PAST: 5, TOTAL: 8, SOURCE: 7, READ: 7}
+SAMPLE = {BATCH: 2, NEW: 3, PAST: 5, TOTAL: 8, SOURCE: 7, READ: 7, SOUND: 9_001}
 
 _EXPORTER, _WRITTEN_OUT = "exporter", "exporter.written_out"  # in a graph's metadata
 
@@ -97,7 +100,8 @@ def trace_encoder(
 
     Inputs, all int64 [batch_size, sequence_length]: input_ids, attention_mask, and token_type_ids where the model and
     its tokenizer have them; of pictures pixel_values float32 [batch_size, C, H, W], of the size that its processor
-    has. Outputs, float32: those of its task's form, such as last_hidden_state [batch_size, sequence_length, H], logits
+    has; of sounds input_values float32 [batch_size, samples], of one length in a batch. Outputs, float32: those of its
+    task's form, such as last_hidden_state [batch_size, sequence_length, H], logits [batch_size, frames, V] or
     [batch_size, classes], or start_logits [batch_size, sequence_length]. Exporters, options, metadata and errors are
     as with trace_causal_lm.
     """
@@ -108,15 +112,16 @@ def trace_encoder(
     # sdpa's graph looks for NaN in rows that are masked whole: a fifth of MiniLM's time at 512 tokens, for rows that
     # no text has.
     model.set_attn_implementation("eager")
-    # Of pictures nothing is masked, which the operator's kernels are for.
-    beyond = set() if attention is None or form.inputs == "pixels" else use_operator(model, attention)
+    # Of pictures and of one sound nothing is masked, which the operator's kernels are for.
+    beyond = set() if attention is None or form.inputs in FED else use_operator(model, attention)
     inputs = _encoder_shapes(checkpoint, model, form, trust_remote_code)
     names = list(inputs)
     if form.inputs == "pixels" and form.answers == "states":
         output: tuple[str | int, ...] = (BATCH, *_states_shape(model, inputs, form))
     else:
         one = [] if len(form.outputs) > 1 else [form.width(model.config)]  # several outputs have no axis of their own
-        output = (BATCH, NEW, *one) if form.per_token else (BATCH, *one)
+        answers = FRAMES if form.inputs == "waveform" else NEW
+        output = (BATCH, answers, *one) if form.per_token else (BATCH, *one)
     graph = traced(model, encoder(model, names, form.outputs), inputs, dict.fromkeys(form.outputs, output), dynamo)
     del model
     if fuse is not None:
@@ -128,6 +133,9 @@ def trace_encoder(
 def _encoder_shapes(checkpoint: Path, model: Any, form: Form, trust: bool) -> Shapes:
     if form.inputs == "pixels":
         return {PIXELS: (BATCH, *picture_shape(read_processor(checkpoint, trust)))}
+    if form.inputs == "waveform":
+        merge_weight_norms(model)
+        return {SAMPLES: (BATCH, SOUND)}
     return dict.fromkeys(encoder_inputs(checkpoint, model), (BATCH, NEW))
 
 
@@ -146,11 +154,10 @@ def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     Each expert of a mixture is linear layers of its own.
     """
     import torch
-    from optimum.exporters.tasks import TasksManager
 
-    model_class = TasksManager.get_model_class_for_task(task)
     trust = trust_code(checkpoint, trust_remote_code)
-    model = model_class.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=trust)
+    kind = class_of(task, read_config(checkpoint).get("model_type"))
+    model = kind.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=trust)
     return split_experts(model).eval()
 
 
@@ -198,9 +205,9 @@ def _sample(config: Any, inputs: Shapes) -> dict[str, torch.Tensor]:
     import torch
     from optimum.utils import DummyTextInputGenerator, NormalizedConfigManager, NormalizedTextConfig
 
-    if PIXELS in inputs:
-        sizes = [SAMPLE[size] if isinstance(size, str) else size for size in inputs[PIXELS]]
-        return {PIXELS: torch.randn(sizes, generator=torch.Generator().manual_seed(0))}
+    if (name := next((one for one in FED.values() if one in inputs), None)) is not None:
+        sizes = [SAMPLE[size] if isinstance(size, str) else size for size in inputs[name]]
+        return {name: torch.randn(sizes, generator=torch.Generator().manual_seed(0))}
     try:
         normalized = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
     except KeyError:  # a newer architecture than optimum has a table for, with the usual names

@@ -60,6 +60,7 @@ def write_graph(request: ExportRequest, model_onnx: Path, lacking: Collection[st
 
     `lacking`: those of OPERATORS that the engine's parser does not have; they are spelled out.
 
+    Pictures: pixel_values float32 [batch, C, H, W].
     Text generation: input_ids, attention_mask and position_ids (where the model takes them) int64,
     past_key_values.N.key and .value [batch, heads, past, size] in the graph's own type, past 0 included; out come
     logits float32 [batch, new, V] and present.N.key and .value. Encoders: as traced_graph.trace_encoder, float32
@@ -90,7 +91,8 @@ def write_graph(request: ExportRequest, model_onnx: Path, lacking: Collection[st
     write_out(model, lambda node: kind is None or any(value and value.name in beyond for value in _around(node)))
     if kind is not None:
         with _timed(seconds, "cast"):
-            kept = lower(model, kind, beyond)
+            # Pixel values come in float32, as every processor makes them.
+            kept = lower(model, kind, beyond, FORMS[request.checkpoint.task].inputs == "pixels")
         notes += _told(kept, beyond)
     with _timed(seconds, "write"):
         shell.check(model)

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from exporter.errors import BuildError, JobError, unknown
-from exporter.runner import Floats, Ids
+from exporter.form import FORMS
+from exporter.runner import Floats, Ids, Sample
 from exporter.targets.onnx_graph.traced import BATCH, NEW, PAST, TOTAL
 from exporter.types import GENERATION
 
@@ -39,7 +40,10 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Profile:
-    """How many texts at once, and how many tokens a text has: with a KV cache prompt and answer together."""
+    """How many texts or pictures at once, and how many tokens a text has: with a KV cache prompt and answer together.
+
+    A picture has one size, of which `length` says nothing.
+    """
 
     batch: Range
     length: Range
@@ -70,7 +74,7 @@ class Profile:
         """Whether what the artifact will be measured on is inside. Raises JobError."""
         if task == GENERATION and (self.batch.min, self.length.min) != (1, 1):
             raise JobError(f"{flag}: batch and length must begin at 1: decoding is one token of one text at a time")
-        if window > self.length.max:
+        if FORMS[task].inputs == "text" and window > self.length.max:
             raise JobError(
                 f"{flag} length={self.length}: it is measured on texts of {window} tokens; raise the profile's "
                 f"greatest length, or lower --window {window}"
@@ -116,15 +120,18 @@ class Profile:
                 "profile that covers it, the target's option of that name"
             )
 
-    def batched(self, ids: Ids, mask: Ids, forward: Callable[[Ids, Ids], Floats]) -> Floats:
-        """`forward` over [B, T] ids and mask in batches that the profile takes; a small one is filled with copies."""
-        self.admit(ids.shape[1])
+    def batched(self, ids: Sample, mask: Ids, forward: Callable[[Sample, Ids], Floats]) -> Floats:
+        """`forward` over [B, T] ids and mask, or pictures, in batches that the profile takes; a small one is filled up
+        with copies."""
+        if ids.ndim == 2:
+            self.admit(ids.shape[1])
         answers = []
         for begin in range(0, len(ids), self.batch.max):
             rows = slice(begin, begin + self.batch.max)
             count = len(ids[rows])
-            fill = ((0, max(0, self.batch.min - count)), (0, 0))
-            answers.append(forward(np.pad(ids[rows], fill, "edge"), np.pad(mask[rows], fill, "edge"))[:count])
+            fill = (0, max(0, self.batch.min - count))
+            filled = [np.pad(one[rows], [fill, *[(0, 0)] * (one.ndim - 1)], "edge") for one in (ids, mask)]
+            answers.append(forward(*filled)[:count])
         return np.concatenate(answers)
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import BuildError
-from exporter.quantization.grid import input_grid
+from exporter.quantization.grid import input_grid, quantized
 from exporter.quantization.policy import check_schemes
 from exporter.scheme import Scheme
+from exporter.targets.onnx_graph.convolutions import convolutions, name_convolutions
 from exporter.targets.onnx_graph.linear import Matrix, find_matrices
 from exporter.targets.onnx_graph.modules import Rows, name_matrices, split_where_schemes_differ
 from exporter.targets.onnx_graph.nodes import add, constant, insert, replace
@@ -29,6 +30,7 @@ STATIC = Scheme(weight="int8", group=None, input="static", signed=True)
 WEIGHT = Scheme(weight="int8", group=None)
 # What a policy chooses from for each precision, cheapest first; then float, which is float16 here.
 SCHEMES: Mapping[str, tuple[Scheme, ...]] = {"int8": (STATIC,), "int8-weight": (WEIGHT,)}
+_HALF_SCALES = 19  # the opset, with IR 9, whose DequantizeLinear makes float16 of float16's scales
 _SMALLEST = float(np.finfo(np.float16).smallest_normal)  # a smaller scale would lose digits
 
 
@@ -59,7 +61,7 @@ def check_policy(precision: str, policy: Mapping[str, Scheme | None] | None) -> 
 def quantize(
     model: ir.Model, policy: Mapping[str, Scheme | None] | None, modules: Mapping[str, Rows], decoder: bool
 ) -> tuple[float, tuple[str, ...]]:
-    """Gives each matrix of a float32 graph the scheme of its module; without a policy int8 weights, all of them.
+    """Gives each matrix and convolution of a float32 graph its module's scheme; without a policy int8 weights, all.
 
     `modules` as of onnx_modules.module_rows. Returns the share of the linear layers' multiplications whose operands are
     both int8, a language model's head left out, and notes. What is only looked up stays in float. Raises BuildError for
@@ -67,8 +69,12 @@ def quantize(
     """
     if policy is None:
         policy = dict.fromkeys(modules, WEIGHT)
-    matrices, notes = name_matrices(model, find_matrices(model), policy, modules)
+    convolved = name_convolutions(convolutions(model), modules)
+    multiplied = {name: scheme for name, scheme in policy.items() if name not in convolved}
+    matrices, notes = name_matrices(model, find_matrices(model), multiplied, modules)
     parts = [part for whole in matrices for part in split_where_schemes_differ(model, whole, policy)]
+    model.opset_imports[""] = max(model.opset_imports[""], _HALF_SCALES)
+    model.ir_version = max(model.ir_version or 0, 9)
     total = static = 0
     for matrix in parts:
         scheme = policy.get(matrix.modules[0]) if matrix.modules else None
@@ -80,7 +86,42 @@ def quantize(
             static += size if scheme is not None and scheme.input == "static" else 0
         if scheme is not None:
             _quantize(model, matrix, scheme)
+    for name, node in convolved.items():
+        scheme = policy.get(name)
+        size = _weight(node).size
+        total += size
+        if scheme is not None:
+            static += size if scheme.input == "static" else 0
+            _convolve(model, name, node, scheme)
     return static / max(total, 1), tuple(notes)
+
+
+def _weight(node: ir.Node) -> NDArray[np.float32]:
+    """A convolution's constant weight."""
+    value = node.inputs[1]
+    assert value is not None
+    assert value.const_value is not None
+    weight: NDArray[np.float32] = value.const_value.numpy()
+    return weight
+
+
+def _convolve(model: ir.Model, module: str, node: ir.Node, scheme: Scheme) -> None:
+    """A convolution with an int8 weight per output channel, and of a static input with that rounded."""
+    import torch
+
+    if scheme.group is not None:
+        raise BuildError(f"the policy: {module} is a convolution, which is no {scheme}: int8 per channel, or float")
+    weight, (operand, value, *others) = _weight(node), node.inputs
+    assert operand is not None
+    assert value is not None
+    rows = torch.from_numpy(weight.reshape(len(weight), -1).copy())
+    scales = _in_half(quantized(rows, scheme).scales.numpy()[:, 0])
+    codes = np.rint(weight / scales.reshape(-1, *[1] * (weight.ndim - 1))).clip(-127, 127).astype(np.int8)
+    stored, scale = add(model, f"{value.name}_Q8", codes), add(model, f"{value.name}_scales", scales)
+    if scheme.input == "static":
+        operand = _rounded(model, node, operand, scheme)
+    [floats] = insert(node, "DequantizeLinear", [stored, scale], {"axis": 0}, label="weight")
+    replace(node, "Conv", [operand, floats, *others], {name: one.value for name, one in node.attributes.items()})
 
 
 def _quantize(model: ir.Model, matrix: Matrix, scheme: Scheme) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from exporter.errors import BuildError
-from exporter.runner import Floats, Ids
+from exporter.form import PIXELS
+from exporter.runner import Floats, Ids, Sample
 from exporter.targets.onnx_graph.session import joined, usual_inputs
 from exporter.targets.tensorrt.build import PLAN
 from exporter.targets.tensorrt.cache import StepInputs
@@ -32,7 +33,6 @@ class EngineRunner:
         import torch
 
         self._profile = profile
-        self.max_length = profile.length.max
         trt = platform.load()
         self._log = Log(trt)
         free = torch.cuda.mem_get_info()[0]
@@ -50,6 +50,8 @@ class EngineRunner:
         self._kinds = {name: _torch_kind(self._engine.get_tensor_dtype(name)) for name in names}
         self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self._outputs = [name for name in names if name not in self._inputs]
+        if PIXELS not in self._inputs:  # a picture has no length
+            self.max_length = profile.length.max
         self._stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._nothing = torch.empty(1, device="cuda")  # an address for tensors of no elements
 
@@ -62,11 +64,11 @@ class EngineRunner:
         torch.cuda.synchronize()
         del self._context, self._engine, self._runtime  # in this order
 
-    def logits(self, ids: Ids) -> Floats:
-        out = self.batch(ids[None], np.ones_like(ids)[None])
-        return out[0] if out.ndim == 3 else out
+    def logits(self, ids: Sample) -> Floats:
+        out = self.batch(ids[None], np.ones((1, len(ids)), np.int64))
+        return out[0] if out.ndim == 3 and ids.ndim == 1 else out
 
-    def batch(self, ids: Ids, mask: Ids) -> Floats:
+    def batch(self, ids: Sample, mask: Ids) -> Floats:
         return self._profile.batched(ids, mask, self._forward)
 
     def segmented(self, ids: Ids, segments: Ids) -> Floats:
@@ -76,13 +78,13 @@ class EngineRunner:
         out = self._profile.batched(ids[None], np.ones_like(ids)[None], forward)
         return out[0] if out.ndim == 3 else out
 
-    def _forward(self, ids: Ids, mask: Ids, segments: Ids | None = None) -> Floats:
+    def _forward(self, ids: Sample, mask: Ids, segments: Ids | None = None) -> Floats:
         outputs = self._run(self._feeds(ids, mask, segments))
         answers = (outputs[name] for name in self._outputs if not name.startswith("present."))
         return joined([answer.float().cpu().numpy() for answer in answers])
 
-    def _feeds(self, ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, torch.Tensor]:
-        """The usual inputs on the device, for [B, T] new ids and a mask [B, past + T]."""
+    def _feeds(self, ids: Sample, mask: Ids, segments: Ids | None = None) -> dict[str, torch.Tensor]:
+        """The usual inputs on the device, for [B, T] new ids and a mask [B, past + T], or for pictures."""
         import torch
 
         return {
@@ -140,7 +142,7 @@ class DecoderEngineRunner(EngineRunner):
         self._length = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def _feeds(self, ids: Ids, mask: Ids, segments: Ids | None = None) -> dict[str, torch.Tensor]:
+    def _feeds(self, ids: Sample, mask: Ids, segments: Ids | None = None) -> dict[str, torch.Tensor]:
         return super()._feeds(ids, mask, segments) | {name: self._empty(name, len(ids)) for name in self._step.past}
 
     def _empty(self, past: str, batch: int) -> torch.Tensor:

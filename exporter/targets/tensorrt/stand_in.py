@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from exporter.runner import Floats, Ids
+from exporter.form import PIXELS
+from exporter.runner import Floats, Ids, Sample
 from exporter.targets.onnx_graph.rounding import proof_of
 from exporter.targets.onnx_graph.session import OnnxDecoder, OnnxRunner
 from exporter.targets.tensorrt.profile import Profile
@@ -24,9 +25,10 @@ class EncoderProof(OnnxRunner):
     def __init__(self, model: Path, threads: int, profile: Profile, untimed: str) -> None:
         super().__init__(model, threads)
         self.engine, self.untimed, self._profile = ENGINE, untimed, profile
-        self.max_length = profile.length.max
+        if PIXELS not in self._inputs:  # a picture has no length
+            self.max_length = profile.length.max
 
-    def batch(self, ids: Ids, mask: Ids) -> Floats:
+    def batch(self, ids: Sample, mask: Ids) -> Floats:
         return self._profile.batched(ids, mask, super().batch)
 
     def segmented(self, ids: Ids, segments: Ids) -> Floats:
@@ -42,7 +44,7 @@ class DecoderProof(OnnxDecoder):
         self.engine, self.untimed, self._profile = ENGINE, untimed, profile
         self.max_length = profile.length.max
 
-    def batch(self, ids: Ids, mask: Ids) -> Floats:
+    def batch(self, ids: Sample, mask: Ids) -> Floats:
         return self._profile.batched(ids, mask, super().batch)
 
     def _extend(self, ids: Ids) -> Floats:

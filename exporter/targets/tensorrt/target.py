@@ -22,7 +22,7 @@ from exporter.distribution import install_command
 from exporter.errors import BuildError, JobError, unknown
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.folder.kit import kit
-from exporter.targets.folder.limits import of_texts_alone
+from exporter.targets.folder.limits import of_one_text_or_picture
 from exporter.targets.onnx_graph.held import weights_of
 from exporter.targets.onnx_graph.zeros import two_of_four
 from exporter.targets.tensorrt.build import How, build, failed, parse
@@ -49,6 +49,7 @@ from exporter.targets.tensorrt.zeros import zeros_of
 from exporter.targets.traced_model.cache import refused_cache
 from exporter.types import (
     GENERATION,
+    PROCESSOR_FILES,
     TOKENIZER_FILES,
     Exported,
     ExportRequest,
@@ -58,7 +59,7 @@ from exporter.types import (
 
 OLDEST = (10, 12)  # of TensorRT: the first whose strongly typed networks take all that the graphs hold
 PROFILES = "profiles.json"
-_SHIPPED = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+_SHIPPED = ("config.json", "generation_config.json", *TOKENIZER_FILES, *PROCESSOR_FILES)
 
 
 def export(platform: Platform, request: ExportRequest) -> Exported:
@@ -141,7 +142,9 @@ def _parsed(platform: Platform, model_onnx: Path) -> dict[str, Any]:
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "encoder-decoder models are not exported to TensorRT yet"
-    return refused_cache(config) if task == GENERATION else of_texts_alone(task, "TensorRT")
+    if (reason := of_one_text_or_picture(task, "TensorRT")) is not None:
+        return reason
+    return refused_cache(config) if task == GENERATION else None
 
 
 def prepare(platform: Platform, wanted: Preparation) -> str | None:
@@ -217,6 +220,7 @@ TENSORRT_TARGET = Target(
     calibrates=lambda precision, options: precision in ("fp16", "int8", "int8-weight"),  # float16's overflow too
     schemes=cannot_express,
     experts=True,
+    convolutions=True,
 )
 
 RTX_TARGET = replace(

@@ -33,6 +33,12 @@ WEIGHTS, POLICY = "int8-static.safetensors", "policy.yaml"
 _NAMED = 8  # layers in float that a note names; of more it says how many
 
 
+def _convolves(module: Any) -> bool:
+    import torch
+
+    return isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d)
+
+
 def export_static(model: Any, policy: Mapping[str, Scheme | None] | None, folder: Path) -> Exported:
     """Quantizes a float32 model's layers in place and writes it. Raises JobError for a scheme that cannot be had."""
     from safetensors.torch import save_model
@@ -55,7 +61,8 @@ def export_static(model: Any, policy: Mapping[str, Scheme | None] | None, folder
     if left:
         more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
         notes.append(f"{len(left)} of {len(layers)} linear layers in float: {', '.join(left[:_NAMED])}{more}")
-    if stacks := [name for name, parameter in model.named_parameters() if parameter.dim() > 2]:
+    convolved = {id(one) for module in model.modules() if _convolves(module) for one in module.parameters()}
+    if stacks := [one for one in model.parameters() if one.dim() > 2 and id(one) not in convolved]:
         notes.append(f"experts in float, beside those layers: {len(stacks)} stacks of matrices")
     return Exported((WEIGHTS, POLICY), tuple(notes))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from exporter.checkpoint.configuration import correct_ties, keep_configuration
 from exporter.checkpoint.folder import carry
-from exporter.checkpoint.model import load_model
+from exporter.checkpoint.model import class_of, load_model
 from exporter.checkpoint.opened import TorchRunner, runner_of
 from exporter.checkpoint.opened import open_checkpoint as open_checkpoint
 from exporter.errors import BuildError, JobError
@@ -27,7 +27,12 @@ from exporter.targets.torch.static import WEIGHTS, cannot_express, export_static
 from exporter.targets.torch.zeros import zeros_of
 from exporter.types import Exported, ExportRequest, Gates, Precision, Preparation, Target, agreement
 
-_DOTTED = ("t5", "mt5", "umt5")  # encoder-decoders without a tensor of the whole model's own
+_DOTTED = ("t5", "mt5", "umt5", "whisper")  # encoder-decoders without a tensor of the whole model's own
+# Of a model that matches pictures with texts.
+_REFUSED = {
+    "int8-dynamic": "torchao cannot read its own file again where a tensor's name has no dot, as CLIP's logit_scale",
+    "int8-static": "static ranges are found by running a model on one input, and this one reads texts and pictures",
+}
 _HALVES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -56,7 +61,6 @@ def lacks_cuda(precision: str, task: str) -> str | None:
 def open_static(folder: Path, task: str, threads: int) -> TorchRunner:
     """An int8-static folder as a runner. Raises BuildError with one line for a folder that is damaged."""
     import torch
-    from optimum.exporters.tasks import TasksManager
     from safetensors import SafetensorError
     from transformers import AutoConfig
     from transformers.initialization import no_init_weights
@@ -64,7 +68,7 @@ def open_static(folder: Path, task: str, threads: int) -> TorchRunner:
     torch.set_num_threads(threads)
     try:
         config = AutoConfig.from_pretrained(folder)
-        model_class = TasksManager.get_model_class_for_task(task, model_type=config.model_type)
+        model_class = class_of(task, config.model_type)
         with no_init_weights():
             model = model_class.from_config(config, dtype=torch.float32)
         model.tie_weights()
@@ -108,12 +112,14 @@ def export(request: ExportRequest) -> Exported:
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
     if config.get("auto_map") and precision != "fp32":
         return "torch artifacts of a model that brings its own code are not written: opening one would run that code"
+    if FORMS[task].inputs == "waveform" and precision == "int8-dynamic":
+        return "transformers loads torchao's int8 into models with input embeddings alone, and one that hears has none"
+    if FORMS[task].matches:
+        return _REFUSED.get(precision)
     if not FORMS[task].encodes:
         return None
-    if precision == "int8-static":
-        return (
-            "static ranges are found by running a model on one text, and an encoder-decoder reads two; try int8-dynamic"
-        )
+    if precision == "int8-static" and FORMS[task].inputs != "text":
+        return "static ranges are found on windows of a text, and this model reads sounds; try int8-dynamic"
     if precision == "int8-dynamic" and config.get("model_type") not in _DOTTED:
         return "torchao cannot read its own file again where a tensor's name has no dot, as BART's final_logits_bias"
     return None
@@ -185,7 +191,7 @@ TORCH = Target(
     lacks_cuda=lacks_cuda,
     weights=weights_of,
     zeros=zeros_of,
-    run='python {folder}/run.py "Once upon a time"',
+    run="python {folder}/run.py {example}",
     kit=kit("torch"),
     programs=clients,
     schemes=cannot_express,

@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-PLAIN, FUSED, GROUPED = "exporter_plain", "exporter_fused", "exporter_grouped"  # among transformers' implementations
+# Among transformers' implementations.
+PLAIN, FUSED, GROUPED, LATE = "exporter_plain", "exporter_fused", "exporter_grouped", "exporter_late"
 # What neither form has a place for, such as gpt-oss' sinks: such a model's own code is traced.
 _BEYOND = ("s_aux", "position_bias")
 
 
 def use_attention(model: Any, way: str) -> None:
     """Lets a model attend PLAIN, in single operators; FUSED, by torch's one operator, which engines have too; or
-    GROUPED, where sizes are numbers: keys that heads share are read once, not repeated. Others keep their own way.
+    GROUPED, where sizes are numbers: keys that heads share are read once, not repeated; or LATE, scaling scores instead
+    of queries, whose scale a converter would multiply into a layer's weights. Others keep their own way.
     """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-    for name, function in ((PLAIN, _plain), (FUSED, _fused), (GROUPED, _grouped)):
+    for name, function in ((PLAIN, _plain), (FUSED, _fused), (GROUPED, _grouped), (LATE, _late)):
         AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, eager_mask)
     supported = getattr(model, "_supports_attention_backend", False)
@@ -38,7 +40,8 @@ def _fused(
     """[batch, heads, tokens, head size] each, out [batch, tokens, heads, size]; softmax(q kᵀ scale + mask) v."""
     import torch
 
-    if others.get("softcap") is not None or mask is None or _beyond(others):
+    hides = mask is None and getattr(module, "is_causal", True)  # a picture's patches see one another
+    if others.get("softcap") is not None or hides or _beyond(others):
         return _plain(module, query, key, value, mask, scaling, **others)
     size = int(query.shape[-1])
     # The operator scales by itself, with the root of the head size; MIL's has no place for another number.
@@ -63,6 +66,20 @@ def _plain(
     scores = (query * scale) @ _shared(module, key).transpose(-1, -2)
     if (cap := others.get("softcap")) is not None:
         scores = (scores / cap).tanh() * cap
+    if mask is not None:
+        scores = scores + mask
+    return (scores.softmax(-1) @ _shared(module, value)).transpose(1, 2).contiguous(), None
+
+
+def _late(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """As _plain, of scores that are scaled themselves."""
+    scale = int(query.shape[-1]) ** -0.5 if scaling is None else scaling
+    if others.get("softcap") is not None or _beyond(others):
+        return _plain(module, query, key, value, mask, scaling, **others)
+    scores = query @ _shared(module, key).transpose(-1, -2) * scale
     if mask is not None:
         scores = scores + mask
     return (scores.softmax(-1) @ _shared(module, value)).transpose(1, 2).contiguous(), None

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError
-from exporter.form import FORMS
-from exporter.targets.traced_model.attention import FUSED, PLAIN
+from exporter.form import FORMS, PIXELS
+from exporter.targets.traced_model.attention import FUSED, LATE, PLAIN
 from exporter.targets.traced_model.cache import StateShape, buffered_cache, state_shape
+from exporter.targets.traced_model.pictures import wrap_pictures
 from exporter.targets.traced_model.wrapped import wrap_decoder, wrap_encoder
 from exporter.types import Checkpoint
 
@@ -35,7 +36,8 @@ Dimensions = tuple[str | int, ...]  # a name for a size that varies, or a number
 
 @dataclass(frozen=True)
 class Traced:
-    """A TorchScript program. `integers` and `masks` are its inputs by name, in their order: int32, and float.
+    """A TorchScript program. `integers`, `masks` and `pixels` are its inputs by name, in their order: int32, float, and
+    always float32.
 
     `states` are its buffers that are written. `model` is the model inside, as it was traced, for its weights: its
     modules have the program's parameter names behind `wrapped.`. `window`: of the sliding mask.
@@ -49,6 +51,7 @@ class Traced:
     answer: Dimensions
     states: Mapping[str, StateShape]
     window: int | None = None
+    pixels: Mapping[str, Dimensions] = field(default_factory=dict)
 
 
 def trace_decoder(checkpoint: Checkpoint, length: int, stateful: bool, fused: bool) -> Traced:
@@ -109,6 +112,18 @@ def trace_encoder(checkpoint: Checkpoint, length: int, fused: bool) -> Traced:
     answer: Dimensions = (BATCH, NEW, wrapped.width) if FORMS[checkpoint.task].per_token else (BATCH, wrapped.width)
     program = _traced(wrapped.module, wrapped.model, given)
     return Traced(program, wrapped.model, dict.fromkeys(wrapped.inputs, (BATCH, NEW)), {}, wrapped.output, answer, {})
+
+
+def trace_pictures(checkpoint: Checkpoint, fused: bool) -> Traced:
+    """A model of pictures: pixel_values [1, C, H, W]; out logits [1, C] or last_hidden_state [1, P, H], or
+    [1, H, height, width]. Raises BuildError as above.
+    """
+    import torch
+
+    wrapped = wrap_pictures(checkpoint, FUSED if fused else LATE)
+    shape = (1, *wrapped.shape)
+    program = _traced(wrapped.module, wrapped.model, {PIXELS: torch.zeros(shape)})
+    return Traced(program, wrapped.model, {}, {}, wrapped.output, (1, *wrapped.answer), {}, pixels={PIXELS: shape})
 
 
 def _traced(wrapper: torch.nn.Module, model: Any, given: Mapping[str, torch.Tensor]) -> torch.jit.ScriptModule:

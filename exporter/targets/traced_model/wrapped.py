@@ -69,7 +69,7 @@ def refused_encoder(config: Mapping[str, Any]) -> str | None:
 
 def wrap_decoder(checkpoint: Checkpoint, length: int, way: str) -> Decoder:
     """A causal LM for up to `length` tokens that attends in a `way` of attention.py. Raises BuildError."""
-    model = _loaded(checkpoint, way)
+    model = load_for_trace(checkpoint, way)
     vocabulary, layers = answer_shapes(model)
     names, window = masks_of(model)
     use_tables(model, length)
@@ -95,7 +95,7 @@ def wrap_encoder(checkpoint: Checkpoint, length: int, way: str) -> Encoder:
     """As wrap_decoder; input_ids, attention_mask and, where its tokenizer has them, token_type_ids."""
     import torch
 
-    model = _loaded(checkpoint, way)
+    model = load_for_trace(checkpoint, way)
     config = model.config
     use_tables(model, length)
     form, causal = FORMS[checkpoint.task], _looks_back_only(model)
@@ -145,7 +145,8 @@ def encoder_inputs(checkpoint: Path, model: Any) -> list[str]:
     return [name for name in names if name in taken and name in said]
 
 
-def _loaded(checkpoint: Checkpoint, way: str) -> Any:
+def load_for_trace(checkpoint: Checkpoint, way: str) -> Any:
+    """A checkpoint's float32 model that attends in a `way` of attention.py."""
     model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
     model.set_experts_implementation("batched_mm")  # the others count tokens or loop over them, which a trace freezes
     use_attention(model, way)

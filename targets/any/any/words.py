@@ -1,7 +1,8 @@
-"""The tokenizer in this folder."""
+"""The tokenizer in this folder, and how many tokens of a text its model reads."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +20,12 @@ def open_tokenizer(folder: Path) -> Any:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def longest(folder: Path) -> int | None:
+    """Tokens that are read of a text; a tokenizer without a limit of its own says 10^30."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = folder / "tokenizer_config.json"
+    said = json.loads(settings.read_text(encoding="utf-8")).get("model_max_length") if settings.is_file() else None
+    limit = said or config.get("max_position_embeddings") or 0
+    return int(limit) if 0 < limit < 1 << 20 else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from words import open_tokenizer
+from words import longest, open_tokenizer
 
 BEST = 5
 
@@ -19,12 +19,12 @@ class Reading:
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         mask = settings["mask_token"]
         self.mask = mask if isinstance(mask, str) else mask["content"]
-        self.tokenizer = open_tokenizer(folder)
+        self.tokenizer, self.longest = open_tokenizer(folder), longest(folder)
         self.ids: list[int] = []
 
     def feeds(self, text: str, limit: int | None = None) -> dict[str, list[int]]:
-        if limit is not None:
-            self.tokenizer.enable_truncation(limit)
+        if (most := limit or self.longest) is not None:
+            self.tokenizer.enable_truncation(most)
         read = self.tokenizer.encode(text.replace("[MASK]", self.mask))
         self.ids = read.ids
         return {"input_ids": read.ids, "attention_mask": read.attention_mask, "token_type_ids": read.type_ids}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from words import open_tokenizer
+from words import longest, open_tokenizer
 
 LONGEST = 30  # tokens of an answer
 
@@ -15,12 +15,12 @@ class Reading:
     """`feeds` is what the model gets of a question and a text, `answer` what becomes of its logits."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = open_tokenizer(folder)
+        self.tokenizer, self.longest = open_tokenizer(folder), longest(folder)
         self.text, self.places, self.of_text = "", list[tuple[int, int]](), np.zeros(0, bool)
 
     def feeds(self, question: str, text: str, limit: int | None = None) -> dict[str, list[int]]:
-        if limit is not None:
-            self.tokenizer.enable_truncation(limit, strategy="only_second")
+        if (most := limit or self.longest) is not None:
+            self.tokenizer.enable_truncation(most, strategy="only_second")
         read = self.tokenizer.encode(question, text)
         self.text, self.places = text, read.offsets
         self.of_text = np.array([which == 1 for which in read.sequence_ids])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from words import open_tokenizer
+from words import longest, open_tokenizer
 
 
 class Reading:
@@ -16,12 +16,12 @@ class Reading:
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.names = config.get("id2label") or {}
-        self.tokenizer = open_tokenizer(folder)
+        self.tokenizer, self.longest = open_tokenizer(folder), longest(folder)
         self.text, self.places, self.special = "", list[tuple[int, int]](), list[int]()
 
     def feeds(self, text: str, limit: int | None = None) -> dict[str, list[int]]:
-        if limit is not None:
-            self.tokenizer.enable_truncation(limit)
+        if (most := limit or self.longest) is not None:
+            self.tokenizer.enable_truncation(most)
         read = self.tokenizer.encode(text)
         self.text, self.places, self.special = text, read.offsets, read.special_tokens_mask
         return {"input_ids": read.ids, "attention_mask": read.attention_mask, "token_type_ids": read.type_ids}

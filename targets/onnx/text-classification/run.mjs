@@ -1,11 +1,10 @@
 // A text's labels by the model in this folder, in Node, by transformers.js. Prints them as a line of JSON.
 //
 //     npm install @huggingface/transformers
-//     node run.mjs "A sentence."
+//     node run.mjs "A sentence."            (a model of pairs, for entailment or reranking: both texts)
 
 import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
-import { parseArgs } from "node:util";
 
 import { AutoModelForSequenceClassification, AutoTokenizer, Tensor, env } from "@huggingface/transformers";
 
@@ -14,12 +13,11 @@ const folder = dirname(fileURLToPath(import.meta.url));
 env.allowRemoteModels = false;
 env.localModelPath = "";
 
-const { values, positionals } = parseArgs({ allowPositionals: true, options: { pair: { type: "string" } } });
+const [text = "A sentence.", pair = null] = process.argv.slice(2);
 const tokenizer = await AutoTokenizer.from_pretrained(folder);
 const model = await AutoModelForSequenceClassification.from_pretrained(folder);
-// `--pair`: the second text, for a model of pairs (entailment, reranking).
-const asked = { text_pair: values.pair ?? null, return_tensor: false, return_token_type_ids: true };
-const read = await tokenizer(positionals[0] ?? "A sentence.", asked);
+const asked = { text_pair: pair, return_tensor: false, return_token_type_ids: true };
+const read = await tokenizer(text, asked);
 const longest = tokenizer.model_max_length ?? model.config.max_position_embeddings ?? Infinity;
 const [logits] = (await model(fed(read, longest))).logits.tolist();
 

@@ -10,7 +10,7 @@ specification and shares no code with what writes the packages, or a mistake wou
     compiling.py    a function made ready to run: constants decoded once, unknown operators refused
     evaluator.py    runs it, in float32 or rounded to the declared float16
     operators.py    the table of operators; their arithmetic is in elementwise, reductions, shapes, indexing, products,
-                    normalization and compression
+                    pooling, normalization and compression
     rounding.py     float32 to float16's numbers
     threads.py      how many of them the arithmetic takes
     runner.py       what exporter measures

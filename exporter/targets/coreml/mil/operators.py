@@ -10,6 +10,7 @@ from exporter.targets.coreml.mil import elementwise, reductions
 from exporter.targets.coreml.mil.compression import COMPRESSION
 from exporter.targets.coreml.mil.indexing import INDEXING, SCATTERS
 from exporter.targets.coreml.mil.normalization import NORMALIZATION
+from exporter.targets.coreml.mil.pooling import POOLING
 from exporter.targets.coreml.mil.products import PRODUCTS
 from exporter.targets.coreml.mil.shapes import RANGES, SHAPES
 
@@ -31,7 +32,7 @@ OPERATORS: dict[str, Rule] = {
     **{name: Rule(run, rounds=False) for name, run in (elementwise.EXACT | reductions.EXACT).items()},
     **{
         name: Rule(run)
-        for table in (elementwise.ELEMENTWISE, reductions.REDUCTIONS, NORMALIZATION, PRODUCTS, COMPRESSION)
+        for table in (elementwise.ELEMENTWISE, reductions.REDUCTIONS, NORMALIZATION, PRODUCTS, POOLING, COMPRESSION)
         for name, run in table.items()
     },
     **{name: Rule(run) for name, run in (SCATTERS | RANGES).items()},

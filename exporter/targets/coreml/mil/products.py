@@ -95,12 +95,17 @@ def conv(
     steps = [1] * rank if strides is None else ints(strides)
     spread = [1] * rank if dilations is None else ints(dilations)
     spans = [(size - 1) * by + 1 for size, by in zip(weight.shape[2:], spread, strict=True)]
-    before_after = _padding(pad_type, pad, x.shape[2:], spans, steps)
+    before_after = padding(pad_type, pad, x.shape[2:], spans, steps)
     padded = np.pad(x, [(0, 0), (0, 0), *before_after])
     axes = tuple(range(2, 2 + rank))
     windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axes)
     kept = windows[(slice(None), slice(None), *(slice(None, None, by) for by in (*steps, *spread)))]
     count = int(groups)
+    if count == len(weight) == x.shape[1]:  # each channel by itself: a product for each place of the kernel
+        found = np.zeros(kept.shape[: 2 + rank], np.float32)
+        for tap in np.ndindex(*weight.shape[2:]):
+            found += kept[(..., *tap)] * np.reshape(weight[(slice(None), 0, *tap)], (-1, *[1] * rank))
+        return found if bias is None else found + np.reshape(bias, (-1, *[1] * rank))
     outputs = []
     for part, kernel in zip(np.split(kept, count, axis=1), np.split(weight, count, axis=0), strict=True):
         summed = [1, *range(2 + rank, 2 + 2 * rank)]  # the channels, and each window's own dimensions
@@ -109,7 +114,8 @@ def conv(
     return found if bias is None else found + np.reshape(bias, (-1, *[1] * rank))
 
 
-def _padding(kind: str, pad: Any, sizes: Sequence[int], spans: list[int], steps: list[int]) -> list[tuple[int, int]]:
+def padding(kind: str, pad: Any, sizes: Sequence[int], spans: list[int], steps: list[int]) -> list[tuple[int, int]]:
+    """Before and after each dimension, of windows that span so much and step so far."""
     if kind == "custom":
         return [(int(before), int(after)) for before, after in np.reshape(ints(pad), (-1, 2))]
     if kind == "valid":

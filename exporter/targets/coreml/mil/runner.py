@@ -11,6 +11,8 @@ What a package may take, by name; whatever of it a package has is fed:
     encoders            input_ids int32 [B, T], attention_mask int32 [B, T] or attention_bias [B, 1, 1, T] (0, -30000),
                         token_type_ids and position_ids int32 [B, T].
                         Out: last_hidden_state [B, T, H], or logits [B, C].
+    pictures            pixel_values float32 [1, C, H, W].
+                        Out: logits [1, C], or last_hidden_state [1, P, H] or [1, H, height, width].
 
 A model with a sliding window says how long it is in the package's metadata, under the key sliding_window; what else
 limits a text's length than the shapes, under max_length.
@@ -24,14 +26,16 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.errors import BuildError
-from exporter.runner import Floats, Ids
+from exporter.form import FORMS, PIXELS
+from exporter.runner import Floats, Ids, Sample, rows_of_states
 from exporter.targets.coreml.mil.blob import Array
 from exporter.targets.coreml.mil.evaluator import Evaluator, States, Watch
 from exporter.targets.coreml.mil.threads import set_threads
+from exporter.types import GENERATION
 
 MASKED = -30000.0  # a minus infinity that stays finite in float16 when two are added
-_TEXT = {"input_ids", "causal_mask", "sliding_mask", "position_ids", "attention_mask"}
-_ENCODER = {"input_ids", "attention_mask", "attention_bias", "token_type_ids", "position_ids"}
+_TEXT = frozenset({"input_ids", "causal_mask", "sliding_mask", "position_ids", "attention_mask"})
+_ENCODER = frozenset({"input_ids", "attention_mask", "attention_bias", "token_type_ids", "position_ids"})
 
 
 class MilRunner:
@@ -226,6 +230,24 @@ class MilEncoder(MilRunner):
         return _encoder_feeds(ids[None], np.ones_like(ids)[None], np.zeros_like(ids)[None])
 
 
+class MilPictures(MilRunner):
+    """A package that looks at pictures, one at a time: class logits, or hidden states."""
+
+    takes = frozenset({PIXELS})
+
+    def logits(self, ids: Sample) -> Floats:
+        return rows_of_states(self._answer(self._feeds(ids, 0)))
+
+    def batch(self, ids: Sample, mask: Ids) -> Floats:
+        return np.concatenate([self.logits(picture) for picture in ids])
+
+    def _feeds(self, ids: Sample, past: int) -> dict[str, Any]:
+        return {PIXELS: ids[None]}
+
+    def _longest(self) -> int | None:
+        return None
+
+
 def _single(out: Array) -> Floats:
     found: Floats = out[0] if out.ndim == 3 else out
     return found
@@ -241,14 +263,16 @@ def _encoder_feeds(ids: Ids, mask: Ids, segments: Ids) -> dict[str, Any]:
     }
 
 
-def open_mil(package: Path, threads: int, half: bool, encoder: bool) -> MilRunner:
-    """An .mlpackage opened in the reference evaluator. `encoder`: it does not generate text.
+def open_mil(package: Path, threads: int, half: bool, task: str = GENERATION) -> MilRunner:
+    """An .mlpackage of a task's model, opened in the reference evaluator.
 
     Raises BuildError for what is damaged, has unknown operators or takes inputs that are not known.
     """
     evaluator = Evaluator(package, half)
     set_threads(threads)
-    if encoder:
+    if FORMS[task].inputs == "pixels":
+        return MilPictures(evaluator, package, half)
+    if task != GENERATION:
         return MilEncoder(evaluator, package, half)
     cached = evaluator.plans[evaluator.default].function.states
     return (MilDecoder if cached else MilRunner)(evaluator, package, half)
