@@ -44,7 +44,7 @@ Step = Callable[[str], Callable[[int, int], None]]  # a step's name to what is t
 class How:
     """How a policy is made. `schemes`: what a layer may get, cheapest first; float is the last resort where `mixed`.
 
-    `policy`: given, so that nothing is chosen; ranges that it leaves out are found. `ranges_per_octave` and what follows
+    `policy`: given, so that nothing is chosen; ranges that it leaves out are found. `ranges_per_octave` and the rest
     as in exporter.types.Precision and Target: those that are no layers of a target's policies stay in float.
     """
 
