@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 # What takes its time: a process of this program, an export, torch or an engine in the test's own process.
 SLOW = re.compile(
     r"\b(run_cli|run_here|refused|subprocess|run_module|demo)\b"
-    r"|(from|import) (torch|peft|transformers|onnx|gguf|coremltools|coreml_models)\b|import .*\brun\b"
+    r"|(from|import) (torch|peft|transformers|onnx|gguf|coremltools|coreml_models|vision_models)\b|import .*\brun\b"
 )
 
 
