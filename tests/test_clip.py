@@ -248,9 +248,9 @@ def test_what_cannot_be_is_refused_before_work(made, run_here, tmp_path):
         ("torch", "int8-static", "reads texts and pictures"),
         ("onnx", "int8-static", "int8-dynamic finds them at run time"),
         ("gguf", "q8_0", "llama.cpp has programs for"),
-        ("coreml", "fp16", "pictures are not exported to Core ML yet"),
-        ("litert", "fp32", "pictures are not exported to LiteRT yet"),
-        ("tensorrt", "fp16", "pictures are not exported to TensorRT yet"),
+        ("coreml", "fp16", "match pictures with texts are not exported to Core ML yet"),
+        ("litert", "fp32", "match pictures with texts are not exported to LiteRT yet"),
+        ("tensorrt", "fp16", "match pictures with texts are not exported to TensorRT yet"),
     ):
         assert why in BUILTIN[target].check({"model_type": "clip"}, ZERO_SHOT, precision)
 
