@@ -90,6 +90,11 @@ FIGURES = {  # of each program, one of each kind that its text shows; a run's fi
         "reports.1.results.-1.speed.latency_ms.prefill_128.p50": 99.9, "reports.0.results.1.artifact.bytes": 1_000_000,
         "figures.conversion.smollm2-135m.bare.s": 4.0, "versions.litert-torch": "1.0",
     },
+    "shapes": {
+        "figures.exports.T5-small.exporter.s": 999.9, "reports.0.results.2.artifact.bytes": 1_000_000,
+        "reports.2.results.1.speed.latency_ms.picture.p50": 777.7, "figures.exports.ViT-base.optimum.bytes": 1_000_000,
+        "reports.1.results.1.speed.decode_tokens_per_s": 55.5,
+    },
     "prune": {
         "reports.0.results.1.quality.ppl_ratio.value": 1.5, "figures.calibrated_tokens": 1,
         "reports.1.results.1.artifact.bytes": 7_000_000, "machine.cores": 3,

@@ -144,11 +144,12 @@ class Bench:
 
         Their processes stay open together where that fits into memory; else one is measured after the other. `budget`:
         seconds for all of it, see Budget. What an earlier run measured in as many rounds is not measured again.
-        `generates`: whole generations are timed too, of a model that generates.
+        `generates`: whole generations are timed too, of a model that makes texts of texts.
         """
         import psutil
 
-        self._generates = generates and FORMS[self._checkpoint.task].cached
+        form = FORMS[self._checkpoint.task]
+        self._generates = generates and form.cached and form.inputs == "text"  # a transcript is as long as its sound
         timed = [row for row in rows if row.status == "ok" and row.speed["untimed"] is None]
         measured = [row for row in timed if not self._timed_before(row, rounds, budget)]
         # An engine can hold an artifact's weights three times: as read, as constants, and packed for its kernels.
