@@ -44,8 +44,7 @@ def checkpoint(shape: str) -> Path:
     import torch
     import transformers
 
-    from exporter.checkpoint.load import prepare
-    from exporter.checkpoint.recipes import RECIPES
+    from exporter.checkpoint.load import locate
 
     t: Any = transformers
     torch.manual_seed(0)
@@ -54,7 +53,7 @@ def checkpoint(shape: str) -> Path:
         t.ViTForImageClassification(t.ViTConfig(num_labels=1000, id2label=classes)).save_pretrained(folder)
         t.ViTImageProcessorPil().save_pretrained(folder)
         return folder
-    t.AutoTokenizer.from_pretrained(prepare(RECIPES[ENCODER], lambda holder: None)).save_pretrained(folder)
+    t.AutoTokenizer.from_pretrained(locate(ENCODER, offline=True)).save_pretrained(folder)
     if shape == "T5-small":
         model = t.T5ForConditionalGeneration(t.T5Config(decoder_start_token_id=0))
     else:
