@@ -50,6 +50,11 @@ class MissingPackage(BuildError):
         super().__init__(f"{what} needs {', '.join(names)}; install with: {remedy}{instead}")
 
 
+def one_line(error: Exception) -> str:
+    """What a library's error says, for a line of ours: 300 characters at most, and its type where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def not_utf8(path: Path, error: UnicodeDecodeError, converted: str) -> JobError:
     """For a text in another encoding: `converted` is the file that the command which mends it writes."""
     how = f"iconv -f latin1 -t utf-8 {path} > {converted}"

@@ -22,7 +22,7 @@ from exporter.checkpoint.speech import check_speech
 from exporter.checkpoint.tokenizer import check_fit, embedding_of, lacks_padding, read_tokenizer, rows_of
 from exporter.checkpoint.two_towers import check_towers
 from exporter.checkpoint.weights import again, stored_tensors
-from exporter.errors import JobError, unknown
+from exporter.errors import JobError, one_line, unknown
 from exporter.form import FORMS, IMAGE_FEATURES, IMAGES, PIXELS, SAMPLES, SPEECH, SPEECH_CTC, TEXT2TEXT, ZERO_SHOT
 from exporter.types import FEATURES, TASKS
 
@@ -57,7 +57,7 @@ def inspect(
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_code(path, trust))
     except (StrictDataclassError, ValueError, KeyError, OSError, ImportError) as error:
-        raise JobError(f"transformers cannot read the configuration of {model}: {_one_line(error)}") from error
+        raise JobError(f"transformers cannot read the configuration of {model}: {one_line(error)}") from error
     task = _task(config, task, model, measured)
     if task in FORMS and FORMS[task].inputs == "pixels":
         return _of_pictures(model, path, task, trust, config)
@@ -248,7 +248,7 @@ def _fit(model: str, path: Path, task: str, trust: bool, provided: set[str], lab
     try:
         empty, found = load_model(path, task, "float32", trust, **reading)
     except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
-        raise JobError(f"transformers cannot load {model} for {task}: {_one_line(error)}") from error
+        raise JobError(f"transformers cannot load {model} for {task}: {one_line(error)}") from error
     unlike = sorted(key for key in found["mismatched_keys"] if key[0] not in provided)
     misfits = [f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in unlike]
     # A pooler is computed from the hidden states, which are what is compared.
@@ -289,7 +289,3 @@ def _refuse_renamed(model: str, path: Path, lacks: list[str]) -> None:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

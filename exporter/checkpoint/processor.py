@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from exporter.checkpoint.pictures import Rgb, check_pillow, image
-from exporter.errors import JobError
+from exporter.errors import JobError, one_line
 from exporter.runner import Floats
 from exporter.types import PROCESSOR_FILES
 
@@ -34,8 +34,7 @@ def read_processor(folder: Path, trust: bool) -> Any:
         load: Any = AutoImageProcessor.from_pretrained  # which transformers leaves untyped
         return load(folder, backend="pil", trust_remote_code=trust)
     except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise JobError(f"the image processor of {folder} cannot be loaded: {said}") from error
+        raise JobError(f"the image processor of {folder} cannot be loaded: {one_line(error)}") from error
 
 
 def pixels(processor: Any, pictures: Iterable[Rgb]) -> Floats:

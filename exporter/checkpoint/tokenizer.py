@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.folder import has_tokenizer, tokenizer_folder
-from exporter.errors import JobError
+from exporter.errors import JobError, one_line
 
 _EMITTED = ("bos", "eos", "unk", "sep", "pad", "cls")  # what a tokenizer writes that no text has to spell
 _ANY = 1 << 62  # rows of a model that has one for every id
@@ -31,8 +31,7 @@ def read_tokenizer(folder: Path, trust: bool) -> Any:
                 f"the tokenizer of {folder} brings Python code of its own; read it, then run again with "
                 "--trust-remote-code"
             ) from error
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise JobError(f"the tokenizer of {folder} cannot be loaded: {said}") from error
+        raise JobError(f"the tokenizer of {folder} cannot be loaded: {one_line(error)}") from error
     words = [word for word in tokenizer.get_vocab() if word not in tokenizer.get_added_vocab()]
     if not words:
         raise JobError(

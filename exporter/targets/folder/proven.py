@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.checkpoint.opened import open_checkpoint
-from exporter.errors import BuildError
+from exporter.errors import BuildError, one_line
 from exporter.form import FORMS
 from exporter.measure.arithmetic import divergence_of, log_softmax, top_of
 from exporter.measure.lengths import LENGTHS, Lengths, compare_lengths, told_of
@@ -83,7 +83,7 @@ def _program_disagrees(
     try:
         return float_disagrees(partial(opened, file, task, request.threads), probe, lengths, task, allowed)
     except Exception as error:  # whatever an engine raises of a program that it does not take
-        raise disagrees(what, " ".join(str(error).split())[:300] or type(error).__name__) from error
+        raise disagrees(what, one_line(error)) from error
 
 
 def disagrees(what: str, wrong: str) -> BuildError:

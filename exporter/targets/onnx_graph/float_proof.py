@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from exporter.errors import one_line
 from exporter.form import FORMS
 from exporter.measure.probe import compare_probe
 from exporter.runner import Runner
@@ -61,7 +62,7 @@ def _wrong(float_graph: Path, request: ExportRequest, folder: Path) -> str | Non
             figures = compare_probe(runner, probe, task, longest, source)
         drift = drifted(graph, lengths, task)
     except Exception as error:  # whatever the engine raises of a graph that it does not take
-        raise disagrees(_WHAT, " ".join(str(error).split())[:300] or type(error).__name__) from error
+        raise disagrees(_WHAT, one_line(error)) from error
     answers = probe.answers[np.isfinite(probe.answers)]
     worst = figures["logit_error"].value or 0.0
     if worst > FLOAT32.error * max(1.0, float(np.abs(answers).max(initial=0.0))):
