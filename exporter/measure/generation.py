@@ -126,9 +126,11 @@ def time_generation(runner: Runner, ids: Ids, max_length: int) -> dict[str, Any]
         return {"not_timed": f"{PROMPT + GENERATED} tokens are generated, and it takes {max_length}"}
     ids = np.resize(ids, max(PROMPT, BATCHES[-1] * (PROMPT_TOKENS + STEPS)))
     begin = perf_counter()
+    begun = ids[:PROMPT]
     if isinstance(runner, EncoderDecoderRunner):
-        runner.encode(ids[:PROMPT])
-    greedy(runner, ids[: 1 if isinstance(runner, EncoderDecoderRunner) else PROMPT], (), GENERATED)
+        runner.encode(begun)
+        begun = begun[:1]
+    greedy(runner, begun, (), GENERATED)
     seconds = perf_counter() - begin
     rows = ids[: BATCHES[-1] * (PROMPT_TOKENS + STEPS)].reshape(BATCHES[-1], -1)
     rates: dict[str, float | None] = dict.fromkeys(map(str, BATCHES))

@@ -28,7 +28,7 @@ _OF_SOUNDS = ("max_wer_rise", "min_transcripts")
 class Kind:
     """Samples of one kind. `lists`: the module that reads their lists; `count`: how many are made where none is given.
 
-    `keys`: what stands after eval_ and calib_ in the keys that name a folder of them.
+    `key`: what stands after eval_ and calib_ in the keys that name a folder of them.
     """
 
     name: str

@@ -107,9 +107,9 @@ def _by_policy(request: ExportRequest) -> dict[str, _ByPolicy]:
     for half_of in HALVES:
         own = {name: rows[name] for name in rows if (model.get_submodule(name) in inside) == (half_of == ENCODER)}
         mine = {name: scheme for name, scheme in policy.items() if name in own}
-        # The embedding that a head in float shares is in float in the other half too, where nothing multiplies with it.
-        tables = half_of == DECODER or all(policy.get(name) is not None for name in rows if name in shared)
         last = half_of == DECODER
+        # The embedding that a head in float shares is in float in the other half too, where nothing multiplies with it.
+        tables = last or all(policy.get(name) is not None for name in rows if name in shared)
         found[half_of] = _ByPolicy(partial(quantize_by_policy, policy=mine, modules=own, decoder=last, tables=tables))
     return found
 

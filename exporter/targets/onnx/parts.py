@@ -1,4 +1,4 @@
-"""A model of several graphs: the precision's pass over each of them, and what a runtime must have for all."""
+"""What ends every graph; of a model of several the precision's pass over each, and what a runtime must have."""
 
 from __future__ import annotations
 
@@ -48,12 +48,17 @@ def at_precision(
         model = bfloat16_graph(model)
     elif request.precision in SCHEMES:
         notes += quantize_by_rule(model, request.precision, decoder, pictures)
+    return model, notes, finish(model, request)
+
+
+def finish(model: ir.Model, request: ExportRequest) -> dict[str, Any]:
+    """What comes after the precision's pass, in place; what a runtime must have to open the graph."""
     if request.precision not in ("int8-static", "bf16"):  # whose kernels are told by their weights' names
         join_products(model)
     needs = versions.fit(model, request.options.min_onnxruntime if request.options else None)
     halve_scales(model)
     shell.check(model)
-    return model, notes, needs
+    return needs
 
 
 def needs_of_all(needs: Sequence[Needs]) -> dict[str, Any]:

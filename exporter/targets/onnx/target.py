@@ -33,6 +33,7 @@ from exporter.targets.onnx.layout import (
     zeros_of,
 )
 from exporter.targets.onnx.options import OnnxOptions
+from exporter.targets.onnx.parts import finish
 from exporter.targets.onnx.quantize import (
     SCHEMES,
     cannot_express,
@@ -41,15 +42,13 @@ from exporter.targets.onnx.quantize import (
     quantize_by_rule,
 )
 from exporter.targets.onnx.two_towers import write_towers
-from exporter.targets.onnx_graph import fused_operators, shell, versions
+from exporter.targets.onnx_graph import fused_operators, versions
 from exporter.targets.onnx_graph.attention_operator import ANY_SIZE, OPSET
 from exporter.targets.onnx_graph.cached_attention import fuse
 from exporter.targets.onnx_graph.device_session import lacks_cuda
 from exporter.targets.onnx_graph.file import load_graph, made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
-from exporter.targets.onnx_graph.half_scales import halve_scales
 from exporter.targets.onnx_graph.inspection import inspect
-from exporter.targets.onnx_graph.joined_products import join_products
 from exporter.targets.onnx_graph.largest import ranges_of
 from exporter.targets.onnx_graph.modules import module_rows
 from exporter.targets.onnx_graph.traced import load_model, notes_of, trace_causal_lm, trace_encoder
@@ -79,11 +78,7 @@ def export(request: ExportRequest) -> Exported:
         return Exported(weights, tuple(notes), graph=needs)
     check_policy(request.precision, request.policy)
     model, notes, labels = _graph(request)
-    if request.precision not in ("int8-static", "bf16"):  # whose kernels are told by their weights' names
-        join_products(model)
-    needs = versions.fit(model, request.options.min_onnxruntime if request.options else None)
-    halve_scales(model)
-    shell.check(model)
+    needs = finish(model, request)
     if request.precision != "bf16":
         notes += describe_for_genai(request.checkpoint, model, request.folder)
     model_onnx = place(request.folder)
