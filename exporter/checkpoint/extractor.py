@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from exporter.errors import JobError
+from exporter.checkpoint.sounds import read
+from exporter.errors import JobError, one_line
 from exporter.runner import Floats
 from exporter.types import PROCESSOR_FILES
 
@@ -25,13 +26,18 @@ def read_extractor(folder: Path, trust: bool) -> Any:
         load: Any = AutoFeatureExtractor.from_pretrained  # which transformers leaves untyped
         return load(folder, trust_remote_code=trust)
     except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise JobError(f"the feature extractor of {folder} cannot be loaded: {said}") from error
+        raise JobError(f"the feature extractor of {folder} cannot be loaded: {one_line(error)}") from error
 
 
 def rate_of(extractor: Any) -> int:
     """Samples a second that it, and its model, takes."""
     return int(extractor.sampling_rate)
+
+
+def all_extracted(extractor: Any, sounds: str) -> list[Floats]:
+    """What the model is fed of each sound of a list (exporter.checkpoint.sounds). Raises JobError."""
+    rate = rate_of(extractor)
+    return [extracted(extractor, sound, rate) for sound in read(sounds, rate)]
 
 
 def extracted(extractor: Any, sound: Floats, rate: int) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +74,22 @@ def measure_sounds(
     labels = None if data is None else Labels(TRANSCRIPTS, np.zeros(0), texts=tuple(map(str, data["values"])))
     if data is not None and labels is not None:
         facts |= labelled(data, labels.texts, written)
-    rate = rate_of(extractor)
-    tried = tuple(sound for _, sound in zip(range(_EXTRACTED), sounds.read(text, rate), strict=False))
     with publish(Path(folder)) as building:
         Reference(passages, probe, answers).save(building / ANSWERS)
-        inputs = tuple(extracted(extractor, sound, rate) for sound in tried)
-        Extracted(rate, tried, inputs).save(building / EXTRACTED)
+        keep_extracted(extractor, text, _EXTRACTED, building)
         told = {"prompts": [], "stop": [], "names": [], HEARD: sounds.names(text), "transcripts": written}
         write_samples(told, building)
         if labels is not None:
             labels.save(building / LABELS)
         Lengths(0).save(building / LENGTHS)  # a sound is no text of some length
         return write_manifest(building, key, [], facts)
+
+
+def keep_extracted(extractor: Any, text: str, count: int, folder: Path) -> None:
+    """The first sounds of a list, and what the checkpoint's extractor makes of them, beside the reference."""
+    rate = rate_of(extractor)
+    tried = tuple(islice(sounds.read(text, rate), count))
+    Extracted(rate, tried, tuple(extracted(extractor, one, rate) for one in tried)).save(folder / EXTRACTED)
 
 
 def _probed(passages: Passages) -> Floats:

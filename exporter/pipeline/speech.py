@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 
 from exporter.checkpoint import sounds
-from exporter.checkpoint.extractor import extracted, rate_of, read_extractor
+from exporter.checkpoint.extractor import rate_of, read_extractor
 from exporter.checkpoint.speech import Transcribing, transcribing
 from exporter.checkpoint.tokenizer import check_ids
 from exporter.device import named
 from exporter.errors import JobError
-from exporter.measure.extraction import EXTRACTED, Extracted
 from exporter.measure.labels import LABELS, TRANSCRIPTS, Labels
 from exporter.measure.lengths import LENGTHS, Lengths
 from exporter.measure.quality import ANSWERS, Passages, Reference, reference_perplexity
 from exporter.measure.samples import changed_transcripts
 from exporter.measure.transcripts import agreed, plain, word_errors
 from exporter.pipeline.sampling import decoders, save_samples
-from exporter.pipeline.sounds import HEARD, labelled
+from exporter.pipeline.sounds import HEARD, keep_extracted, labelled
 from exporter.process import Session
 from exporter.report.result import Figure
 from exporter.runner import Ids, Runner
@@ -83,9 +82,7 @@ def measure_speech(
         save_samples(told, tokenizer, building)
         written = _written(decoders(building, checkpoint)[1], heard)
         save_samples(told | {"transcripts": written}, tokenizer, building)
-        rate = rate_of(extractor)
-        tried = tuple(sound for _, sound in zip(_PROBED, sounds.read(text, rate), strict=False))
-        Extracted(rate, tried, tuple(extracted(extractor, one, rate) for one in tried)).save(building / EXTRACTED)
+        keep_extracted(extractor, text, len(_PROBED), building)
         if data is not None and said is not None:
             Labels(TRANSCRIPTS, np.zeros(0), texts=tuple(said)).save(building / LABELS)
             facts |= labelled(data, [*map(plain, said)], [*map(plain, written)], cut)

@@ -148,54 +148,41 @@ def _around(tokenizer: Any, key: str) -> tuple[list[int], list[int]]:
 
 
 def samples(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:
-    """What a checkpoint is calibrated on: a text's windows, or the pictures of a list [n, C, H, W]. Raises JobError."""
+    """What a checkpoint is calibrated on: a text's windows, pictures [n, C, H, W] or sounds of a list. Raises JobError."""
     trust = checkpoint.trust_remote_code
-    if FORMS[checkpoint.task].inputs == "pixels":
+    form = FORMS[checkpoint.task]
+    if form.inputs == "pixels":
         import torch
 
         from exporter.checkpoint.pictures import read
         from exporter.checkpoint.processor import pixels, read_processor
 
         return torch.from_numpy(pixels(read_processor(checkpoint.path, trust), read(text["text"])))
-    if FORMS[checkpoint.task].inputs == "waveform":
-        return sound_windows(checkpoint, text["text"])
-    if FORMS[checkpoint.task].inputs == "spectrogram":
-        return spectrograms(checkpoint, text["text"])
+    if form.inputs != "text":
+        return of_sounds(checkpoint, text["text"])
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust)
-    windows = paired_windows if FORMS[checkpoint.task].encodes else calibration_windows
+    windows = paired_windows if form.encodes else calibration_windows
     return windows(tokenizer, **{key: value for key, value in text.items() if key != "name"})
 
 
-def sound_windows(checkpoint: Checkpoint, sounds: str) -> Tensor:
-    """The sounds of a list in pieces of one length, that of the shortest and two seconds at most: float32 [n, T].
+def of_sounds(checkpoint: Checkpoint, sounds: str) -> Tensor:
+    """A list of sounds as their spectrograms float32 [n, mel, frames]; or their samples in pieces of one length, that
+    of the shortest and two seconds at most: float32 [n, T].
 
     What is left over of a sound is left out, so that there is no padding.
     """
     import torch
 
-    from exporter.checkpoint.extractor import extracted, rate_of, read_extractor
-    from exporter.checkpoint.sounds import read
+    from exporter.checkpoint.extractor import all_extracted, rate_of, read_extractor
 
     extractor = read_extractor(checkpoint.path, checkpoint.trust_remote_code)
-    rate = rate_of(extractor)
-    made = [extracted(extractor, sound, rate) for sound in read(sounds, rate)]
-    window = min(_SECONDS * rate, *map(len, made))
-    pieces = [one[at : at + window] for one in made for at in range(0, len(one) - window + 1, window)]
-    return torch.from_numpy(np.stack(pieces))
-
-
-def spectrograms(checkpoint: Checkpoint, sounds: str) -> Tensor:
-    """Those of a list of sounds: float32 [n, mel, frames]."""
-    import torch
-
-    from exporter.checkpoint.extractor import extracted, rate_of, read_extractor
-    from exporter.checkpoint.sounds import read
-
-    extractor = read_extractor(checkpoint.path, checkpoint.trust_remote_code)
-    rate = rate_of(extractor)
-    return torch.from_numpy(np.stack([extracted(extractor, sound, rate) for sound in read(sounds, rate)]))
+    made = all_extracted(extractor, sounds)
+    if FORMS[checkpoint.task].inputs == "waveform":
+        window = min(_SECONDS * rate_of(extractor), *map(len, made))
+        made = [one[at : at + window] for one in made for at in range(0, len(one) - window + 1, window)]
+    return torch.from_numpy(np.stack(made))
 
 
 def policy_windows(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.checkpoint.extractor import extracted, rate_of
-from exporter.checkpoint.sounds import read
+from exporter.checkpoint.extractor import all_extracted, rate_of
 from exporter.errors import BuildError
 from exporter.form import SPEECH_CTC
 from exporter.measure.classification import compare_answers
@@ -31,10 +30,9 @@ OF_ITSELF: Mapping[str, float] = {"kl": 0.0, "top1": 1.0, "transcripts": 1.0}
 
 def _read(extractor: Any, sounds: str, tokens: int, window: int, stride: int) -> Passages:
     """The sounds of a list (checkpoint/sounds.py), one after another; a stride is a second."""
-    rate = rate_of(extractor)
-    made = [extracted(extractor, sound, rate) for sound in read(sounds, rate)]
+    made = all_extracted(extractor, sounds)
     offsets = np.cumsum([0, *map(len, made)]).astype(np.int64)
-    return Passages(SPEECH_CTC, np.concatenate(made), offsets, max(map(len, made)), rate)
+    return Passages(SPEECH_CTC, np.concatenate(made), offsets, max(map(len, made)), rate_of(extractor))
 
 
 def _frames(runner: Runner, passages: Passages, progress: Progress) -> tuple[Floats, Ids]:

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.checkpoint.extractor import extracted, rate_of
-from exporter.checkpoint.sounds import read
+from exporter.checkpoint.extractor import all_extracted
 from exporter.checkpoint.speech import Transcribing
 from exporter.form import SPEECH
 from exporter.measure.quality import NotFinite, Passages, encoded
@@ -26,8 +25,7 @@ from exporter.tasks.vocabulary import OF_ITSELF
 
 def _read(extractor: Any, sounds: str, tokens: int, window: int, stride: int) -> Passages:
     """The sounds of a list (checkpoint/sounds.py), one after another along the mel bands; their texts come after."""
-    rate = rate_of(extractor)
-    made = np.stack([extracted(extractor, sound, rate) for sound in read(sounds, rate)])
+    made = np.stack(all_extracted(extractor, sounds))
     count, mel, frames = made.shape
     none = np.zeros(0, np.int64)
     offsets = (np.arange(count + 1) * mel).astype(np.int64)
