@@ -148,7 +148,7 @@ def _around(tokenizer: Any, key: str) -> tuple[list[int], list[int]]:
 
 
 def samples(checkpoint: Checkpoint, text: Mapping[str, Any]) -> Tensor:
-    """What a checkpoint is calibrated on: a text's windows, pictures [n, C, H, W] or sounds of a list. Raises JobError."""
+    """What a checkpoint is calibrated on: a text's windows, pictures [n, C, H, W] or sounds. Raises JobError."""
     trust = checkpoint.trust_remote_code
     form = FORMS[checkpoint.task]
     if form.inputs == "pixels":
