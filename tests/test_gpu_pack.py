@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from alone import as_wheel, closure, listed
@@ -23,7 +24,7 @@ from bench.gpu.section import NOTHING, gpu
 from exporter.onnxruntimes import CPU
 
 ROWS = ("onnx:fp32", "onnx:int4-weight")  # of three: torch:bf16 is not for an environment without torch
-SIZE = 8_000_000
+SIZE = 4_000_000
 
 
 def outside(**more):
@@ -32,9 +33,19 @@ def outside(**more):
     return kept | more
 
 
-def joined(parts, destination):
-    command = [sys.executable, parts / "join.py", parts, destination]
+# The Python that this environment is over: it has none of these packages, as a bare machine has none.
+BARE = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+
+
+def joined(parts, destination, *words, python=BARE):
+    command = [python, parts / "join.py", parts, destination, *words]
     return subprocess.run(command, env=outside(), capture_output=True, text=True)
+
+
+def parts_of(folder):
+    """The names of each volume's parts, by the volume's name."""
+    manifest = json.loads((folder / "parts" / join.MANIFEST).read_text())
+    return {one["name"]: [part["name"] for part in one["parts"]] for one in manifest["volumes"]}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +57,10 @@ def packed(measured, tmp_path_factory, cache):
     words = ["--of", measured, "--part-size", SIZE, "--wheels", wheels]
     done = run_module("bench.gpu", "--pack", folder, *words)
     assert done.returncode == 0, done.stderr
-    manifest = json.loads((folder / "parts" / join.MANIFEST).read_text())
-    assert f"{len(manifest['parts'])} parts" in done.stdout
+    names = parts_of(folder)
+    assert [*names] == ["what every row needs", "torch:bf16", *ROWS]
+    for name, files in names.items():
+        assert f"{files[0]}{f' to {files[-1]}' if len(files) > 1 else ''}: {name}, " in done.stdout
     return folder
 
 
@@ -74,11 +87,13 @@ def in_box(box, *words, cwd=None):
 
 def test_the_parts_are_of_the_size_and_are_what_the_manifest_says(packed):
     manifest = json.loads((packed / "parts" / join.MANIFEST).read_text())
-    sizes = [part["bytes"] for part in manifest["parts"]]
-    assert len(sizes) > 2
-    assert all(size == SIZE for size in sizes[:-1])
-    assert 0 < sizes[-1] <= SIZE
-    for part in manifest["parts"]:
+    parts = [part for volume in manifest["volumes"] for part in volume["parts"]]
+    for volume in manifest["volumes"]:
+        *whole, last = (part["bytes"] for part in volume["parts"])
+        assert all(size == SIZE for size in whole)
+        assert 0 < last <= SIZE
+    assert [part["name"] for part in parts] == [f"part-{number:03}" for number in range(len(parts))]
+    for part in parts:
         data = (packed / "parts" / part["name"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (part["bytes"], part["sha256"])
     again = run_module("bench.gpu", "--pack", packed, "--of", packed)
@@ -93,12 +108,12 @@ def test_files_come_out_of_parts_as_they_went_in(tmp_path):
         file = tmp_path / "in" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
-    manifest = write_parts({name: tmp_path / "in" / name for name in given}, tmp_path / "parts", 97)
-    assert len(manifest["parts"]) > 50
-    join.unpack(*join.checked(tmp_path / "parts"), tmp_path / "out")
+    first, second = ({name: tmp_path / "in" / name for name in some} for some in (["a/b.bin", "a/empty"], ["c"]))
+    manifest = write_parts({"one": first, "two": second}, tmp_path / "parts", 97)
+    assert len(manifest["volumes"][0]["parts"]) > 50
+    for volume in manifest["volumes"]:
+        join.unpack(volume, join.checked(tmp_path / "parts", volume), tmp_path / "out")
     assert {name: (tmp_path / "out" / name).read_bytes() for name in given} == given
-    with pytest.raises(join.Broken, match="is there already"):
-        join.unpack(*join.checked(tmp_path / "parts"), tmp_path / "out")
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged", "cut"])
@@ -119,6 +134,36 @@ def test_a_part_that_is_not_whole_is_one_line_and_nothing_is_made(parts, tmp_pat
     assert said in line
     assert "part-001" in line
     assert [path.name for path in tmp_path.iterdir()] == ["parts"]
+
+
+def test_rows_are_joined_as_they_come_over_the_packages_of_an_environment(packed, tmp_path):
+    """As on a box whose Python is one of a virtual environment: this one's torch is seen, and the pack's exporter."""
+    parts, destination = tmp_path / "parts", tmp_path / "box"
+    names = parts_of(packed)
+    base, half = names["what every row needs"], names[ROWS[0]][:-1]
+    assert half
+    parts.mkdir()
+    for file in (join.MANIFEST, "join.py", *base, *half, *names[ROWS[1]]):
+        shutil.copy(packed / "parts" / file, parts)
+    some = joined(parts, destination, join.PARTLY, python=sys.executable)
+    assert some.returncode == 0, some.stderr
+    assert f"joined what every row needs, {ROWS[1]}\nnot here yet: torch:bf16, {ROWS[0]}\n" in some.stdout
+    seen = in_box(destination, "-c", "import exporter, torch; print(exporter.__file__, torch.__file__)")
+    ours, theirs = seen.stdout.split()
+    assert ours.startswith(str(destination))
+    assert not theirs.startswith(str(destination))
+    early = in_box(destination, "-m", "bench.gpu", "--run", destination, "--rehearse", "--rows", ROWS[0])
+    assert early.returncode == 4
+    assert f"{ROWS[0]}: its parts are not joined\n" in early.stdout
+    shutil.copytree(packed / "parts", parts, dirs_exist_ok=True)
+    rest = joined(parts, destination)
+    assert rest.returncode == 0, rest.stderr
+    assert f"joined torch:bf16, {ROWS[0]}\nnext:" in rest.stdout
+    whole = in_box(destination, "-m", "exporter", "verify", destination / "out")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    again = joined(parts, destination)
+    assert again.returncode == 1
+    assert again.stderr == f"error: {destination} is there already: name a folder that is not\n"
 
 
 def test_exporter_comes_from_the_pack_and_measures_there(box):

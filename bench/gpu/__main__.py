@@ -49,7 +49,11 @@ def main() -> None:
             names = arguments.rows or ROWS
             rows = Rows(arguments.model, names, arguments.text, arguments.tokens, arguments.speed)
             told = pack(arguments.pack, arguments.part_size, arguments.of or rows, arguments.wheels, arguments.python)
-            print(f"{arguments.pack}/parts: {len(told['parts'])} parts, {told['bytes'] / 1e6:,.0f} MB")
+            print(f"{arguments.pack}/parts: {told['bytes'] / 1e6:,.0f} MB")
+            for volume in told["volumes"]:
+                ends = [volume["parts"][number]["name"] for number in (0, -1)]
+                size = sum(part["bytes"] for part in volume["parts"])
+                print(f"  {' to '.join(dict.fromkeys(ends))}: {volume['name']}, {size / 1e6:,.0f} MB")
             return
         from bench.gpu.measure import measure
 

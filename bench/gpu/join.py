@@ -1,10 +1,12 @@
 """Joins the parts of a pack, checks them, and installs what is in it, with Python's own library alone: it travels.
 
     python3 join.py PARTS DEST
+    python3 join.py PARTS DEST --what-is-there       the rows that came whole; again, for those that came since
 
-PARTS holds manifest.json and the parts; DEST must not be there yet. A part that is missing or damaged is one line, and
-exit status 1, and nothing is made. DEST/venv sees what the machine has (torch, CUDA's libraries) and holds the wheels
-that it lacks: an onnxruntime of the machine is left as it is, behind the one that is imported.
+PARTS holds manifest.json and the parts; DEST must not be there yet, or lack rows. A part that is missing or damaged is
+one line, and exit status 1, and nothing is made. DEST/venv sees what the Python that runs this has (torch, CUDA's
+libraries) and holds the wheels that it lacks: an onnxruntime of the machine is left as it is, behind the one that is
+imported.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-MANIFEST, PACK, WHEELS, VENV = "manifest.json", "pack.json", "wheels", "venv"
+MANIFEST, PACK, WHEELS, VENV, JOINED = "manifest.json", "pack.json", "wheels", "venv", "joined.json"
+PARTLY = "--what-is-there"
 _BLOCK = 1 << 20
 EXIT_WRONG = 1
 
@@ -51,19 +55,33 @@ class Joined(io.RawIOBase):
         super().close()
 
 
-def checked(parts: Path) -> tuple[dict[str, Any], list[Path]]:
-    """The manifest and its parts, in order. Raises Broken for what is missing, or is not what it says."""
+def missing(parts: Path) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The manifest, the names of the volumes that are not whole in `parts`, and the parts which they lack.
+
+    A volume is an archive of its own: the first holds what every row needs, each other one what a row alone does.
+    """
     try:
         manifest = json.loads((parts / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Broken(f"{parts / MANIFEST} cannot be read: {error}") from error
-    files = [parts / part["name"] for part in manifest["parts"]]
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise Broken(f"{len(missing)} of {len(files)} parts are missing in {parts}: {', '.join(missing)}")
-    for file, part in zip(files, manifest["parts"], strict=True):
+    lost = {
+        volume["name"]: [part["name"] for part in volume["parts"] if not (parts / part["name"]).is_file()]
+        for volume in manifest["volumes"]
+    }
+    return (
+        manifest,
+        [name for name, files in lost.items() if files],
+        [file for files in lost.values() for file in files],
+    )
+
+
+def checked(parts: Path, volume: dict[str, Any]) -> list[Path]:
+    """The files of a volume's parts, in order. Raises Broken for one that is not what the manifest says."""
+    files = [parts / part["name"] for part in volume["parts"]]
+    for file, part in zip(files, volume["parts"], strict=True):
         if file.stat().st_size != part["bytes"] or _sha256(file) != part["sha256"]:
             raise Broken(f"{file} is damaged: it is not what {MANIFEST} says; copy it again")
-    return manifest, files
+    return files
 
 
 def _sha256(file: Path) -> str:
@@ -71,14 +89,12 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(data, "sha256").hexdigest()
 
 
-def unpack(manifest: dict[str, Any], files: Sequence[Path], destination: Path) -> None:
-    """Lays the pack's files out in `destination`, or nothing at all. Raises Broken where it is there, or lacks room."""
-    if destination.exists():
-        raise Broken(f"{destination} is there already: name a folder that is not")
+def unpack(volume: dict[str, Any], files: Sequence[Path], destination: Path) -> None:
+    """Lays a volume's files out in `destination`, beside what is there. Raises Broken where there is no room."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(destination.parent).free
-    if free < manifest["unpacked_bytes"]:
-        raise Broken(f"{destination.parent} has {free:,} bytes free, and the pack takes {manifest['unpacked_bytes']:,}")
+    if free < volume["unpacked_bytes"]:
+        raise Broken(f"{destination.parent} has {free:,} bytes free, and {volume['unpacked_bytes']:,} are to come")
     making = destination.with_name(f".{destination.name}.joining")
     shutil.rmtree(making, ignore_errors=True)
     try:
@@ -88,13 +104,27 @@ def unpack(manifest: dict[str, Any], files: Sequence[Path], destination: Path) -
             tarfile.open(fileobj=plain, mode="r|") as archive,
         ):
             archive.extractall(making, filter="data")
-        making.rename(destination)
+        if not destination.exists():
+            making.rename(destination)
+            return
+        for file in _files(making):
+            place = destination / file.relative_to(making)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(place)
     finally:
         shutil.rmtree(making, ignore_errors=True)
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    yield from (file for file in sorted(folder.rglob("*")) if file.is_file())
+
+
 def install(destination: Path) -> None:
-    """A virtual environment over the machine's own, with what the pack brings and this machine lacks."""
+    """A virtual environment over the machine's own, with what the pack brings and this machine lacks.
+
+    `venv --system-site-packages` is over the Python below: where this Python is of a virtual environment itself, what
+    that has is shown to the new one by a file of paths, as Python's `site` reads it.
+    """
     needs = json.loads((destination / PACK).read_text(encoding="utf-8"))["needs"]
     has_pip = (
         subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
@@ -102,6 +132,11 @@ def install(destination: Path) -> None:
     venv = destination / VENV
     _call([sys.executable, "-m", "venv", "--system-site-packages", *(["--without-pip"] if has_pip else []), venv])
     python = venv / "bin" / "python"
+    if sys.prefix != sys.base_prefix:
+        own = sysconfig.get_path("purelib", "venv", vars={"base": str(venv), "platbase": str(venv)})
+        seen = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+        lines = [f"import site; site.addsitedir({folder!r})\n" for folder in sorted(seen)]
+        Path(own, "machine.pth").write_text("".join(lines), encoding="utf-8")
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python] if has_pip else [python, "-m", "pip"]
     offline: list[str | Path] = [
         *pip,
@@ -114,7 +149,8 @@ def install(destination: Path) -> None:
     ]
     _call([*offline, *needs["with_dependencies"]])
     # exporter asks for newer torch and transformers than such a machine may have, which measuring does not need.
-    _call([*offline, "--no-deps", *needs["alone"]])
+    # Another exporter that the machine has is not what was packed.
+    _call([*offline, "--no-deps", "--ignore-installed", *needs["alone"]])
 
 
 def _call(command: Sequence[str | Path]) -> None:
@@ -124,19 +160,43 @@ def _call(command: Sequence[str | Path]) -> None:
         raise Broken(f"{' '.join(map(str, command))} failed: {said[-1] if said else f'status {done.returncode}'}")
 
 
+def bring(parts: Path, destination: Path, partly: bool) -> tuple[list[str], list[str]]:
+    """Joins the volumes that `destination` lacks: their names, and with `partly` those that did not come whole."""
+    manifest, lost, files = missing(parts)
+    first, *_ = manifest["volumes"]
+    told = destination / JOINED
+    there = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {"of": manifest["key"], "volumes": []}
+    lost = [name for name in lost if name not in there["volumes"]]
+    new = [volume for volume in manifest["volumes"] if volume["name"] not in {*lost, *there["volumes"]}]
+    if (destination.exists() and not told.is_file()) or there["of"] != manifest["key"] or not (new or lost):
+        raise Broken(f"{destination} is there already: name a folder that is not")
+    if lost and (not partly or first["name"] in lost):
+        raise Broken(f"{len(files)} parts are missing in {parts}: {', '.join(files)}")
+    whole = {volume["name"]: checked(parts, volume) for volume in new}
+    for volume in new:
+        unpack(volume, whole[volume["name"]], destination)
+        if volume is first:
+            install(destination)
+        there["volumes"].append(volume["name"])
+        told.write_text(json.dumps(there), encoding="utf-8")
+    return [volume["name"] for volume in new], lost
+
+
 def main() -> None:
-    if len(sys.argv) != 3:
-        print(f"error: python3 {sys.argv[0]} PARTS DEST", file=sys.stderr)
+    words = [word for word in sys.argv[1:] if word != PARTLY]
+    if len(words) != 2:
+        print(f"error: python3 {sys.argv[0]} PARTS DEST [{PARTLY}]", file=sys.stderr)
         sys.exit(EXIT_WRONG)
-    parts, destination = (Path(word).resolve() for word in sys.argv[1:])
+    parts, destination = (Path(word).resolve() for word in words)
     try:
-        manifest, files = checked(parts)
-        unpack(manifest, files, destination)
-        install(destination)
+        joined, lost = bring(parts, destination, PARTLY in sys.argv)
     except (Broken, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_WRONG)
-    print(f"joined {len(files)} parts; next:\n  cd {destination}/source && ../venv/bin/python -m bench.gpu --run ..")
+    print(f"joined {', '.join(joined) or 'nothing new'}")
+    if lost:
+        print(f"not here yet: {', '.join(lost)}")
+    print(f"next:\n  cd {destination}/source && ../venv/bin/python -m bench.gpu --run ..")
 
 
 if __name__ == "__main__":

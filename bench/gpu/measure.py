@@ -49,6 +49,9 @@ def measure(folder: Path, rows: Sequence[str] | None, seconds: float, rehearse: 
         if name in result.done:
             print(f"{name}: measured before", flush=True)
             continue
+        if not _there(folder, name, whole):
+            print(f"{name}: its parts are not joined", flush=True)
+            continue
         left = end - monotonic()
         if left < _SHORTEST_S:
             break
@@ -66,6 +69,12 @@ def measure(folder: Path, rows: Sequence[str] | None, seconds: float, rehearse: 
         print(f"not what they are on the CPU: {', '.join(differ)}", file=sys.stderr)
         return EXIT_GATE
     return EXIT_OK
+
+
+def _there(folder: Path, name: str, whole: Mapping[str, Any]) -> bool:
+    """Whether what a row runs is here: a pack's rows can come one after the other."""
+    paths = [row["path"] for row in whole["results"] if variant(row) == name and row["path"]]
+    return all((folder / "out" / path).is_dir() for path in paths)
 
 
 def _pack(folder: Path) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from exporter.errors import BuildError, JobError
 from exporter.report.files import read_report
 from exporter.targets import known
 
-# The most valuable first: a box that is taken away in the middle has measured those. torch:fp32 brings the checkpoint
-# along, whose parts are as many as those of three other rows.
+# The most valuable first: a box that is taken away in the middle has measured those, and their parts come first too.
+# torch:fp32 brings the checkpoint along, whose parts are as many as those of three other rows.
 ROWS = ("onnx:fp16", "onnx:int4-weight", "torch:fp16", "onnx:fp32", "onnx:int8-weight", "onnx:bf16", "torch:bf16")
 LIST = record.ROOT / "bench" / "measuring.txt"
 # What pip takes for a Linux of another Python: the wheels' tags, oldest first (PEP 600).
@@ -73,8 +73,7 @@ def pack(folder: Path, size: int, rows: Rows | Path, wheels: Path | None, python
         "key": store.content_key([report["model"]["sha256"], names, [row["build"] for row in report["results"]]]),
     }
     store.write_text(folder / join.PACK, json.dumps(about, indent=1, default=str) + "\n")
-    files = dict(_files(folder, out, checkpoint if str(known.REFERENCE) in names else None))
-    return write_parts(files, parts, size)
+    return write_parts(_volumes(folder, out, report, names, checkpoint), parts, size)
 
 
 def _measured_here(out: Path, rows: Rows) -> dict[str, Any]:
@@ -136,21 +135,24 @@ def _tied(checkpoint: Path) -> bool:
     return bool(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", True))
 
 
-def _files(folder: Path, out: Path, checkpoint: Path | None) -> Iterator[tuple[str, Path]]:
-    """Every file that travels, and its name in the pack."""
-    yield join.PACK, folder / join.PACK
-    shipped = [out / row["path"] for row in read_report(out)["results"] if row["path"]]
-    for place in (out / "reference", *shipped):
-        yield from _below(place, f"out/{place.name}")
-    yield "out/report.json", out / "report.json"
-    yield from _below(folder / join.WHEELS, join.WHEELS)
+def _volumes(
+    folder: Path, out: Path, report: Mapping[str, Any], names: Sequence[str], checkpoint: Path
+) -> dict[str, dict[str, Path]]:
+    """Every file that travels, by its name in the pack: what all rows need, then each row's own, as `names` go."""
+    base = {join.PACK: folder / join.PACK, "out/report.json": out / "report.json"}
+    base |= dict(_below(out / "reference", "out/reference"))
+    base |= dict(_below(folder / join.WHEELS, join.WHEELS))
     for file in sorted((record.ROOT / "bench").rglob("*")):
         if file.suffix in (".py", ".txt"):
-            yield f"source/{file.relative_to(record.ROOT).as_posix()}", file
-    if checkpoint is not None:
-        for file in sorted(checkpoint.iterdir()):
-            if file.is_file():
-                yield f"checkpoint/{file.name}", file
+            base[f"source/{file.relative_to(record.ROOT).as_posix()}"] = file
+    volumes = {"what every row needs": base}
+    paths = {variant(row): row["path"] for row in report["results"]}
+    for name in names:
+        if paths.get(name):
+            volumes[name] = dict(_below(out / paths[name], f"out/{paths[name]}"))
+        elif name == str(known.REFERENCE):
+            volumes[name] = {f"checkpoint/{file.name}": file for file in sorted(checkpoint.iterdir()) if file.is_file()}
+    return volumes
 
 
 def _below(folder: Path, name: str) -> Iterator[tuple[str, Path]]:

@@ -1,4 +1,4 @@
-"""A pack as parts: files in one compressed archive, cut into pieces of a size, and the manifest that join.py checks."""
+"""A pack as parts: compressed archives, cut into pieces of a size, and the manifest that join.py checks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _LEVEL = 1
 class Cut(io.RawIOBase):
     """A file that is written as parts of at most `size` bytes."""
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self._folder, self._size = folder, size
+    def __init__(self, folder: Path, size: int, first: int = 0) -> None:
+        self._folder, self._size, self._first = folder, size, first
         self._file: io.BufferedWriter | None = None
         self._room, self._hash = 0, hashlib.sha256()
         self.parts: list[dict[str, Any]] = []
@@ -46,7 +46,7 @@ class Cut(io.RawIOBase):
 
     def _next(self) -> None:
         self._finish()
-        name = f"part-{len(self.parts):03}"
+        name = f"part-{self._first + len(self.parts):03}"
         self._file = (self._folder / name).open("wb")
         self._room, self._hash = self._size, hashlib.sha256()
         self.parts.append({"name": name})
@@ -62,23 +62,27 @@ class Cut(io.RawIOBase):
         super().close()
 
 
-def write_parts(files: Mapping[str, Path], folder: Path, size: int) -> dict[str, Any]:
-    """Writes files, by their names in the pack, as parts into `folder`, with join.py and the manifest; returns that."""
+def write_parts(volumes: Mapping[str, Mapping[str, Path]], folder: Path, size: int) -> dict[str, Any]:
+    """Writes files, by their names in the pack, as parts into `folder`, with join.py and the manifest; returns that.
+
+    `volumes`: the archives, in order, by their names. Each can be joined when its own parts have come, and the first.
+    """
     folder.mkdir(parents=True)
-    cut = Cut(folder, size)
-    with (
-        io.BufferedWriter(cut) as whole,
-        gzip.open(whole, "wb", compresslevel=_LEVEL) as packed,
-        tarfile.open(fileobj=packed, mode="w|") as archive,
-    ):
-        for name in sorted(files):
-            archive.add(files[name].resolve(), name, recursive=False)
-    manifest = {
-        "schema_version": 1,
-        "parts": cut.parts,
-        "bytes": sum(part["bytes"] for part in cut.parts),
-        "unpacked_bytes": sum(file.stat().st_size for file in files.values()),
-    }
+    told: list[dict[str, Any]] = []
+    for name, files in volumes.items():
+        cut = Cut(folder, size, sum(len(volume["parts"]) for volume in told))
+        with (
+            io.BufferedWriter(cut) as whole,
+            gzip.open(whole, "wb", compresslevel=_LEVEL) as packed,
+            tarfile.open(fileobj=packed, mode="w|") as archive,
+        ):
+            for file in sorted(files):
+                archive.add(files[file].resolve(), file, recursive=False)
+        unpacked = sum(file.stat().st_size for file in files.values())
+        told.append({"name": name, "parts": cut.parts, "unpacked_bytes": unpacked})
+    parts = [part for volume in told for part in volume["parts"]]
+    key = hashlib.sha256("".join(part["sha256"] for part in parts).encode()).hexdigest()
+    manifest = {"schema_version": 2, "key": key, "bytes": sum(part["bytes"] for part in parts), "volumes": told}
     (folder / join.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(join.__file__, folder / "join.py")
     return manifest
