@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from conftest import ROOT
 from bench.gpu import join
 from bench.gpu.cards import PEAK_BYTES_PER_S
 from bench.gpu.measure import compared
+from bench.gpu.pack import WITH_TORCH
 from bench.gpu.parts import write_parts
 from bench.gpu.section import NOTHING, gpu
 from exporter.onnxruntimes import CPU
@@ -54,6 +56,8 @@ def packed(measured, tmp_path_factory, cache):
     wheels, folder = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("pack") / "pack"
     for one in closure([*(need.name for need in listed()), CPU]):
         as_wheel(one, wheels)
+    for name in WITH_TORCH:
+        as_wheel(metadata.distribution(name), wheels)
     words = ["--of", measured, "--part-size", SIZE, "--wheels", wheels]
     done = run_module("bench.gpu", "--pack", folder, *words)
     assert done.returncode == 0, done.stderr

@@ -99,4 +99,4 @@ def test_what_rounds_a_bfloat16_graph_for_the_cpu_says_what_it_needs(alone):
 def test_what_cannot_be_exported_there_says_so(command, tmp_path):
     done = command("run", "-m", "tiny", "-t", "onnx:fp32", "-o", tmp_path / "out")
     assert done.returncode == 4
-    assert done.stderr.startswith("error: torch:fp32 needs torch, transformers; install with: pip install ")
+    assert done.stderr.startswith("error: torch:fp32 needs torch, transformers, optimum; install with: pip install ")

@@ -149,6 +149,7 @@ def install(destination: Path) -> None:
     ]
     _call([*offline, *needs["with_dependencies"]])
     # exporter asks for newer torch and transformers than such a machine may have, which measuring does not need.
+    _call([*offline, "--no-deps", *needs["lacking"]])
     # Another exporter that the machine has is not what was packed.
     _call([*offline, "--no-deps", "--ignore-installed", *needs["alone"]])
 
@@ -171,7 +172,8 @@ def bring(parts: Path, destination: Path, partly: bool) -> tuple[list[str], list
     if (destination.exists() and not told.is_file()) or there["of"] != manifest["key"] or not (new or lost):
         raise Broken(f"{destination} is there already: name a folder that is not")
     if lost and (not partly or first["name"] in lost):
-        raise Broken(f"{len(files)} parts are missing in {parts}: {', '.join(files)}")
+        several = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        raise Broken(f"{len(files)} parts are missing in {parts}: {', '.join(files[:3])}{several}")
     whole = {volume["name"]: checked(parts, volume) for volume in new}
     for volume in new:
         unpack(volume, whole[volume["name"]], destination)

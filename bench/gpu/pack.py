@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from bench import record
 from bench.gpu import join
 from bench.gpu.parts import write_parts
 from bench.jobs import THREADS, progress
 from bench.rows import variant
-from exporter import Job, onnxruntimes, run, store
+from exporter import Job, distribution, onnxruntimes, run, store
 from exporter.errors import BuildError, JobError
 from exporter.report.files import read_report
 from exporter.targets import known
@@ -26,6 +28,8 @@ from exporter.targets import known
 ROWS = ("onnx:fp16", "onnx:int4-weight", "torch:fp16", "onnx:fp32", "onnx:int8-weight", "onnx:bf16", "torch:bf16")
 LIST = record.ROOT / "bench" / "measuring.txt"
 # What pip takes for a Linux of another Python: the wheels' tags, oldest first (PEP 600).
+# What rows of torch need beside torch and transformers, which are the machine's own.
+WITH_TORCH = ("optimum",)
 _PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")
 
 
@@ -58,7 +62,9 @@ def pack(folder: Path, size: int, rows: Rows | Path, wheels: Path | None, python
         shutil.copytree(wheels, there, dirs_exist_ok=True)
     else:
         _fetch(there, python)
-    needs = {"with_dependencies": [*_listed(), _runtime(there)], "alone": [_own_wheel(there)]}
+    needs = {"with_dependencies": [*_listed(), _runtime(there)], "alone": [_own_wheel(there)], "lacking": [*WITH_TORCH]}
+    if not all(any(there.glob(f"{name}-*.whl")) for name in WITH_TORCH):
+        raise JobError(f"{there} must hold a wheel of {', '.join(WITH_TORCH)}, which rows of torch need")
     reference = store.read_manifest(out / "reference")
     if reference is None:
         raise JobError(f"{out}/reference is not there: 'exporter run' again writes it")
@@ -98,6 +104,8 @@ def _fetch(folder: Path, python: str) -> None:
     wanted = ["-r", str(LIST), onnxruntimes.GPU + onnxruntimes.needed(onnxruntimes.GPU)]
     only = ["--only-binary", ":all:", "--python-version", python, "--implementation", "cp"]
     _pip(["download", "-q", "-d", str(folder), *only, *how, *wanted])
+    needed = [line for line in distribution.requires() if Requirement(line).name in WITH_TORCH]
+    _pip(["download", "-q", "-d", str(folder), "--no-deps", *only, *how, *needed])
 
 
 def _own_wheel(folder: Path) -> str:

@@ -181,7 +181,7 @@ TORCH = Target(
     },
     default="fp32",
     with_torch=True,
-    requires=("torch", "transformers"),
+    requires=("torch", "transformers", "optimum"),
     extra="torch",
     check=check,
     prepare=prepare,
