@@ -100,3 +100,17 @@ def test_what_cannot_be_exported_there_says_so(command, tmp_path):
     done = command("run", "-m", "tiny", "-t", "onnx:fp32", "-o", tmp_path / "out")
     assert done.returncode == 4
     assert done.stderr.startswith("error: torch:fp32 needs torch, transformers, optimum; install with: pip install ")
+
+
+def test_a_checkpoint_that_lost_its_weights_is_not_timed_and_the_others_are(copied, run_cli, tmp_path, tiny):
+    folder = shutil.copytree(tiny, tmp_path / "model", ignore=shutil.ignore_patterns("adapter", "*.safetensors"))
+    manifest = copied / "reference" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"checkpoint": str(folder)}))
+    done = run_cli("bench", copied, "--threads", 1, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    reference, *others = json.loads(done.stdout.splitlines()[-1])["results"]
+    assert reference["status"] == "skipped"
+    assert "lacks model.safetensors" in reference["reason"]
+    assert reference["reason"].endswith("its stored answers are the reference")
+    assert {row["status"] for row in others} == {"ok"}

@@ -1,5 +1,6 @@
 """What layers lose when they are quantized, and the choice that is made of it, on the model that exporter ships."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -8,7 +9,7 @@ from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.checkpoint.model import load_model
 from exporter.checkpoint.problem import problem_type
 from exporter.measure.classification import compare_answers
-from exporter.quantization.selection import Layer, choose, rank
+from exporter.quantization.selection import Group, Layer, choose, fewest, rank
 from exporter.quantization.sensitivity import LossMeter
 from exporter.quantization.simulation import simulated
 from exporter.quantization.statistics import watched
@@ -158,6 +159,27 @@ def test_the_smallest_mix_that_fits_is_chosen(model, windows, layers):
     nothing_fits = choose(meter, layers, groups, 1e-12, {})
     assert nothing_fits.schemes == dict.fromkeys(layers, None)
     assert nothing_fits.loss == 0
+
+
+@pytest.mark.parametrize("foretold", [1.0, 0.01], ids=["as the groups alone", "as no group alone"])
+def test_how_many_groups_must_be_raised_is_found_with_few_simulations(foretold):
+    """Losses that do not add up, and an order whose losses say little: the answer is that of trying every place."""
+    rng = np.random.default_rng(0)
+    alone = np.sort(rng.lognormal(0, 1.5, 120))[::-1]
+    true = alone**foretold * rng.lognormal(0, 0.4, 120)
+    groups = [Group((str(place),), 1, float(loss)) for place, loss in enumerate(alone)]
+    seen = []
+
+    def loss(raised):
+        seen.append(raised)
+        return float(true[raised:].sum() ** 0.8)
+
+    every = [loss(raised) for raised in range(len(groups) + 1)]
+    seen.clear()
+    for share in (0.05, 0.3, 0.7, 0.95):
+        expected = next(raised for raised, value in enumerate(every) if value <= share * every[0])
+        assert fewest(groups, share * every[0], (every[0], every[-1]), loss) == (expected, every[expected])
+    assert len(seen) <= 4 * (5 if foretold == 1 else 3 * 7)  # halving 120 places takes 7 each
 
 
 def test_without_float_as_a_last_resort_the_best_is_said_not_to_fit(model, windows, layers):

@@ -129,9 +129,9 @@ def draw(rng: np.random.Generator) -> Rgb:
         middle, size, colour = rng.uniform(0, 1, 2), rng.uniform(0.05, 0.3, 2), rng.uniform(0, 255, 3)
         away = np.abs((y - middle[0]) / size[0]), np.abs((x - middle[1]) / size[1])
         inside = np.hypot(*away) < 1 if rng.random() < 0.5 else np.maximum(*away) < 1
-        canvas = np.where(inside[..., None], colour, canvas)
+        canvas[inside] = colour
     turned = y * np.cos(angle := rng.uniform(0, np.pi)) + x * np.sin(angle)
-    canvas = canvas + rng.uniform(0, 40) * np.sin(turned * rng.uniform(10, 90))[..., None]
-    canvas = canvas + rng.normal(0, rng.uniform(1, 12), canvas.shape)
-    made: Rgb = canvas.clip(0, 255).astype(np.uint8)
+    canvas += rng.uniform(0, 40) * np.sin(turned * rng.uniform(10, 90))[..., None]
+    canvas += rng.normal(0, rng.uniform(1, 12), canvas.shape)
+    made: Rgb = canvas.clip(0, 255, out=canvas).astype(np.uint8)
     return made

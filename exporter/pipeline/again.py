@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter import machine, store
+from exporter.checkpoint.weights import weight_files
 from exporter.device import gpu_number, was_asked
 from exporter.errors import BuildError, JobError
 from exporter.job import Job, load_job
@@ -73,11 +74,8 @@ def _bench(output: Path, told: dict[str, Any], progress: Progress, failed: Faile
         row.build |= old["build"]
         if row.variant == known.REFERENCE:
             row = reference_row(reference)
-            if not checkpoint.path.is_dir():
-                row.status, row.reason = (
-                    "skipped",
-                    "the checkpoint is not on this machine; its stored answers are the reference",
-                )
+            if (why := _gone(checkpoint.path)) is not None:
+                row.status, row.reason = "skipped", f"{why}; its stored answers are the reference"
         elif old["path"] is None:
             row.status, row.reason = old["status"], old["reason"]
         bench.attempt(row, partial(_found, row, output, job.device, checkpoint.task))
@@ -95,6 +93,17 @@ def _bench(output: Path, told: dict[str, Any], progress: Progress, failed: Faile
     described["evaluation"] = {"perplexity": None, "pooling": None, "data": None, **described["evaluation"]}
     described["job"] = job.model_dump(mode="json")
     return finish(job, described | {"machine": here}, rows, output)
+
+
+def _gone(checkpoint: Path) -> str | None:
+    """Why the checkpoint that a report is of cannot be opened again, or None."""
+    if not checkpoint.is_dir():
+        return "the checkpoint is not on this machine"
+    try:
+        weight_files(checkpoint)
+    except JobError as error:
+        return f"the checkpoint is not what it was: {error}"
+    return None
 
 
 def _found(row: Result, output: Path, device: str, task: str) -> None:

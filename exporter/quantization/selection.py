@@ -4,14 +4,15 @@ Each group of layers with a common input is quantized alone, by the cheapest sch
 from gradients (exporter.quantization.estimate) and measured of the worst alone. What loses much is then looked at layer
 by layer where only weights are rounded: of query, key and value it is nearly always the value, a fifth of them
 (SmolLM2: 0.0064 of 0.0070 nats). Groups are given the next scheme in the order of loss per cost, the worst first. The
-losses of groups do not add up exactly, so how many of them are needed is found by simulating the whole mix, halving the
-interval each time.
+losses of groups do not add up exactly, so how many of them are needed is found by simulating the whole mix, where the
+groups' own losses foretell that it fits, and in the middle of what is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -174,18 +175,37 @@ def choose(
             return Choice(mix(low, 0), none, True, groups)
         if all_raised > budget:
             continue
-        too_few, enough, found = 0, len(groups), all_raised
-        while enough - too_few > 1:
-            middle = (too_few + enough) // 2
-            value = loss(low, middle)
-            if value <= budget:
-                enough, found = middle, value
-            else:
-                too_few = middle
+        enough, found = fewest(groups, budget, (none, all_raised), partial(loss, low))
         return Choice(mix(low, enough), found, True, groups)
     best = mix(rungs - 2, len(groups)) if rungs > 1 else mix(0, 0)
     value = meter.loss(best)
     return Choice(best, value, value <= budget, groups)
+
+
+def fewest(
+    groups: Sequence[Group], budget: float, ends: tuple[float, float], loss: Callable[[int], float]
+) -> tuple[int, float]:
+    """How many of the worst groups must be raised until the loss fits, and that loss; `ends`: of none raised, and all.
+
+    A loss is foretold from those on either side of it: it falls as what the groups that are left would lose alone.
+    Every third place is the interval's middle: a wrong foretelling costs three times the halvings at most.
+    """
+    left = np.append(np.cumsum([one.loss for one in reversed(groups)])[::-1], 0.0)
+    (too_few, above), (enough, found) = (0, ends[0]), (len(groups), ends[1])
+    tried = 0
+    while enough - too_few > 1:
+        place = (too_few + enough) // 2
+        if tried % 3 < 2 and above > found and left[too_few] > left[enough]:
+            share = (budget - found) / (above - found)
+            wanted = left[enough] + share * (left[too_few] - left[enough])
+            place = int(np.searchsorted(-left, -wanted))  # the first with no more than that left
+        place = min(max(place, too_few + 1), enough - 1)
+        value, tried = loss(place), tried + 1
+        if value <= budget:
+            enough, found = place, value
+        else:
+            too_few, above = place, value
+    return enough, found
 
 
 @dataclass(frozen=True)
