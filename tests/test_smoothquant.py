@@ -11,7 +11,7 @@ from exporter.quantization.bias_correction import correct_biases, mean_outputs
 from exporter.quantization.folds import Fold, find_folds, fold
 from exporter.quantization.input_rows import input_rows
 from exporter.quantization.simulation import simulated
-from exporter.quantization.smoothquant import smooth, smoothing
+from exporter.quantization.smoothquant import inputs_after, smooth, smoothing
 from exporter.quantization.statistics import collect, watched
 from exporter.scheme import Scheme
 
@@ -57,8 +57,18 @@ def test_the_float_model_stays_and_its_static_int8_error_falls(name, alpha, tiny
     expected = answer(model, ids)
     plant_outliers(model, ids)
     before = static_error(model, ids, expected)
+    fed = collect(model, ids, lambda done, of: None)
     absmax, rows = statistics(model, ids)
     done = smooth(model, dict.fromkeys(absmax, STATIC), find_folds(model, ids).folds, absmax, rows, alpha)
+    told, seen = inputs_after(fed, done), collect(model, ids, lambda done, of: None)
+    for layer, its in seen.items():
+        foretold = told[layer]
+        assert foretold.rows == its.rows
+        for ours, theirs in ((foretold.low, its.low), (foretold.high, its.high), (foretold.squares, its.squares)):
+            assert abs(ours - theirs).max() <= 1e-4 * abs(theirs).max()
+        assert foretold.histogram.maximum == pytest.approx(its.histogram.maximum, rel=1e-4)
+        assert foretold.histogram.minimum == pytest.approx(its.histogram.minimum, rel=1e-4)
+        assert foretold.histogram.counts.sum() == its.histogram.counts.sum()
     assert (answer(model, ids) - expected).abs().max() < 1e-4 * expected.abs().max()
     assert static_error(model, ids, expected) < 0.5 * before
     if alpha is None:

@@ -24,7 +24,7 @@ from exporter.quantization.palette import palettized
 from exporter.quantization.policy import Policy
 from exporter.quantization.selection import Layer
 from exporter.quantization.sensitivity import input_groups
-from exporter.quantization.stacked import FEW, Ranges, with_stacks
+from exporter.quantization.stacked import FEW, Ranges, with_range, with_stacks
 from exporter.scheme import Scheme
 from exporter.types import Checkpoint
 
@@ -147,6 +147,7 @@ class _Preparation:
     def __init__(self, model: Any, windows: Tensor, how: How, step: Step) -> None:
         self._model, self._windows, self._how, self._step = model, windows, how, step
         self.done: list[str] = []
+        self._fed: Mapping[str, Statistics] = {}  # what smoothing left to know of it: enough for min-max
         self._experts = expert_layers(model)
         layers = weighted_layers(model)
         left = {} if how.experts else {"matrices of experts": {*self._experts}}
@@ -230,15 +231,17 @@ class _Preparation:
 
         from exporter.quantization.folds import find_folds
         from exporter.quantization.input_rows import input_rows
-        from exporter.quantization.smoothquant import smooth
+        from exporter.quantization.smoothquant import inputs_after, smooth
 
         schemes = {name: scheme for name, scheme in self._lowest().items() if scheme and scheme.input == "static"}
         found = find_folds(self._model, self._windows)
-        absmax = {name: torch.from_numpy(its.absmax) for name, its in self._collect().items()}
+        fed = self._collect()
+        absmax = {name: torch.from_numpy(its.absmax) for name, its in fed.items()}
         linear = linear_layers(self._model)  # a convolution's input is folded into nothing
         schemes = {name: scheme for name, scheme in schemes.items() if name in linear}
         rows = input_rows(self._model, self._some_windows(), schemes)
         done = [one for one in smooth(self._model, schemes, found.folds, absmax, rows) if one.alpha is not None]
+        self._fed = inputs_after(fed, done)
         layers = sum(len(one.fold.layers) for one in done)
         self.done.append(f"smoothed the inputs of {layers} of {len(schemes)} linear layers (SmoothQuant)")
 
@@ -250,6 +253,7 @@ class _Preparation:
         schemes = {name: scheme for name, scheme in self._lowest().items() if scheme and scheme.weight == "int4"}
         rows = input_rows(self._model, self._some_windows(), schemes)
         made = awq(self._model, schemes, find_folds(self._model, self._windows).folds, rows, clip=False)
+        self._fed = {}
         self.done.append(f"scaled the inputs of {len(schemes) - len(made.unscaled)} linear layers (AWQ)")
 
     def _some_windows(self) -> Tensor:
@@ -264,12 +268,12 @@ class _Preparation:
         """Of each layer that was fed, and of all experts; {} where nothing is static."""
         if not kinds:
             return {}
-        from exporter.quantization.ranges import METHODS, rounded_up
+        from exporter.quantization.ranges import METHODS, min_max, rounded_up
 
         method, per_octave = METHODS[self._how.ranges], self._how.ranges_per_octave
         shared = f", rounded up to {per_octave} an octave" if per_octave else ""
         self.done.append(f"static ranges: {self._how.ranges}, over {amount(self._windows)}{shared}")
-        found = self._collect()
+        found = self._fed if method is min_max and self._fed else self._collect()
         own = {(name, signed): method(its.histogram, signed) for name, its in found.items() for signed in kinds}
         ranges, wide = with_stacks(self._model, own, {name: its.rows for name, its in found.items()})
         if wide:
@@ -279,8 +283,8 @@ class _Preparation:
     def _layer(self, name: str, module: Any, ranges: Ranges) -> Layer:
         channels, inputs = weight_of(module).shape
         if self._given is not None:
-            return Layer(channels * inputs, (_with_range(name, self._given[name], ranges),))
-        rungs = [_with_range(name, one, ranges) for one in self._fitting(module)]
+            return Layer(channels * inputs, (with_range(name, self._given[name], ranges),))
+        rungs = [with_range(name, one, ranges) for one in self._fitting(module)]
         return Layer(channels * inputs, (*rungs, None) if self._how.mixed or not rungs else (rungs[0],))
 
     def _fitting(self, module: Any) -> list[Scheme]:
@@ -292,9 +296,3 @@ class _Preparation:
         if module is self._model.get_output_embeddings():
             fitting = [one for one in fitting if one.bits == 8]
         return fitting
-
-
-def _with_range(name: str, scheme: Scheme | None, ranges: Ranges) -> Scheme | None:
-    if scheme is None or scheme.input != "static" or scheme.range is not None:
-        return scheme
-    return scheme.model_copy(update={"range": ranges[name, scheme.signed]})

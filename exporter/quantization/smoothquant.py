@@ -5,7 +5,8 @@ it are multiplied: the float model computes what it did, and its inputs fit eigh
 scaled is exporter.quantization.folds' to say. The paper has one alpha for a model; here each fold may have the one that
 leaves the least error of its layers' outputs, no scaling among them.
 
-Ranges of inputs that were measured before no longer hold afterwards: calibrate the smoothed model again.
+Ranges of inputs that were measured before no longer hold afterwards: `inputs_after` says what does, and for all but
+min-max the smoothed model is calibrated again.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.quantization.folds import Fold, fold
 from exporter.quantization.grid import rounded, rounded_input
+from exporter.quantization.statistics import Histogram, Statistics
 from exporter.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ _LIMIT = 1e5  # factors stay within 1/_LIMIT and _LIMIT: a channel that is all b
 
 @dataclass(frozen=True)
 class Smoothed:
-    """What became of a fold: `alpha` None, it was left as it was.
+    """What became of a fold: `alpha` None, it was left as it was. The inputs were divided by `factors` [channels].
 
     `before` and `after`: the squared error of the layers' outputs with inputs and weights rounded, of the outputs' own.
     """
@@ -37,6 +41,7 @@ class Smoothed:
     alpha: float | None
     before: float
     after: float
+    factors: Tensor
 
 
 def smooth(
@@ -71,8 +76,25 @@ def smooth(
         after, chosen, factors = min(tried, key=lambda it: it[0])
         if chosen is not None:
             fold(model, one, factors)
-        done.append(Smoothed(one, chosen, before, after))
+        done.append(Smoothed(one, chosen, before, after, factors))
     return done
+
+
+def inputs_after(fed: Mapping[str, Statistics], done: Iterable[Smoothed]) -> dict[str, Statistics]:
+    """What the layers are fed once their inputs were divided: each channel's ends and squares, by the factors.
+
+    Between the ends nothing is known of a smoothed input's values together: its histogram is one bin.
+    """
+    after = dict(fed)
+    for one in done:
+        factors = one.factors[one.fold.index].numpy()
+        for name in (name for name in one.fold.layers if name in fed):
+            its = after[name]
+            low, high = its.low / factors, its.high / factors
+            ends = (np.array([end], np.float64) for end in (low.min(), high.max()))
+            between = Histogram(next(ends), next(ends), np.array([its.rows * low.size]))
+            after[name] = Statistics(its.rows, low, high, its.squares / factors.astype(np.float64) ** 2, between)
+    return after
 
 
 def smoothing(one: Fold, absmax: Tensor, weights: Iterable[Tensor], alpha: float) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from exporter.checkpoint.experts import expert_layers
+from exporter.scheme import Scheme
 
 Ranges = dict[tuple[str, bool], tuple[float, float]]  # by a layer's name and whether the range is signed
 FEW = 64  # tokens: the extremes of fewer say little of those of the texts to come
@@ -27,3 +28,10 @@ def with_stacks(model: Any, ranges: Ranges, rows: Mapping[str, int]) -> tuple[Ra
     keys = [(name, signed) for name in few for signed in kinds if (experts[name], signed) in spans]
     shared = {(name, signed): spans[experts[name], signed] for name, signed in keys}
     return ranges | shared, len({name for name, _ in shared})
+
+
+def with_range(name: str, scheme: Scheme | None, ranges: Ranges) -> Scheme | None:
+    """A layer's scheme with the range that was found, where it needs one and has none."""
+    if scheme is None or scheme.input != "static" or scheme.range is not None:
+        return scheme
+    return scheme.model_copy(update={"range": ranges[name, scheme.signed]})
