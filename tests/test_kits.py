@@ -42,8 +42,8 @@ def test_there_is_one_for_each_file_that_is_written():
     assert [name for name in FILES if name.endswith(".jinja")] == [
         "any/artifact.md.jinja", "coreml/README.md.jinja", "gguf/Modelfile.jinja", "gguf/README.md.jinja",
         "litert/README.md.jinja", "onnx/README.md.jinja",
-        "tensorrt/README.md.jinja", "tensorrt/config.pbtxt.jinja", "tensorrt/rebuild.sh.jinja",
-        "tensorrt/run.sh.jinja", "torch/README.md.jinja",
+        "tensorrt/README.md.jinja", "tensorrt/both.sh.jinja", "tensorrt/config.pbtxt.jinja",
+        "tensorrt/rebuild.sh.jinja", "tensorrt/run.sh.jinja", "torch/README.md.jinja",
     ]  # fmt: skip
     assert kit("gguf") == ROOT / "targets" / "gguf"
 

@@ -22,7 +22,7 @@ from exporter.targets import known
 from exporter.targets.tensorrt.platform import RTX, cannot_run
 from exporter.targets.tensorrt.profile import Profile
 from exporter.targets.tensorrt.stand_in import ENGINE, open_stand_in
-from exporter.types import Variant
+from exporter.types import GENERATION, Variant
 
 pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
 
@@ -211,7 +211,7 @@ def test_engine_on_a_device(tmp_path):
     ids = np.arange(5, 45)
     with (
         known.get(name).open_cuda(folder, 1, 0) as engine,
-        open_stand_in(folder, 1, profile, True, "compared") as proof,
+        open_stand_in(folder, 1, profile, GENERATION, "compared") as proof,
     ):
         expected = proof.logits(ids)
         assert np.abs(engine.logits(ids) - expected).max() < 0.05

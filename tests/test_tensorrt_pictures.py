@@ -47,7 +47,7 @@ def test_states_of_pictures(tmp_path):
 
 def opened(folder):
     profile = Profile.read((folder / "profiles.json").read_text())
-    return open_stand_in(folder, 1, profile, False, "no engine was built")
+    return open_stand_in(folder, 1, profile, IMAGES, "no engine was built")
 
 
 def test_every_precision(made):

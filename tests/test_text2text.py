@@ -191,7 +191,6 @@ def test_what_cannot_be_is_refused_before_work(checkpoints, run_here, tmp_path):
         return " ".join(done.stderr.split())
 
     assert "final_logits_bias" in refused("-t", "torch:int8-dynamic")
-    assert "encoder-decoder" in refused("-t", "tensorrt:fp16", "--no-tensorrt-engine")
     assert "t5, mt5, umt5" in refused("-t", "gguf:q8_0")
     assert "tied head" in refused("-t", "gguf:q8_0", model="T5")
     assert "--qat trains models for text-generation" in refused("-t", "onnx", "--qat", status=2)

@@ -23,7 +23,7 @@ from exporter.targets.onnx_graph.encoder_decoder import trace_encoder_decoder
 from exporter.targets.onnx_graph.encoder_decoder_session import OnnxEncoderDecoder, open_pair
 from exporter.targets.onnx_graph.file import load_graph, made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
-from exporter.targets.onnx_graph.modules import module_rows
+from exporter.targets.onnx_graph.modules import rows_of_halves
 from exporter.targets.onnx_graph.traced import load_model
 from exporter.tasks.speech_recognition import transcript
 from exporter.types import Exported, ExportRequest
@@ -102,14 +102,14 @@ def _by_policy(request: ExportRequest) -> dict[str, _ByPolicy]:
     if policy is None:
         return {}
     model = load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code)
-    rows, inside, shared = module_rows(model), {*model.get_encoder().modules()}, shared_weights(model)
+    halves, shared = rows_of_halves(model), shared_weights(model)
+    named = {name for own in halves for name in own}
     found: dict[str, _ByPolicy] = {}
-    for half_of in HALVES:
-        own = {name: rows[name] for name in rows if (model.get_submodule(name) in inside) == (half_of == ENCODER)}
+    for half_of, own in zip(HALVES, halves, strict=True):
         mine = {name: scheme for name, scheme in policy.items() if name in own}
         last = half_of == DECODER
         # The embedding that a head in float shares is in float in the other half too, where nothing multiplies with it.
-        tables = last or all(policy.get(name) is not None for name in rows if name in shared)
+        tables = last or all(policy.get(name) is not None for name in named if name in shared)
         found[half_of] = _ByPolicy(partial(quantize_by_policy, policy=mine, modules=own, decoder=last, tables=tables))
     return found
 
@@ -144,5 +144,4 @@ def _decoded(pair: OnnxEncoderDecoder, how: Transcribing | None, source: Sample)
     else:
         prompt, text = transcript(pair, how, source)
         ids = np.array([[how.start, *prompt, *text[:-1]]], np.int64)
-    states, mask = pair.encode(source)[None], np.ones((1, len(source)), np.int64)
-    return {"input_ids": ids, "encoder_hidden_states": states, "encoder_attention_mask": mask}
+    return pair.asked(source, ids)

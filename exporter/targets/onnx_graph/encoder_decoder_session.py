@@ -36,6 +36,11 @@ class OnnxEncoderDecoder:
         states: Floats = self._states[0]
         return states
 
+    def asked(self, source: Sample, ids: Ids) -> dict[str, Sample]:
+        """What the decoder's graph is fed where it is asked for [1, T] ids after a source, by the inputs' names."""
+        states, mask = self.encode(source)[None], np.ones((1, len(source)), np.int64)
+        return {"input_ids": ids, "encoder_hidden_states": states, "encoder_attention_mask": mask}
+
     def logits(self, ids: Ids) -> Floats:
         answers: Floats = self._decoder.answers(ids[None], self._mask, self._states)[0]
         return answers

@@ -8,7 +8,7 @@ TensorRT 11 decides nothing about precision: a tensor has the type that the grap
 - what has overflowed on calibration text: the nodes that read or write such a tensor.
 
 All else, the matrix products and their weights and the KV cache, is float16 or bfloat16. Logits and hidden states leave
-the graph as float32, for that is what is sampled from and compared.
+the graph as float32, for that is what is sampled from and compared; so do an encoder's states come into its decoder.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from exporter.targets.onnx_graph.shell import LARGE, shell
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+HANDED_ON = ("encoder_hidden_states",)  # a decoder's inputs that another graph leaves as float32
 MASKED = 3e4  # in the place of float32's largest numbers: float16 ends at 65504, and a score is added to it
 STATISTICS = {"Pow", "ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "Sqrt", "Reciprocal", "Exp", "Log"}
 _ELEMENTWISE = {
@@ -93,7 +94,7 @@ class _Lowering:
         told: list[str] = []
         outputs = [value for value in graph.outputs if str(value.name) in self._floats]
         for value in graph.inputs:
-            if str(value.name) in self._floats and not self._float_inputs:
+            if str(value.name) in self._floats and not self._float_inputs and value.name not in HANDED_ON:
                 value.dtype = self._half
         for node in list(graph):
             floats = [value for value in node.outputs if _name(value) in self._floats]

@@ -51,6 +51,13 @@ def module_rows(model: Any) -> dict[str, Rows]:
     return {name: rows_of(weight_of(layer).float().numpy()) for name, layer in layers}
 
 
+def rows_of_halves(model: Any) -> tuple[dict[str, Rows], dict[str, Rows]]:
+    """module_rows of an encoder-decoder's encoder, and of the rest of it."""
+    rows, inside = module_rows(model), {*model.get_encoder().modules()}
+    encoder = {name: own for name, own in rows.items() if model.get_submodule(name) in inside}
+    return encoder, {name: own for name, own in rows.items() if name not in encoder}
+
+
 def name_matrices(
     model: ir.Model, matrices: Sequence[Matrix], policy: Mapping[str, Scheme | None], modules: Mapping[str, Rows]
 ) -> tuple[list[Matrix], list[str]]:

@@ -13,7 +13,7 @@ that ONNX Runtime can prove.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,21 +23,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.form import FORMS
+from exporter.scheme import Scheme
 from exporter.targets.onnx_graph import fused_operators, shell
 from exporter.targets.onnx_graph.attention_operator import KERNEL_SIZES, write_out
 from exporter.targets.onnx_graph.file import load_graph, made_once, save_graph
 from exporter.targets.onnx_graph.float_proof import prove
 from exporter.targets.onnx_graph.half_types import OVERFLOW, lower, prepare
-from exporter.targets.onnx_graph.modules import module_rows
+from exporter.targets.onnx_graph.modules import Rows, module_rows
 from exporter.targets.onnx_graph.traced import load_model, notes_of, trace_causal_lm, trace_encoder
 from exporter.targets.tensorrt.overflow import overflowing
-from exporter.targets.tensorrt.quantize import SCHEMES, check_policy, quantize
+from exporter.targets.tensorrt.quantize import SCHEMES, Products, check_policy, quantize
 from exporter.types import GENERATION, ExportRequest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 OPERATORS = ("Attention", *fused_operators.OPERATORS)  # of opset 23; not every parser has them
+LARGEST = float(np.finfo(np.float16).max)
 _KINDS = {"fp16": "FLOAT16", "int8": "FLOAT16", "int8-weight": "FLOAT16", "bf16": "BFLOAT16"}
 
 
@@ -45,12 +47,11 @@ _KINDS = {"fp16": "FLOAT16", "int8": "FLOAT16", "int8-weight": "FLOAT16", "bf16"
 class Graph:
     """What is to be told of a graph. `kept_float`: "node: why", of those that stay in float32 in a graph of half types.
 
-    `int8_share`: of the linear layers' multiplications (without a language model's head), where both operands are int8;
-    None where nothing is quantized. `seconds` by step: graph, prove, overflow, quantize, cast, write.
+    `products` are None where nothing is quantized. `seconds` by step: graph, prove, overflow, quantize, cast, write.
     """
 
     kept_float: tuple[str, ...]
-    int8_share: float | None
+    products: Products | None
     seconds: Mapping[str, float]
     notes: tuple[str, ...]
 
@@ -68,36 +69,58 @@ def write_graph(request: ExportRequest, model_onnx: Path, lacking: Collection[st
     """
     check_policy(request.precision, request.policy)
     seconds: dict[str, float] = {}
-    with _timed(seconds, "graph"):
+    with timed(seconds, "graph"):
         float_graph = made_once(request.scratch, partial(_write_float, request, lacking))
-        model = _load(float_graph)
+        model = load_prepared(float_graph)
     if request.precision in SCHEMES:
-        with _timed(seconds, "prove"):
+        with timed(seconds, "prove"):
             prove(float_graph, request, _write_runnable)
-    said: Sequence[str]
+    return typed(
+        model,
+        model_onnx,
+        request,
+        seconds,
+        partial(_overflowing, request, float_graph),
+        partial(_quantized, request=request),
+    )
+
+
+def typed(
+    model: ir.Model,
+    model_onnx: Path,
+    request: ExportRequest,
+    seconds: dict[str, float],
+    overflow: Callable[[], Mapping[str, float]],
+    rounded: Callable[[ir.Model], tuple[Products, tuple[str, ...]]],
+) -> Graph:
+    """Writes a prepared float32 graph at the request's precision. `seconds` gets what each step took.
+
+    `overflow` finds the values that float16 cannot hold; `rounded` is quantize of this graph. Raises BuildError.
+    """
     notes = notes_of(model)
-    kind, share = _KINDS.get(request.precision), None
+    kind, products = _KINDS.get(request.precision), None
     kept: tuple[str, ...] = ()
     beyond: Mapping[str, float] = {}
     if kind == "FLOAT16":
-        with _timed(seconds, "overflow"):
-            beyond, said = _overflowing(request, float_graph)
-            notes += said
+        with timed(seconds, "overflow"):
+            beyond = overflow()
+            if request.calibration is None:
+                notes.append("activations were not checked for overflow of float16: there was no calibration text")
     if request.precision in SCHEMES:
-        with _timed(seconds, "quantize"):
-            share, said = _quantized(model, request)
+        with timed(seconds, "quantize"):
+            products, said = rounded(model)
             notes += said
     # Only in half precision there are kernels for the operator.
     write_out(model, lambda node: kind is None or any(value and value.name in beyond for value in _around(node)))
     if kind is not None:
-        with _timed(seconds, "cast"):
+        with timed(seconds, "cast"):
             # Pixel values come in float32, as every processor makes them.
             kept = lower(model, kind, beyond, FORMS[request.checkpoint.task].inputs == "pixels")
         notes += _told(kept, beyond)
-    with _timed(seconds, "write"):
+    with timed(seconds, "write"):
         shell.check(model)
         save_graph(model, model_onnx)
-    return Graph(kept, share, seconds, tuple(notes))
+    return Graph(kept, products, seconds, tuple(notes))
 
 
 def _write_float(request: ExportRequest, lacking: Collection[str], model: Path) -> None:
@@ -114,7 +137,7 @@ def _write_float(request: ExportRequest, lacking: Collection[str], model: Path) 
         trace_encoder(checkpoint.path, checkpoint.task, model, **how)
 
 
-def _load(float_graph: Path) -> ir.Model:
+def load_prepared(float_graph: Path) -> ir.Model:
     """The float32 graph, prepared, its small tensors in memory."""
     model = load_graph(float_graph)
     prepare(model)
@@ -123,18 +146,15 @@ def _load(float_graph: Path) -> ir.Model:
 
 def _write_runnable(float_graph: Path, path: Path) -> None:
     """The graph as the float32 artifact of it is proven: with Attention written out."""
-    model = _load(float_graph)
+    model = load_prepared(float_graph)
     write_out(model)
     save_graph(model, path, limit=0)
 
 
-def _overflowing(request: ExportRequest, float_graph: Path) -> tuple[dict[str, float], list[str]]:
-    """The values that float16 cannot hold on the calibration windows, and notes."""
+def _overflowing(request: ExportRequest, float_graph: Path) -> dict[str, float]:
+    """The values that float16 cannot hold on the calibration windows."""
     windows = np.load(request.calibration / "windows.npy") if request.calibration else None
-    largest = float(np.finfo(np.float16).max)
-    found = overflowing(_load(float_graph), windows, request.scratch, request.threads, largest)
-    unknown = "activations were not checked for overflow of float16: there was no calibration text"
-    return found, [unknown] if windows is None else []
+    return overflowing(load_prepared(float_graph), windows, request.scratch, request.threads, LARGEST)
 
 
 def _around(node: ir.Node) -> list[ir.Value | None]:
@@ -150,19 +170,26 @@ def _told(kept: tuple[str, ...], beyond: Mapping[str, float]) -> list[str]:
     return [f"{count} operators stay in float32, for float16 cannot hold their tensors on calibration text: {told}"]
 
 
-def _quantized(model: ir.Model, request: ExportRequest) -> tuple[float, tuple[str, ...]]:
-    from onnx_ir.passes import common
-
+def _quantized(model: ir.Model, request: ExportRequest) -> tuple[Products, tuple[str, ...]]:
     checkpoint = request.checkpoint
     modules = module_rows(load_model(checkpoint.path, checkpoint.task, checkpoint.trust_remote_code))
-    result = quantize(model, request.policy, modules, FORMS[checkpoint.task].answers == "vocabulary")
+    return round_and_clean(model, request.policy, modules, FORMS[checkpoint.task].answers == "vocabulary")
+
+
+def round_and_clean(
+    model: ir.Model, policy: Mapping[str, Scheme | None] | None, modules: Mapping[str, Rows], decoder: bool
+) -> tuple[Products, tuple[str, ...]]:
+    """quantize, and the graph without what it leaves behind."""
+    from onnx_ir.passes import common
+
+    result = quantize(model, policy, modules, decoder)
     common.RemoveUnusedNodesPass()(model)
     model.graph.sort()
     return result
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - start

@@ -20,8 +20,9 @@ class EngineOptions(BaseModel):
     profile: str = Field(
         "batch=1:1:8,length=1:128:512",
         description="The sizes that an engine takes, min:opt:max. length: tokens of a text; with a KV cache of the "
-        "prompt and its answer together.",
-        examples=["batch=1:1:4,length=1:128:1024"],
+        "prompt and its answer together, of an encoder-decoder of its target; source: of what that reads, the same "
+        "as length where it is left out.",
+        examples=["batch=1:1:4,length=1:128:1024", "batch=1:1:8,length=1:64:256,source=1:128:512"],
     )
     workspace: ByteSize | None = Field(
         None,

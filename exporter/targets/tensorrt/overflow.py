@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,21 @@ from exporter.targets.onnx_graph.largest import MARGIN, largest_of, weights_beyo
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from exporter.runner import Ids
+    from exporter.runner import Ids, Sample
 
 
-def overflowing(model: ir.Model, windows: Ids | None, scratch: Path, threads: int, limit: float) -> dict[str, float]:
+def overflowing(
+    model: ir.Model,
+    windows: Ids | None,
+    scratch: Path,
+    threads: int,
+    limit: float,
+    beside: Callable[[Sample], Mapping[str, Sample]] | None = None,
+) -> dict[str, float]:
     """The values beyond `limit` / MARGIN on token ids [windows, window], and how large they are.
 
     `model` is prepared and float32; it is spent. Weights beyond `limit` are found too, and without windows only they.
-    What overflows inside an Attention counts as its output too.
+    What overflows inside an Attention counts as its output too. `beside` is largest_of's.
     """
     attention = [str(node.outputs[0].name) for node in model.graph if node.op_type == "Attention"]
     found = dict(weights_beyond(model, limit))
@@ -34,7 +42,7 @@ def overflowing(model: ir.Model, windows: Ids | None, scratch: Path, threads: in
         for value in node.outputs
         if value.name and str(value.name) in floats
     ]
-    for name, largest in largest_of(model, names, windows, scratch, threads).items():
+    for name, largest in largest_of(model, names, windows, scratch, threads, beside).items():
         if not largest <= limit / MARGIN:
             found[name] = largest
             found |= {whole: largest for whole in attention if name.startswith(f"{whole}/")}

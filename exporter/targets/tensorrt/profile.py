@@ -1,16 +1,17 @@
 """Optimization profiles: the sizes that an engine takes, and is tuned for.
 
-A job says batch=1:1:8,length=1:128:512, each min:opt:max. A graph's inputs have named axes; each gets its range from
-these two. The ranges hold together at min, at opt and at max (past + new = total), which TensorRT checks: so `past`
-begins at 0 and is 0 at opt, which tunes for the prompt.
+A job says batch=1:1:8,length=1:128:512, each min:opt:max; of an encoder-decoder source=1:128:512 too. A graph's inputs
+have named axes; each gets its range from these. The ranges hold together at min, at opt and at max (past + new =
+total), which TensorRT checks: so `past` begins at 0 and is 0 at opt, which tunes for the prompt; and what is kept of a
+source is nothing at min and at opt, and at max all of it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,7 @@ import numpy as np
 from exporter.errors import BuildError, JobError, unknown
 from exporter.form import FORMS
 from exporter.runner import Floats, Ids, Sample
-from exporter.targets.onnx_graph.traced import BATCH, NEW, PAST, TOTAL
-from exporter.types import GENERATION
+from exporter.targets.onnx_graph.traced import BATCH, NEW, PAST, READ, SOURCE, TOTAL
 
 _PART = re.compile(r"^(\w+)=(\d+):(\d+):(\d+)$")
 Dimensions = Sequence[str | int]
@@ -42,11 +42,13 @@ class Range(NamedTuple):
 class Profile:
     """How many texts or pictures at once, and how many tokens a text has: with a KV cache prompt and answer together.
 
-    A picture has one size, of which `length` says nothing.
+    A picture has one size, of which `length` says nothing. Of an encoder-decoder `length` is the target's, and `source`
+    what its encoder reads; None where none is said.
     """
 
     batch: Range
     length: Range
+    source: Range | None = None
 
     @classmethod
     def parse(cls, text: str) -> Profile:
@@ -65,40 +67,63 @@ class Profile:
             if not 1 <= sizes.min <= sizes.opt <= sizes.max:
                 raise ValueError(f"{name}={sizes}: the sizes must be at least 1 and in order, min ≤ opt ≤ max")
             ranges[name] = sizes
-        for name in names:
+        for name in ("batch", "length"):
             if name not in ranges:
                 raise ValueError(f"it names no {name}; give all, as in batch=1:1:8,length=1:128:512")
         return cls(**ranges)
 
+    def of(self, task: str) -> Profile:
+        """The profile with a source's sizes where a task has sources: those of `length` where none are said."""
+        return replace(self, source=self.source or self.length) if FORMS[task].encodes else self
+
+    def of_source(self) -> Profile:
+        """What it says of an encoder, which reads sources alone."""
+        return replace(self, length=self.source or self.length)
+
     def check(self, task: str, window: int, flag: str) -> None:
         """Whether what the artifact will be measured on is inside. Raises JobError."""
-        if task == GENERATION and (self.batch.min, self.length.min) != (1, 1):
+        form = FORMS[task]
+        if self.source is not None and not form.encodes:
+            raise JobError(f"{flag} source={self.source}: a model for {task} reads no source; leave it out")
+        if form.cached and (self.batch.min, self.length.min) != (1, 1):
             raise JobError(f"{flag}: batch and length must begin at 1: decoding is one token of one text at a time")
-        if FORMS[task].inputs == "text" and window > self.length.max:
-            raise JobError(
-                f"{flag} length={self.length}: it is measured on texts of {window} tokens; raise the profile's "
-                f"greatest length, or lower --window {window}"
-            )
+        if self.source is not None and self.source.min != 1:
+            raise JobError(f"{flag}: source must begin at 1: it is measured on short sources too")
+        read = {"length": self.length} | ({"source": self.source} if self.source is not None else {})
+        for name, sizes in read.items():
+            if form.inputs == "text" and window > sizes.max:
+                raise JobError(
+                    f"{flag} {name}={sizes}: it is measured on texts of {window} tokens; raise the profile's "
+                    f"greatest {name}, or lower --window {window}"
+                )
 
-    def record(self, inputs: Mapping[str, Dimensions]) -> str:
-        """The text of profiles.json: what the job said, and what that makes of each input."""
-        sizes = {name: str(getattr(self, name)) for name in self.__dataclass_fields__}
+    def record(self, inputs: Mapping[str, Mapping[str, Dimensions]]) -> str:
+        """The text of profiles.json: what the job said, and what that makes of each input.
+
+        `inputs` of each graph, by its name; those of a graph that is alone, whose name is empty, stand without it.
+        """
+        said = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        sizes = {name: str(each) for name, each in said.items() if each is not None}
+        points = ("min", "opt", "max")
         shapes = {
-            name: dict(zip(("min", "opt", "max"), each, strict=True)) for name, each in self.shapes(inputs).items()
+            graph: {name: dict(zip(points, each, strict=True)) for name, each in self.shapes(own).items()}
+            for graph, own in inputs.items()
         }
-        return json.dumps({**sizes, "inputs": shapes}, indent=2) + "\n"
+        return json.dumps({**sizes, "inputs": shapes.get("", shapes)}, indent=2) + "\n"
 
     @classmethod
     def read(cls, text: str) -> Profile:
         """The profile of a profiles.json."""
         told = json.loads(text)
-        return cls.parse(",".join(f"{name}={told[name]}" for name in cls.__dataclass_fields__))
+        return cls.parse(",".join(f"{name}={told[name]}" for name in cls.__dataclass_fields__ if name in told))
 
     def axes(self) -> dict[str, Range]:
         """The ranges of a graph's named axes."""
         past = Range(0, 0, self.length.max - 1)
         total = Range(self.length.min, self.length.opt, self.length.max + past.max)
-        return {BATCH: self.batch, NEW: self.length, PAST: past, TOTAL: total}
+        source = self.source or self.length
+        read = {SOURCE: source, READ: Range(0, 0, source.max)}
+        return {BATCH: self.batch, NEW: self.length, PAST: past, TOTAL: total} | read
 
     def shapes(self, inputs: Mapping[str, Dimensions]) -> dict[str, Shapes]:
         """The three shapes of every input. Raises BuildError for an axis that has no range."""
@@ -126,13 +151,17 @@ class Profile:
         if ids.ndim == 2:
             self.admit(ids.shape[1])
         answers = []
-        for begin in range(0, len(ids), self.batch.max):
-            rows = slice(begin, begin + self.batch.max)
+        for rows in self.batches(len(ids)):
             count = len(ids[rows])
             fill = (0, max(0, self.batch.min - count))
             filled = [np.pad(one[rows], [fill, *[(0, 0)] * (one.ndim - 1)], "edge") for one in (ids, mask)]
             answers.append(forward(*filled)[:count])
         return np.concatenate(answers)
+
+    def batches(self, count: int) -> Iterator[slice]:
+        """Which of so many rows go together, as many as the profile takes."""
+        for begin in range(0, count, self.batch.max):
+            yield slice(begin, begin + self.batch.max)
 
 
 class Port(NamedTuple):

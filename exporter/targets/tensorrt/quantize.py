@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,16 @@ WEIGHT = Scheme(weight="int8", group=None)
 SCHEMES: Mapping[str, tuple[Scheme, ...]] = {"int8": (STATIC,), "int8-weight": (WEIGHT,)}
 _HALF_SCALES = 19  # the opset, with IR 9, whose DequantizeLinear makes float16 of float16's scales
 _SMALLEST = float(np.finfo(np.float16).smallest_normal)  # a smaller scale would lose digits
+
+
+class Products(NamedTuple):
+    """How many of the linear layers' multiplications, a token each, have both operands in int8, and of how many.
+
+    A language model's head is left out.
+    """
+
+    int8: int
+    all: int
 
 
 def cannot_express(precision: str, scheme: Scheme) -> str | None:
@@ -60,12 +70,11 @@ def check_policy(precision: str, policy: Mapping[str, Scheme | None] | None) -> 
 
 def quantize(
     model: ir.Model, policy: Mapping[str, Scheme | None] | None, modules: Mapping[str, Rows], decoder: bool
-) -> tuple[float, tuple[str, ...]]:
+) -> tuple[Products, tuple[str, ...]]:
     """Gives each matrix and convolution of a float32 graph its module's scheme; without a policy int8 weights, all.
 
-    `modules` as of onnx_modules.module_rows. Returns the share of the linear layers' multiplications whose operands are
-    both int8, a language model's head left out, and notes. What is only looked up stays in float. Raises BuildError for
-    a scheme that does not fit its matrix.
+    `modules` as of onnx_modules.module_rows. Returns how much is multiplied in int8, and notes. What is only looked up
+    stays in float. Raises BuildError for a scheme that does not fit its matrix.
     """
     if policy is None:
         policy = dict.fromkeys(modules, WEIGHT)
@@ -93,7 +102,7 @@ def quantize(
         if scheme is not None:
             static += size if scheme.input == "static" else 0
             _convolve(model, name, node, scheme)
-    return static / max(total, 1), tuple(notes)
+    return Products(static, total), tuple(notes)
 
 
 def _weight(node: ir.Node) -> NDArray[np.float32]:

@@ -8,14 +8,15 @@ https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/use
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from exporter.targets.folder.files import hard_link, model_name
 from exporter.targets.folder.kit import render
-from exporter.targets.onnx_graph.traced import NEW, PAST, TOTAL
+from exporter.targets.onnx_graph.traced import NEW, PAST, READ, SOURCE, TOTAL
 from exporter.targets.tensorrt.build import PLAN, How
+from exporter.targets.tensorrt.parts import DATA, MODEL
 from exporter.targets.tensorrt.platform import Platform
 from exporter.targets.tensorrt.profile import Dimensions, Port, Profile, Shapes
 
@@ -26,20 +27,27 @@ _KINDS = {
 
 
 def write_repository(
-    folder: Path, source: str, platform: Platform, inputs: Mapping[str, Port], outputs: Mapping[str, Port]
+    folder: Path,
+    source: str,
+    platform: Platform,
+    inputs: Mapping[str, Port],
+    outputs: Mapping[str, Port],
+    part: str = "",
 ) -> None:
     """Writes folder/triton/NAME/{config.pbtxt,1/…}, for `tritonserver --model-repository=folder/triton`.
+
+    Of a graph in a folder of its own, `part`, it is NAME-PART.
 
     The model is there under a second name (a hard link): the repository can be mounted by itself, and a symbolic link
     out of it would lead nowhere.
     """
-    serves = (folder / PLAN).is_file() and not platform.ahead_of_time
-    name = model_name(source)
+    serves = (folder / part / PLAN).is_file() and not platform.ahead_of_time
+    name = model_name(source) + f"-{part}" * bool(part)
     version = folder / "triton" / name / "1"
     version.mkdir(parents=True)
-    for file in (PLAN,) if serves else ("model.onnx", "model.onnx_data"):
-        if (folder / file).is_file():
-            hard_link(folder / file, version / file)
+    for file in (PLAN,) if serves else (MODEL, DATA):
+        if (folder / part / file).is_file():
+            hard_link(folder / part / file, version / file)
     backend = "tensorrt" if serves else "onnxruntime"
     text = render(
         "tensorrt", "config.pbtxt", {"quoted": _quoted},
@@ -84,13 +92,14 @@ def rebuild_command(platform: Platform, shapes: Mapping[str, Shapes], how: How) 
 def run_command(platform: Platform, dimensions: Mapping[str, Dimensions], profile: Profile) -> str:
     """A shell script that runs the engine once, on random numbers, and times it.
 
-    A decoder takes one token after a text of the profile's usual length: its first inputs would be an empty cache.
+    A decoder takes one token after a text of the profile's usual length: its first inputs would be an empty cache. So
+    does one that has a source, all of which is in its cache then.
     """
     decoder = any(PAST in each for each in dimensions.values())
     length = profile.length.opt
     sizes: dict[str, int] = {name: each.opt for name, each in profile.axes().items()}
     if decoder:
-        sizes |= {NEW: 1, PAST: length - 1, TOTAL: length}
+        sizes |= {NEW: 1, PAST: length - 1, TOTAL: length, READ: sizes[SOURCE]}
     shapes = ",".join(
         f"{name}:{'x'.join(str(sizes[axis]) if isinstance(axis, str) else str(axis) for axis in each)}"
         for name, each in dimensions.items()
@@ -99,3 +108,8 @@ def run_command(platform: Platform, dimensions: Mapping[str, Dimensions], profil
         "tensorrt", RUN, {"word": shlex.quote},
         platform=platform, plan=PLAN, rebuild=REBUILD, shapes=shapes, decoder=decoder,
     )  # fmt: skip
+
+
+def both_command(file: str, parts: Sequence[str]) -> str:
+    """A shell script that runs the one of that name in each of these folders beside it."""
+    return render("tensorrt", "both.sh", {"word": shlex.quote}, file=file, parts=parts)

@@ -2,7 +2,8 @@
 
 The folder holds the engine (model.plan), its exact graph, the profile, the builder's log, what its layers became, a
 repository for Triton and the command that builds it again. Its size is the engine's, or without one the graph's. On a
-GPU the engine itself is measured; elsewhere the graph is, on the CPU, and says so.
+GPU the engine itself is measured; elsewhere the graph is, on the CPU, and says so. Of an encoder-decoder there are two
+of each, in the folders encoder and decoder.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import gc
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -20,16 +22,28 @@ from typing import Any
 from exporter.device import count
 from exporter.distribution import install_command
 from exporter.errors import BuildError, JobError, unknown
+from exporter.form import FORMS, TEXT2TEXT
 from exporter.targets.folder.files import copy_configuration
 from exporter.targets.folder.kit import kit
 from exporter.targets.folder.limits import of_one_text_or_picture
-from exporter.targets.onnx_graph.held import weights_of
-from exporter.targets.onnx_graph.zeros import two_of_four
-from exporter.targets.tensorrt.build import How, build, failed, parse
+from exporter.targets.tensorrt.build import PLAN, How, build, failed, parse
+from exporter.targets.tensorrt.encoder_decoder import write_pair
 from exporter.targets.tensorrt.graph import OPERATORS, write_graph
 from exporter.targets.tensorrt.lint import refused
 from exporter.targets.tensorrt.log import Log
 from exporter.targets.tensorrt.options import EngineOptions, RtxOptions, TensorrtOptions
+from exporter.targets.tensorrt.pair_runner import open_engines
+from exporter.targets.tensorrt.parts import (
+    DATA,
+    MODEL,
+    as_one,
+    parts_of,
+    share,
+    together,
+    two_of_four_in,
+    weights_in,
+    within,
+)
 from exporter.targets.tensorrt.platform import (
     RTX,
     TENSORRT,
@@ -43,7 +57,7 @@ from exporter.targets.tensorrt.precisions import PRECISIONS
 from exporter.targets.tensorrt.profile import Profile, ports
 from exporter.targets.tensorrt.quantize import cannot_express
 from exporter.targets.tensorrt.runner import open_engine
-from exporter.targets.tensorrt.serving import REBUILD, RUN, rebuild_command, run_command, write_repository
+from exporter.targets.tensorrt.serving import REBUILD, RUN, both_command, rebuild_command, run_command, write_repository
 from exporter.targets.tensorrt.stand_in import open_stand_in
 from exporter.targets.tensorrt.zeros import zeros_of
 from exporter.targets.traced_model.cache import refused_cache
@@ -64,48 +78,81 @@ _SHIPPED = ("config.json", "generation_config.json", *TOKENIZER_FILES, *PROCESSO
 
 def export(platform: Platform, request: ExportRequest) -> Exported:
     """Writes the artifact's folder. Raises BuildError for a refused graph, or an engine that cannot be built."""
-    folder = request.folder
+    folder, task = request.folder, request.checkpoint.task
     options: EngineOptions = request.options
-    model_onnx = folder / "model.onnx"
-    request.progress(f"writing the graph of {platform.package}:{request.precision}", 0, 0)
-    graph = write_graph(request, model_onnx, lacking(platform, OPERATORS))
-    profile, (sparse, _) = Profile.parse(options.profile), two_of_four(model_onnx)
+    parts = parts_of(task)
+    models = {part: folder / part / MODEL for part in parts}
+    request.progress(f"writing the graph{'s' * (len(parts) > 1)} of {platform.package}:{request.precision}", 0, 0)
+    if len(parts) > 1:
+        graphs = write_pair(request)
+    else:
+        graphs = {"": write_graph(request, models[""], lacking(platform, OPERATORS))}
+    profile, (sparse, _) = Profile.parse(options.profile).of(task), two_of_four_in(models.values())
     how = _how(request, sparse > 0)
-    inputs, outputs = ports(model_onnx)
+    all_ports = {part: ports(model) for part, model in models.items()}
     gc.collect()  # graphs are full of cycles, and would keep the float weights mapped beside the builder's memory
-    dimensions = {name: port.dimensions for name, port in inputs.items()}
+    dimensions = {
+        part: {name: port.dimensions for name, port in inputs.items()} for part, (inputs, _) in all_ports.items()
+    }
     (folder / PROFILES).write_text(profile.record(dimensions), encoding="utf-8")
-    shapes = profile.shapes(dimensions)
+    shapes = {part: profile.shapes(own) for part, own in dimensions.items()}
     copy_configuration(request.checkpoint.path, folder)
-    files = [name for name in ("model.onnx", "model.onnx_data") if (folder / name).is_file()]
+    files = [within(part, name) for part in parts for name in (MODEL, DATA) if (folder / part / name).is_file()]
     onnx_bytes = sum((folder / name).stat().st_size for name in files)
     told: dict[str, Any] = {
         "parsed": None, "parsed_by": None, "refused": [],
         "built_by": None, "engine_bytes": None, "onnx_bytes": onnx_bytes, "engine_over_onnx": None,
         "capabilities": list(how.capabilities) or None, "hardware_compatible": how.hardware_compatible,
         "version_compatible": how.version_compatible, "profile": options.profile,
-        "two_of_four_layers": sparse, "sparse_tactics": how.sparse, "sparse_layers": None,
-        "layers": None, "kept_float": list(graph.kept_float), "int8_share": graph.int8_share,
-        "seconds": dict(graph.seconds),
+        "two_of_four_layers": sparse, "sparse_tactics": how.sparse, "sparse_layers": None, "layers": None,
+        "kept_float": [within(part, line) for part, graph in graphs.items() for line in graph.kept_float],
+        "int8_share": share(graph.products for graph in graphs.values()),
+        "seconds": together(graph.seconds for graph in graphs.values()),
     }  # fmt: skip
     try:
-        _check(model_onnx)
+        for part, model in models.items():
+            with _of(part):
+                _check(model)
         if options.engine:
-            built = build(platform, model_onnx, shapes, how, folder, request.progress)
+            engines = []
+            for part, model in models.items():
+                with _of(part):
+                    engines.append(build(platform, model, shapes[part], how, model.parent, request.progress))
+            built = as_one(engines)
             told |= built | {"seconds": told["seconds"] | built["seconds"], "parsed": True, "parsed_by": str(platform)}
             told["engine_over_onnx"] = told["engine_bytes"] / onnx_bytes
-            files = ["model.plan"]
+            files = [within(part, PLAN) for part in parts]
         else:
-            told |= _parsed(platform, model_onnx)
+            for part, model in models.items():
+                with _of(part):
+                    told |= _parsed(platform, model)
     except BuildError as error:
         error.build = told | (error.build or {})
         raise
-    (folder / REBUILD).write_text(rebuild_command(platform, shapes, how), encoding="utf-8")
-    (folder / RUN).write_text(run_command(platform, dimensions, profile), encoding="utf-8")
-    write_repository(folder, request.checkpoint.source, platform, inputs, outputs)
+    for part, (inputs, outputs) in all_ports.items():
+        (folder / part / REBUILD).write_text(rebuild_command(platform, shapes[part], how), encoding="utf-8")
+        (folder / part / RUN).write_text(run_command(platform, dimensions[part], profile), encoding="utf-8")
+        write_repository(folder, request.checkpoint.source, platform, inputs, outputs, part)
+    if len(parts) > 1:
+        for name in (REBUILD, RUN):
+            (folder / name).write_text(both_command(name, parts), encoding="utf-8")
     there = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     extras = sorted(name for name in there if name not in (*files, *_SHIPPED))
-    return Exported(tuple(files), graph.notes, tuple(extras), told)
+    notes = dict.fromkeys(note for graph in graphs.values() for note in graph.notes)
+    return Exported(tuple(files), tuple(notes), tuple(extras), told)
+
+
+@contextmanager
+def _of(part: str) -> Iterator[None]:
+    """Says of which graph an error is, where there are two."""
+    try:
+        yield
+    except BuildError as error:
+        if not part:
+            raise
+        named = BuildError(f"the {part}: {error}")
+        named.build = error.build
+        raise named from error
 
 
 def _how(request: ExportRequest, sparse: bool) -> How:
@@ -140,17 +187,17 @@ def _parsed(platform: Platform, model_onnx: Path) -> dict[str, Any]:
 
 
 def check(config: Mapping[str, Any], task: str, precision: str) -> str | None:
-    if config.get("is_encoder_decoder"):
-        return "encoder-decoder models are not exported to TensorRT yet"
     if (reason := of_one_text_or_picture(task, "TensorRT")) is not None:
         return reason
+    if config.get("is_encoder_decoder") and not FORMS[task].encodes:
+        return f"an encoder-decoder is exported to TensorRT for {TEXT2TEXT}, and not for {task}"
     return refused_cache(config) if task == GENERATION else None
 
 
 def prepare(platform: Platform, wanted: Preparation) -> str | None:
     """Checks the options against the task and the installed package, and whether an engine can be built here."""
     options: EngineOptions = wanted.options
-    Profile.parse(options.profile).check(wanted.task, wanted.window, f"--{platform.package}-profile")
+    Profile.parse(options.profile).of(wanted.task).check(wanted.task, wanted.window, f"--{platform.package}-profile")
     if isinstance(options, RtxOptions):
         _check_capabilities(platform, options.compute_capability)
     return _cannot_build(platform) if options.engine else None
@@ -184,13 +231,16 @@ def _without(platform: Platform) -> str:
 
 
 def open_folder(platform: Platform, folder: Path, threads: int, gpu: int | None = None) -> Any:
-    """The engine on a GPU, by its number; without one that can run it, the graph on the CPU, which says why."""
-    decoder = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["task"] == GENERATION
-    profile = Profile.read((folder / PROFILES).read_text(encoding="utf-8"))
-    untimed = cannot_run(platform, gpu) if (folder / "model.plan").is_file() else _without(platform)
-    if untimed is None:
-        return open_engine(folder, platform, profile, decoder, gpu or 0)
-    return open_stand_in(folder, threads, profile, decoder, untimed)
+    """The engines on a GPU, by its number; without one that can run them, the graphs on the CPU, which say why."""
+    task = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["task"]
+    profile, parts = Profile.read((folder / PROFILES).read_text(encoding="utf-8")), parts_of(task)
+    built = all((folder / part / PLAN).is_file() for part in parts)
+    untimed = cannot_run(platform, gpu) if built else _without(platform)
+    if untimed is not None:
+        return open_stand_in(folder, threads, profile, task, untimed)
+    if len(parts) > 1:
+        return open_engines(folder, platform, profile, gpu or 0)
+    return open_engine(folder, platform, profile, task == GENERATION, gpu or 0)
 
 
 TENSORRT_TARGET = Target(
@@ -211,7 +261,7 @@ TENSORRT_TARGET = Target(
     open=partial(open_folder, TENSORRT),
     open_cuda=partial(open_folder, TENSORRT),
     lacks_cuda=lambda precision, task: cannot_run(TENSORRT),
-    weights=lambda folder, files: weights_of(folder / "model.onnx"),
+    weights=lambda folder, files: weights_in(folder),
     zeros=zeros_of,
     run="sh {folder}/run.sh",
     kit=kit("tensorrt"),

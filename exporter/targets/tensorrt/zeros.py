@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.targets.onnx_graph.zeros import two_of_four, zero_counts
+from exporter.targets.tensorrt.parts import parts_in, two_of_four_in, zero_counts_in
 from exporter.types import Zeros
 
 
 def zeros_of(folder: Path, files: Sequence[str]) -> Zeros:
     """Counted in the graph: an engine's weights are laid out for its kernels, and cannot be read."""
     told = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["build"]
-    graph = folder / "model.onnx"
-    sparse, layers = two_of_four(graph)
-    return Zeros(zero_counts(graph), _engine(told, sparse, layers), "the graph")
+    graphs = parts_in(folder)
+    which = "the graph" if len(graphs) == 1 else "the graphs"
+    return Zeros(zero_counts_in(folder), _engine(told, *two_of_four_in(graphs.values())), which)
 
 
 def _engine(told: Mapping[str, Any], sparse: int, layers: int) -> str:
