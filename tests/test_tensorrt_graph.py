@@ -12,6 +12,7 @@ from tensorrt_parser import parse
 from exporter.quantization.simulation import simulated
 from exporter.targets.onnx_graph.traced import load_model
 from exporter.targets.tensorrt.lint import refused
+from exporter.targets.tensorrt.parts import share
 from exporter.types import CLASSIFICATION, GENERATION
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,7 +31,8 @@ def test_parsed_and_right_at_other_batches_and_lengths(trt_models, trt_write, ki
     assert parse(path) == []
     assert {node.domain for node in onnx.load(path).graph.node} == {""}
     assert not any("beyond" in line for line in graph.kept_float)
-    assert (graph.int8_share == 1.0) if precision == "int8" else not graph.int8_share
+    share_of_int8 = share([graph.products])
+    assert (share_of_int8 == 1.0) if precision == "int8" else not share_of_int8
     opened = Opened(path, precision)
     for batch, length in ((1, 1), (3, 7), (2, 40)):
         ids = some_ids(batch, length)
