@@ -25,9 +25,9 @@ _RUN = "exporter-run-"  # beside the kinds' folders, the locks of those who work
 class Kind:
     """Entries of one sort: in a `folder` of the cache, each called `prefix` and (the first `digits` of) its key.
 
-    `what` it is, and what makes it `again` where a run needs it, in a word or two. It is told from others' files by what its writer puts there: the
-    `field` of a JSON file, the `mark`, is the key; or all that lies in it has a name that fits `inside`; or it is one
-    of the `names`, which all runs have together.
+    `what` it is, and what makes it `again` where a run needs it, in a word or two. It is told from others' files by
+    what its writer puts there: the `field` of a JSON file, the `mark`, is the key; or all that lies in it has a name
+    that fits `inside`; or it is one of the `names`, which all runs have together.
     """
 
     name: str

@@ -29,10 +29,12 @@ def _age(context: click.Context, option: click.Parameter, value: str | None) -> 
 
 
 def _size(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
     from exporter.byte_size import parse_bytes
 
     try:
-        return None if value is None else parse_bytes(value)
+        return parse_bytes(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -148,7 +150,8 @@ def _print(record: dict[str, Any], asked: cleaning.Asked, removed: bool) -> None
     from exporter.command.show import stdout
 
     console = stdout()
-    table = Table("kind", "what it is", "made again by", "entries", "MB", "oldest use", "newest use", box=SIMPLE)
+    columns = "kind", "what it is", "made again by", "entries", "MB", "oldest use", "newest use"
+    table = Table(*columns, box=SIMPLE, padding=(0, 2, 0, 0))
     for row in record["kinds"]:
         counts = f"{row['entries']:,}", f"{row['bytes'] / 1e6:,.1f}"
         table.add_row(
