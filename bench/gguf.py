@@ -20,7 +20,7 @@ from typing import Any
 from bench import record
 from bench.jobs import DECODER, OUT, THREADS, measure, options
 from bench.rows import figure, variant
-from exporter.store import cache_folder
+from exporter.cache import CONVERTER
 
 COMPARED = ("torch:bf16", "gguf:f16", "gguf:q8_0", "gguf:q5_k_m", "gguf:q4_k_m", "gguf:q4_0", "gguf:iq4_xs")
 WITHOUT = ("gguf:q4_k_m", "gguf:q4_0", "gguf:iq4_xs")
@@ -54,7 +54,7 @@ def by_hand(output: Path) -> dict[str, float]:
     from exporter.targets.gguf.types import FILE_TYPES
 
     checkpoint = json.loads((output / "reference" / "manifest.json").read_text())["checkpoint"]
-    [script] = (cache_folder() / "llama.cpp").rglob("convert_hf_to_gguf.py")
+    [script] = CONVERTER.place().rglob("convert_hf_to_gguf.py")
     environment = os.environ | {"PYTHONPATH": str(script.parent / "gguf-py")}
     half = output / "bare.gguf"
     lines = {"conversion": [str(script), checkpoint, "--outtype", "f16", "--outfile", str(half)]}

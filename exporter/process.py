@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from exporter.cache import COMPILED
 from exporter.errors import EXIT_JOB, BuildError, ExporterError, JobError
 from exporter.forkserver import Process, Start, attend, shared, stay, warm_up
 from exporter.store import cache_folder, disk_full, writable
@@ -104,13 +105,12 @@ class WorkerFailed(BuildError):
 
 def worker_environment(threads: int) -> dict[str, str]:
     """What a worker has in its environment besides its parent's. Raises BuildError where the cache cannot be used."""
-    cache = cache_folder()
-    writable(cache, "set EXPORTER_CACHE to another folder")  # torch's import alone makes a folder there
+    writable(cache_folder(), "set EXPORTER_CACHE to another folder")  # torch's import alone makes a folder there
     return {
         "HF_HUB_OFFLINE": "1",  # what must be downloaded has been, by the parent
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.31 would send events, and leave a session's file in /tmp
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),  # else in /tmp
+        "TORCHINDUCTOR_CACHE_DIR": str(COMPILED.entry("torchinductor")),  # else in /tmp
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(threads),

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,11 @@ _TEMPORARY = re.compile(r"^\.(.+)\.[0-9a-f]+\.tmp$")
 
 
 def cache_folder() -> Path:
-    """Where prepared checkpoints are kept: $EXPORTER_CACHE, or the user's cache folder."""
+    """Where what a later run may use again is kept (cache.py): $EXPORTER_CACHE, or the user's cache folder."""
     base = os.environ.get("EXPORTER_CACHE")
     if base:
         return Path(base)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "exporter"
-
-
-def working_folders() -> tuple[Path, ...]:
-    """The cache's folders in which something can be left unfinished."""
-    return tuple(cache_folder() / name for name in ("checkpoints", "calibrations", "llama.cpp", "training"))
 
 
 def content_key(value: Any) -> str:
@@ -73,7 +68,7 @@ def publish(destination: Path) -> Iterator[Path]:
 
 def put(folder: Path, destination: Path) -> None:
     """Renames a whole folder on the same disk to `destination`, in the place of what is there."""
-    old = _temporary(destination)
+    old = temporary(destination)
     if destination.exists():
         destination.rename(old)
     folder.rename(destination)
@@ -85,7 +80,7 @@ def put(folder: Path, destination: Path) -> None:
 def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
     """An empty folder inside `parent` that is gone when the block ends, however it ends."""
     parent.mkdir(parents=True, exist_ok=True)
-    path = _temporary(parent / name)
+    path = temporary(parent / name)
     path.mkdir()
     try:
         yield path
@@ -93,7 +88,7 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _temporary(destination: Path) -> Path:
+def temporary(destination: Path) -> Path:
     """A name that nothing ever had: what is swept away under it is nobody's."""
     return destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.tmp")
 
@@ -104,14 +99,19 @@ def sweep(folder: Path, name: str = "*") -> None:
     `name`: of one destination only, where the folder is not exporter's own. A process id would not tell who lives: two
     containers that share a folder have the same ones.
     """
-    for path in folder.glob(f".{name}.*.tmp") if folder.is_dir() else ():
-        if match := _TEMPORARY.match(path.name):
-            with lock.abandoned(folder / match[1]) as abandoned:
-                if abandoned:
-                    shutil.rmtree(path, ignore_errors=True)
+    for path, destination in unfinished(folder, name):
+        with lock.abandoned(destination) as abandoned:
+            if abandoned:
+                shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(lock.PATTERN.format(name)) if folder.is_dir() else ():
         with lock.abandoned(folder / path.name.removeprefix(".").removesuffix(".lock")):
             pass  # its file goes with it
+
+
+def unfinished(folder: Path, name: str = "*") -> list[tuple[Path, Path]]:
+    """What lies in a folder half made or half removed, each with its destination, whose lock says if it is left so."""
+    found = ((path, _TEMPORARY.match(path.name)) for path in folder.glob(f".{name}.*.tmp") if folder.is_dir())
+    return [(path, folder / match[1]) for path, match in found if match]
 
 
 @contextmanager
@@ -132,6 +132,17 @@ def one_maker(folder: Path, waiting: Callable[[str], None]) -> Iterator[None]:
     sweep(folder.parent)
     with lock.locked(folder, wait=True, waiting=waiting):
         yield
+        used(folder)
+
+
+def used(folder: Path) -> None:
+    """Stamps an entry of the cache that is read: its modification time is that of its last use.
+
+    Who reads without the entry's lock calls it before the look whether it is whole: one that is being cleaned is then
+    kept, or found gone.
+    """
+    with suppress(OSError):  # it is not there, or another user's: only who may write to it can say so
+        os.utime(folder)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.quick
 COMMANDS = (
     "bench",
     "calibrate",
+    "clean",
     "compress",
     "doctor",
     "fetch",

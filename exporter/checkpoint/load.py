@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from exporter import cache
 from exporter.checkpoint.quantization_config import scheme_of
 from exporter.checkpoint.recipes import RECIPES, Recipe
 from exporter.checkpoint.weights import again
 from exporter.errors import JobError, unknown
-from exporter.store import cache_folder, content_key, one_maker, publish, reusable, write_manifest
+from exporter.store import content_key, one_maker, publish, reusable, used, write_manifest
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 # Weights of other frameworks, and pickles; all else may be part of the model, as sentence-transformers' modules are.
@@ -52,6 +53,7 @@ def prepared(recipe: Recipe) -> Path | None:
     if recipe.converted is None:
         return None
     folder = _prepared_folder(recipe)
+    used(folder)
     return folder if reusable(folder, _recipe_key(recipe)) is not None else None
 
 
@@ -69,7 +71,7 @@ def prepare(recipe: Recipe, waiting: Callable[[str], None]) -> Path:
 
 
 def _prepared_folder(recipe: Recipe) -> Path:
-    return cache_folder() / "checkpoints" / recipe.name
+    return cache.RECIPES.entry(recipe.name)
 
 
 def _recipe_key(recipe: Recipe) -> str:

@@ -11,19 +11,12 @@ from typing import Any, NoReturn
 import click
 
 from exporter import __version__
-from exporter.command.flags import JobCommand, given
+from exporter.command.clean import clean
+from exporter.command.flags import FORMAT, JobCommand, given
 from exporter.command.shell import SHELLS
 from exporter.command.shell import shell_init as shell_text
 from exporter.errors import EXIT_INTERRUPTED, EXIT_JOB, ExporterError
 
-FORMAT = click.option(
-    "--format",
-    "form",
-    type=click.Choice(["human", "json"]),
-    default="human",
-    show_default=True,
-    help="json: the last line of stdout is the result.",
-)
 VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Name each part of a step on stderr, in pipes too.")
 WAIT = click.option("--wait", is_flag=True, help="Wait while another process of exporter works on the folder.")
 
@@ -131,13 +124,13 @@ def calibrate(config: Path | None, policy_out: Path, form: str, verbose: bool, *
     exporter calibrate -m ./llama -t onnx:int8-static --calib-text own.txt --policy-out policy.yaml
     exporter run -m ./llama -t onnx:int8-static --policy policy.yaml -o out/llama
     """
+    from exporter.cache import using
     from exporter.command.show import Screen, print_policy
     from exporter.job import Job, load_job
     from exporter.pipeline.choosing import make_policy
-    from exporter.store import swept, working_folders
 
     job = load_job(Job, given(flags) | {"output": policy_out.parent}, config)
-    with Screen(verbose) as screen, swept(*working_folders()):
+    with Screen(verbose) as screen, using():
         record = make_policy(job, policy_out, screen.progress, screen.step)
     print_policy(record, policy_out, form)
 
@@ -241,6 +234,9 @@ def fetch(target: str, source: Path | None) -> None:
     from exporter.command.fetch import fill
 
     click.echo(fill(target, source))
+
+
+cli.add_command(clean)
 
 
 @cli.command()

@@ -57,6 +57,16 @@ _SECTIONS = "sections"  # the parameter that holds them, while flags are read
 _SHORT = {"model": "-m", "output": "-o", "target": "-t"}
 
 
+FORMAT = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["human", "json"]),
+    default="human",
+    show_default=True,
+    help="json: the last line of stdout is the result.",
+)
+
+
 class JobCommand(click.Command):
     """`run`, `calibrate`, `compress`, `merge`: their flags are the fields of their job, and a Job's sections."""
 

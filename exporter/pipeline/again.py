@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from exporter import machine, store
+from exporter import cache, machine, store
 from exporter.checkpoint.weights import weight_files
 from exporter.device import gpu_number, was_asked
 from exporter.errors import BuildError, JobError
@@ -37,7 +37,7 @@ def bench_again(
     """
     output = output.resolve()
     read_report(output)  # what is no output folder is not locked
-    with store.output_lock(output, wait, progress):
+    with store.output_lock(output, wait, progress), cache.using():
         asked = {"output": str(output), "threads": threads, "device": device}
         told = {name: value for name, value in asked.items() if value is not None}
         return _bench(output, told, progress, failed, stepped)
@@ -63,6 +63,8 @@ def _bench(output: Path, told: dict[str, Any], progress: Progress, failed: Faile
         tuple(model["history"]),
         job.trust_remote_code,
     )
+    if checkpoint.path.parent == cache.MERGED.place().absolute():
+        store.used(checkpoint.path)
     bench = Bench(
         output, checkpoint, report["evaluation"]["max_length"], job.threads, progress, failed, device=job.device
     )

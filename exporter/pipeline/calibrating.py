@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter import machine, store
+from exporter import cache, machine, store
 from exporter.pipeline.plan import Plan
 from exporter.process import Progress, Session, Worker
 from exporter.types import Checkpoint
@@ -20,7 +20,7 @@ def calibrated(plan: Plan, checkpoint: Checkpoint, worker: Worker, progress: Pro
     text = plan.calibration
     made_of = ["calibration statistics, windows", checkpoint.sha256, checkpoint.task, text, machine.versions()]
     key = store.content_key(made_of)
-    folder = store.cache_folder() / "calibrations" / key
+    folder = cache.CALIBRATIONS.entry(key)
     worker(collect_statistics, checkpoint=checkpoint, folder=folder, key=key, threads=plan.job.threads, **text)
     return folder
 

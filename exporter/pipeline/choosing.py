@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from exporter import store
+from exporter import cache, store
 from exporter.checkpoint.problem import problem_of
 from exporter.errors import JobError
 from exporter.forkserver import ForkServer, Start
@@ -158,7 +158,7 @@ def make_policy(job: Job, file: Path, progress: Progress, stepped: Stepped = unh
     """Writes the policy that `exporter run` would begin with to a file; returns its record. Raises ExporterError."""
     file = file.expanduser()
     store.writable(file.parent, "choose another file with --policy-out")
-    log = store.cache_folder() / "logs" / "calibrate.log"
+    log = cache.LOGS.entry("calibrate.log")
     with (
         TemporaryDirectory() as name,
         ForkServer() as server,

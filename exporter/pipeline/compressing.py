@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter import store
+from exporter import cache, store
 from exporter.checkpoint.load import is_recipe
 from exporter.errors import JobError
 from exporter.job import CompressJob
@@ -37,7 +37,7 @@ def compress_only(job: CompressJob, progress: Progress, stepped: Stepped = unhea
     check(Asked("compress", prunings, distill))
     check_options(distill)
     store.writable(output)
-    with store.swept_beside(output), store.output_lock(output, job.wait, progress):
+    with store.swept_beside(output), store.output_lock(output, job.wait, progress), cache.using():
         refuse_other_folder(output, job.force)
         return _compress(job, prunings, distill, output, progress, stepped)
 
@@ -51,7 +51,7 @@ def _compress(
     stepped: Stepped,
 ) -> dict[str, Any]:
     _, text = evaluation_text(job.eval_text, is_recipe(job.model))
-    with Worker(store.cache_folder() / "logs" / "compress.log", job.threads, progress, HUGE_PAGES) as worker:
+    with Worker(cache.LOGS.entry("compress.log"), job.threads, progress, HUGE_PAGES) as worker:
         source = look(job, worker, measured=False)
         check_task(prunings, source.checkpoint.task)
         store.refuse_full_disk({output: 4 * source.checkpoint.parameters})

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from exporter.cache import STATES
 from exporter.errors import JobError
 from exporter.job import CompressJob, Job
 from exporter.pipeline.labelled import class_names, kind_of, labelled_data
@@ -15,7 +16,7 @@ from exporter.pipeline.texts import CALIB_TEXT, calibration_text, read_text, ref
 from exporter.process import Session, Worker
 from exporter.stages.distill.options import DistillOptions
 from exporter.stages.prune.student import parse_shape
-from exporter.store import cache_folder, refuse_full_disk
+from exporter.store import refuse_full_disk
 from exporter.tasks.known import TASKS
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION, Checkpoint
 
@@ -81,7 +82,7 @@ def plan_distillation(
         name, text, skip = calibration_text(path or job.calib_text, source.recipe, evaluated, measured, flag)
         told |= {"name": name, "text": text, "skip": skip}
     # Two states and the one that is being written, each of weights and two moments; then what comes out.
-    refuse_full_disk({cache_folder() / "training": (3 * 3 + 1) * 4 * source.checkpoint.parameters})
+    refuse_full_disk({STATES.place(): (3 * 3 + 1) * 4 * source.checkpoint.parameters})
     teacher = None
     if options.teacher is not None:
         alone = {"model": str(options.teacher.expanduser()), "adapter": (), "probe": None, "task": task}

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from exporter import machine, store
+from exporter import cache, machine, store
 from exporter.pipeline.distillations import Distillation
 from exporter.pipeline.labelled import tokenize_examples
 from exporter.pipeline.merging import TOOLS
@@ -37,7 +37,7 @@ def distill_stage(
     step("distillation", 0, 0)
     told = told_of(plan, original)
     key = key_of(plan, original, student, told)
-    folder = store.cache_folder() / "checkpoints" / f"distilled-{key[:16]}"
+    folder = cache.DISTILLED.entry(key)
     made = worker(distill_checkpoint, checkpoint=student, folder=folder, key=key, threads=threads, **told)
     history = (*student.history, *made["history"])
     return replace(student, path=folder, sha256=key, history=history), made["record"]
@@ -84,8 +84,9 @@ def distill_checkpoint(
     from exporter.stages.prune.student import cut_student
 
     torch.set_num_threads(threads)
-    states = store.cache_folder() / "training" / key[:16]
+    states = cache.STATES.entry(key)
     with store.one_maker(Path(folder), session.waiting):
+        store.used(states)
         if (manifest := store.reusable(Path(folder), key)) is None:
             chosen = DistillOptions.model_validate(options)
             load = partial(

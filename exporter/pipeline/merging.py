@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from exporter import machine, store
+from exporter import cache, machine, store
 from exporter.checkpoint.folder import carried_sha256
 from exporter.checkpoint.load import is_recipe
 from exporter.errors import BuildError, JobError
@@ -33,7 +33,7 @@ def merge_stage(job: MergeJob, source: Source, text: str, worker: Worker, progre
     told = {**how(job, source), "text": text[:_PROBE_TEXT]}
     travels = carried_sha256(base.path, [adapter.path for adapter in source.adapters])
     key = store.content_key(["merge", base.sha256, source.adapter_hashes, travels, told, _probe_hash(job), tools])
-    folder = store.cache_folder() / "checkpoints" / f"merged-{key[:16]}"
+    folder = cache.MERGED.entry(key)
     record = _merge(source, told, folder, key, worker, progress)
     return replace(
         base, path=folder, sha256=merged_sha256(job, source), history=(*base.history, *record["history"])
@@ -133,14 +133,14 @@ def merge_only(job: MergeJob, progress: Progress, stepped: Stepped = unheard) ->
     if not job.adapter:
         raise JobError("nothing to merge: give the adapter's folder with --adapter DIR")
     store.writable(output)
-    with store.swept_beside(output), store.output_lock(output, job.wait, progress):
+    with store.swept_beside(output), store.output_lock(output, job.wait, progress), cache.using():
         return _merge_only(job, output, progress, stepped)
 
 
 def _merge_only(job: MergeJob, output: Path, progress: Progress, stepped: Stepped) -> dict[str, Any]:
     refuse_other_folder(output, job.force)
     text_name, text = evaluation_text(job.eval_text, is_recipe(job.model))
-    log = store.cache_folder() / "logs" / "merge.log"
+    log = cache.LOGS.entry("merge.log")
     with Worker(log, job.threads, progress, HUGE_PAGES) as worker:
         source = look(job, worker, read_weights=False, measured=job.expect_perplexity is not None)
         if source.way == "streaming" and job.expect_perplexity is not None:

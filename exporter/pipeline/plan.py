@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from exporter.cache import MERGED, using
 from exporter.checkpoint.load import is_recipe
 from exporter.device import gpu_number, was_asked
 from exporter.errors import BuildError
@@ -40,7 +41,7 @@ from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy
 from exporter.report.labelled import data_line
 from exporter.stages.prune.options import Pruning
-from exporter.store import cache_folder, refuse_full_disk, swept, working_folders
+from exporter.store import cache_folder, refuse_full_disk
 from exporter.targets import known
 from exporter.types import FEATURES, TASKS, Checkpoint, Gates, Preparation, Target, Variant
 
@@ -196,7 +197,7 @@ def check_calibration(session: Session, checkpoint: Checkpoint, text: dict[str, 
 def dry_plan(job: Job, progress: Progress) -> dict[str, Any]:
     """The plan of a job in words, with nothing written to its output folder."""
     with (
-        swept(*working_folders()),
+        using(),
         tempfile.TemporaryDirectory() as logs,
         Worker(Path(logs) / "prepare.log", job.threads, progress) as worker,
     ):
@@ -274,5 +275,5 @@ def _refuse_full_disk(output: Path, source: Source, wanted: tuple[Wanted, ...]) 
     policies = 2 if any(one.how for one in wanted) else 0
     needs = {output: int(whole * (1 + len(wanted) / 2 + policies))}
     if source.adapters:
-        needs[cache_folder() / "checkpoints"] = whole
+        needs[MERGED.place()] = whole
     refuse_full_disk(needs)

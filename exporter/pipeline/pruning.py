@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from exporter import machine, store
+from exporter import cache, machine, store
 from exporter.pipeline.merging import TOOLS
 from exporter.pipeline.prunings import calibrated_by
 from exporter.pipeline.zeros import has_zeros
@@ -28,7 +28,7 @@ def prune_stage(
     step("pruning", 0, 0)
     told = told_of(prunings, text)
     key = key_of(checkpoint, told)
-    folder = store.cache_folder() / "checkpoints" / f"pruned-{key[:16]}"
+    folder = cache.PRUNED.entry(key)
     made = worker(prune_checkpoint, checkpoint=checkpoint, folder=folder, key=key, threads=threads, **told)
     pruned = replace(checkpoint, path=folder, sha256=key, history=(*checkpoint.history, *made["history"]))
     return pruned, made["record"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter import machine, store
+from exporter import cache, machine, store
 from exporter.checkpoint.folder import carried_sha256
 from exporter.checkpoint.quantization_config import scheme_of
 from exporter.checkpoint.weights import FLOAT_BYTES, Weights, stored_tensors
@@ -90,7 +90,7 @@ def base_of(job: MergeJob, path: Path, config: Mapping[str, Any], weights: Weigh
     dtype = dtype if dtype in _FLOATS else "float32"  # what training computed in: it holds the values without loss
     made_of = [weights.sha256, config, carried_sha256(path, [])]
     key = store.content_key(["dequantize", made_of, job.base_quant, dtype, tools])
-    folder = store.cache_folder() / "checkpoints" / f"dequantized-{key[:16]}"
+    folder = cache.DEQUANTIZED.entry(key)
     told = {"simulated": job.base_quant, "dtype": dtype, "trust": job.trust_remote_code}
     history = worker(dequantize_base, source=path, folder=folder, key=key, **told)
     if job.merge_base == "original":

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from exporter import machine, store
+from exporter import cache, machine, store
 from exporter.forkserver import ForkServer, Start
 from exporter.job import Job
 from exporter.pipeline.calibrating import calibrated
@@ -38,7 +38,8 @@ def run(job: Job, progress: Progress = silent, failed: Failed = nobody, stepped:
     store.writable(output)
     with (
         store.output_lock(output, job.wait, progress),
-        store.swept(output, *store.working_folders()),
+        store.swept(output),
+        cache.using(),
         ForkServer() as server,
     ):
         return _run(job, output, progress, failed, stepped, server.start)

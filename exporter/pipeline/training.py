@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from exporter import machine, store
+from exporter import cache, machine, store
 from exporter.pipeline.plan import Plan
 from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import FLOAT, Policy
@@ -35,8 +35,8 @@ def qat_stage(
     }
     tools = {tool: version for tool, version in machine.versions().items() if tool in _TOOLS}
     key = store.content_key(["qat", checkpoint.sha256, told, tools])
-    folder = store.cache_folder() / "checkpoints" / f"trained-{key[:16]}"
-    states = store.cache_folder() / "training" / key[:16]
+    folder = cache.TRAINED.entry(key)
+    states = cache.STATES.entry(key)
     made = worker(
         train_checkpoint,
         checkpoint=checkpoint,
@@ -75,6 +75,7 @@ def train_checkpoint(
     The states of the training are this maker's too: they have the same key.
     """
     with store.one_maker(Path(folder), session.waiting):
+        store.used(Path(states))
         if (manifest := store.reusable(Path(folder), key)) is None:
             from transformers import AutoTokenizer
 

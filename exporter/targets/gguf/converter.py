@@ -18,9 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from exporter.cache import CONVERTER
 from exporter.checkpoint.weights import spare_files
 from exporter.errors import BuildError, JobError
-from exporter.store import one_maker, publish
+from exporter.store import one_maker, publish, used
 from exporter.targets.gguf import pretokenizer
 
 PACKAGE = "llama-cpp-python"
@@ -28,7 +29,7 @@ SCRIPT = "convert_hf_to_gguf.py"
 # Source packages whose hash is known beforehand. Any other version is checked against what the index publishes.
 SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
 _WANTED = re.compile(r"^[^/]+/vendor/llama\.cpp/((convert_hf_to_gguf\.py|LICENSE)$|conversion/|gguf-py/gguf/)")
-_MARK = "source.json"  # written last: the version, the package's hash, and one over the unpacked files
+_MARK = CONVERTER.mark  # written last: the version, the package's hash, and one over the unpacked files
 # By model type: the width of the MLPs, and what the converter takes it to be four times of without a look.
 _FOUR_TIMES = {
     "gpt2": ("n_inner", "n_embd"), "gpt_bigcode": ("n_inner", "n_embd"), "falcon": ("ffn_hidden_size", "hidden_size"),
@@ -49,6 +50,7 @@ def version() -> str:
 def cached(cache: Path) -> Path | None:
     """The unpacked converter of the installed version, or None where the cache lacks it or it was changed."""
     folder = _folder(cache)
+    used(folder)
     try:
         mark = json.loads((folder / _MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -155,7 +157,7 @@ def _reason(log: str, status: int) -> str:
 
 
 def _folder(cache: Path) -> Path:
-    return cache / "llama.cpp" / f"converter-{version()}"
+    return CONVERTER.entry(version(), cache)
 
 
 def _fingerprint(folder: Path) -> str:
