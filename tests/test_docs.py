@@ -43,7 +43,7 @@ READERS = {
 # Flags of pip, of other programs and of bench/.
 FOREIGN = {
     "--extra-index-url", "--no-deps", "--model-repository", "--windows", "--rounds", "--sparsity", "--text",
-    "--of", "--pack", "--part-size", "--python", "--rehearse", "--rows", "--run", "--seconds", "--system-site-packages",
+    "--of", "--pack", "--part-size", "--python", "--rehearse", "--rows", "--run", "--seconds", "--what-is-there",
 }  # fmt: skip
 
 
