@@ -55,8 +55,8 @@ class Joined(io.RawIOBase):
         super().close()
 
 
-def missing(parts: Path) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The manifest, the names of the volumes that are not whole in `parts`, and the parts which they lack.
+def missing(parts: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The manifest, and of each volume that is not whole in `parts` the names of those that it lacks.
 
     A volume is an archive of its own: the first holds what every row needs, each other one what a row alone does.
     """
@@ -64,15 +64,11 @@ def missing(parts: Path) -> tuple[dict[str, Any], list[str], list[str]]:
         manifest = json.loads((parts / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Broken(f"{parts / MANIFEST} cannot be read: {error}") from error
-    lost = {
+    lacking = {
         volume["name"]: [part["name"] for part in volume["parts"] if not (parts / part["name"]).is_file()]
         for volume in manifest["volumes"]
     }
-    return (
-        manifest,
-        [name for name, files in lost.items() if files],
-        [file for files in lost.values() for file in files],
-    )
+    return manifest, {name: files for name, files in lacking.items() if files}
 
 
 def checked(parts: Path, volume: dict[str, Any]) -> list[Path]:
@@ -163,15 +159,16 @@ def _call(command: Sequence[str | Path]) -> None:
 
 def bring(parts: Path, destination: Path, partly: bool) -> tuple[list[str], list[str]]:
     """Joins the volumes that `destination` lacks: their names, and with `partly` those that did not come whole."""
-    manifest, lost, files = missing(parts)
+    manifest, lacking = missing(parts)
     first, *_ = manifest["volumes"]
     told = destination / JOINED
     there = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {"of": manifest["key"], "volumes": []}
-    lost = [name for name in lost if name not in there["volumes"]]
+    lost = [name for name in lacking if name not in there["volumes"]]
     new = [volume for volume in manifest["volumes"] if volume["name"] not in {*lost, *there["volumes"]}]
     if (destination.exists() and not told.is_file()) or there["of"] != manifest["key"] or not (new or lost):
         raise Broken(f"{destination} is there already: name a folder that is not")
     if lost and (not partly or first["name"] in lost):
+        files = [file for name in lost for file in lacking[name]]
         several = f" and {len(files) - 3} more" if len(files) > 3 else ""
         raise Broken(f"{len(files)} parts are missing in {parts}: {', '.join(files[:3])}{several}")
     whole = {volume["name"]: checked(parts, volume) for volume in new}

@@ -91,8 +91,8 @@ def inputs_after(fed: Mapping[str, Statistics], done: Iterable[Smoothed]) -> dic
         for name in (name for name in one.fold.layers if name in fed):
             its = after[name]
             low, high = its.low / factors, its.high / factors
-            ends = (np.array([end], np.float64) for end in (low.min(), high.max()))
-            between = Histogram(next(ends), next(ends), np.array([its.rows * low.size]))
+            first, last = np.array([[low.min()], [high.max()]], np.float64)
+            between = Histogram(first, last, np.array([its.rows * low.size]))
             after[name] = Statistics(its.rows, low, high, its.squares / factors.astype(np.float64) ** 2, between)
     return after
 

@@ -34,11 +34,11 @@ class _Decoder(EngineRunner):
 
     def answers(self, ids: Ids, mask: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """[B, T, V], of nothing in the cache."""
-        return self._run(self._fed(ids, mask, states) | self._empty(len(ids)))[self._outputs[0]]
+        return self._run(self._fed(ids, mask, states) | self._nothing_read(len(ids)))[self._outputs[0]]
 
     def begin(self, ids: Ids, mask: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """[1, T, V] of [1, T] ids, which the cache has alone from here on, with the source."""
-        outputs = self._run(self._fed(ids, mask, states) | self._empty(1))
+        outputs = self._run(self._fed(ids, mask, states) | self._nothing_read(1))
         self._cache = {name: outputs[present(name)] for name in self._past}
         return outputs[self._outputs[0]]
 
@@ -48,21 +48,15 @@ class _Decoder(EngineRunner):
         self._cache |= {name: outputs[present(name)] for name in self._past if ".decoder." in name}
         return outputs[self._outputs[0]]
 
+    def _nothing_read(self, batch: int) -> dict[str, torch.Tensor]:
+        return {name: self._empty(name, batch) for name in self._past}
+
     def _fed(self, ids: Ids, mask: torch.Tensor, states: torch.Tensor) -> dict[str, torch.Tensor]:
         import torch
 
         own = torch.from_numpy(np.ascontiguousarray(ids)).to("cuda")
         fed = {"input_ids": own, "encoder_attention_mask": mask, "encoder_hidden_states": states}
         return {name: value.to(self._kinds[name]).contiguous() for name, value in fed.items() if name in self._inputs}
-
-    def _empty(self, batch: int) -> dict[str, torch.Tensor]:
-        import torch
-
-        shapes = {name: self._engine.get_tensor_shape(name) for name in self._past}
-        return {
-            name: torch.zeros(batch, shape[1], 0, shape[3], dtype=self._kinds[name], device="cuda")
-            for name, shape in shapes.items()
-        }
 
 
 class _Encoder(EngineRunner):

@@ -93,6 +93,13 @@ class EngineRunner:
             if name in self._inputs
         }
 
+    def _empty(self, past: str, batch: int) -> torch.Tensor:
+        """A KV cache's input of nothing."""
+        import torch
+
+        _, heads, _, size = self._engine.get_tensor_shape(past)
+        return torch.zeros(batch, heads, 0, size, dtype=self._kinds[past], device="cuda")
+
     def _run(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """One forward; its own time on the device goes to device_ms."""
         outputs = self._bind(self._context, feeds)
@@ -144,12 +151,6 @@ class DecoderEngineRunner(EngineRunner):
 
     def _feeds(self, ids: Sample, mask: Ids, segments: Ids | None = None) -> dict[str, torch.Tensor]:
         return super()._feeds(ids, mask, segments) | {name: self._empty(name, len(ids)) for name in self._step.past}
-
-    def _empty(self, past: str, batch: int) -> torch.Tensor:
-        import torch
-
-        _, heads, _, size = self._engine.get_tensor_shape(past)
-        return torch.zeros(batch, heads, 0, size, dtype=self._kinds[past], device="cuda")
 
     def prefill(self, ids: Ids) -> Floats:
         self._profile.admit(len(ids))
