@@ -78,12 +78,12 @@ class Removed:
 def look(kinds: Sequence[Kind] = KINDS) -> Held:
     """What the cache holds of some kinds; makes and removes nothing. Raises JobError where it cannot be read."""
     root = cache_folder().resolve()
-    if not os.path.lexists(root):
-        return Held(root)
     entries: list[Entry] = []
     left: list[Left] = []
     foreign: list[Path] = []
     try:
+        if not _is_there(root):
+            return Held(root)
         at_work = users(root)
         foreign += [path for path in sorted(root.iterdir()) if path.is_symlink() or not is_ours(path)]
         for place in dict.fromkeys(kind.place(root) for kind in kinds):
@@ -104,6 +104,15 @@ def look(kinds: Sequence[Kind] = KINDS) -> Held:
             "clean it as its owner"
         ) from error
     return Held(root, tuple(entries), tuple(left), tuple(foreign))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists; raises OSError where that cannot be known, which is not the same as an empty cache."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def chosen(entries: Sequence[Entry], asked: Asked, now: float) -> list[Entry]:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -304,22 +305,31 @@ def test_what_cannot_be_removed_is_a_line_and_status_4(run_here, mounted, monkey
     assert store.reusable(folder, KEYS[0]) is not None
 
 
-def test_another_user_s_are_left_whole(root, tmp_path):
+def test_another_user_s_are_left_whole(monkeypatch):
     if os.getuid() != 0:
         pytest.skip("only root can run a program as another user")
-    folder = entry(cache.MERGED, KEYS[0], 40)
     code = "import os, sys; sys.path[:0] = [sys.argv.pop(1)]; from exporter.command.cli import main; "
     code += "import exporter.command.show; "  # before: it may not read this Python's files
     code += "os.setegid(65534); os.seteuid(65534); sys.argv[1:] = ['clean', '--all', '--format', 'json']; main()"
-    for path in (root, *root.parents):
-        if path.stat().st_uid == os.getuid() and path.is_relative_to(tmp_path.parents[1]):
-            path.chmod(0o755)
-    done = subprocess.run([sys.executable, "-c", code, ROOT], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 4, done.stdout + done.stderr
-    assert the_error(done.stderr) == (
-        f"error: cannot remove {folder}: Permission denied; clean the cache as its owner\n"
-    )
-    assert store.reusable(folder, KEYS[0]) is not None
+
+    def nobody():
+        return subprocess.run([sys.executable, "-c", code, ROOT], cwd=ROOT, capture_output=True, text=True)
+
+    # Not in pytest's own folder, which no other user may pass through.
+    with tempfile.TemporaryDirectory() as home:
+        root = Path(home, "cache")
+        monkeypatch.setenv("EXPORTER_CACHE", str(root))
+        folder = entry(cache.MERGED, KEYS[0], 40)
+        done = nobody()
+        assert (done.returncode, done.stdout) == (2, "")  # what cannot be seen is not an empty cache
+        assert the_error(done.stderr).startswith(f"error: cannot read {root}: Permission denied; set EXPORTER_CACHE")
+        os.chmod(home, 0o755)
+        done = nobody()
+        assert done.returncode == 4, done.stdout + done.stderr
+        assert the_error(done.stderr) == (
+            f"error: cannot remove {folder}: Permission denied; clean the cache as its owner\n"
+        )
+        assert store.reusable(folder, KEYS[0]) is not None
 
 
 @pytest.mark.parametrize(
