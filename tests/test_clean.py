@@ -323,7 +323,7 @@ def test_another_user_s_are_left_whole(monkeypatch):
         done = nobody()
         assert (done.returncode, done.stdout) == (2, "")  # what cannot be seen is not an empty cache
         assert the_error(done.stderr).startswith(f"error: cannot read {root}: Permission denied; set EXPORTER_CACHE")
-        os.chmod(home, 0o755)
+        Path(home).chmod(0o755)
         done = nobody()
         assert done.returncode == 4, done.stdout + done.stderr
         assert the_error(done.stderr) == (

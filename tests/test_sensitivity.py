@@ -148,15 +148,15 @@ def test_the_smallest_mix_that_fits_is_chosen(model, windows, layers):
     meter = LossMeter(model, "text-generation", windows)
     groups = ranked(meter, layers)
     lowest = meter.loss(dict.fromkeys(layers, INT4))
-    assert choose(meter, layers, groups, lowest, {}).schemes == dict.fromkeys(layers, INT4)
-    half = choose(meter, layers, groups, lowest / 2, {})
+    assert choose(meter, layers, lambda: pytest.fail("not needed"), lowest, {}).schemes == dict.fromkeys(layers, INT4)
+    half = choose(meter, layers, lambda: groups, lowest / 2, {})
     assert half.fits
     assert half.loss <= lowest / 2
     raised = [group for group in groups if half.schemes[group.names[0]] == INT8]
     assert raised == groups[: len(raised)]
     one_less = dict(half.schemes) | dict.fromkeys(raised[-1].names, INT4)
     assert meter.loss(one_less) > lowest / 2
-    nothing_fits = choose(meter, layers, groups, 1e-12, {})
+    nothing_fits = choose(meter, layers, lambda: groups, 1e-12, {})
     assert nothing_fits.schemes == dict.fromkeys(layers, None)
     assert nothing_fits.loss == 0
 
@@ -185,7 +185,7 @@ def test_how_many_groups_must_be_raised_is_found_with_few_simulations(foretold):
 def test_without_float_as_a_last_resort_the_best_is_said_not_to_fit(model, windows, layers):
     meter = LossMeter(model, "text-generation", windows)
     layers = {name: Layer(layer.size, (INT4, INT8)) for name, layer in layers.items()}
-    choice = choose(meter, layers, ranked(meter, layers), 1e-12, {})
+    choice = choose(meter, layers, lambda: ranked(meter, layers), 1e-12, {})
     assert not choice.fits
     assert choice.schemes == dict.fromkeys(layers, INT8)
     assert choice.loss == meter.loss(dict.fromkeys(layers, INT8))

@@ -54,7 +54,7 @@ class Quantizer:
             schemes = self._prepared.lowest()
             loss = self._meter.loss(schemes, self._weights)
             return Choice(schemes, loss, loss <= budget, ())
-        return choose(self._meter, self._prepared.layers, self._groups(), budget, self._weights)
+        return choose(self._meter, self._prepared.layers, self._groups, budget, self._weights)
 
     def _groups(self) -> list[Group]:
         """Ranked once: the order does not depend on the budget."""
@@ -119,7 +119,7 @@ class Quantizer:
             "budget": budget,
             "unit": self._meter.unit,
             "tokens": self._meter.tokens,
-            "ranked": self._ranked,
+            "ranked": self._ranked if choice.groups else None,
             "sensitivity": [[list(group.names), group.loss] for group in choice.groups[:_WORST]],
             "history": [*self._prepared.done, *biases, f"quantized in float: {in_words} linear layers"],
         }

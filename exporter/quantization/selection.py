@@ -150,14 +150,20 @@ def _are_apart(names: Sequence[str], layers: Mapping[str, Layer], meter: LossMet
 def choose(
     meter: LossMeter,
     layers: Mapping[str, Layer],
-    groups: Sequence[Group],
+    ranked: Callable[[], Sequence[Group]],
     budget: float,
     weights: Mapping[str, Tensor],
 ) -> Choice:
     """The mix with the fewest groups above the lowest rung that fits; where none does, the one that loses least.
 
-    `weights` are the rounded ones of the lowest rung, where they are not the nearest.
+    `ranked` finds the groups' order: asked only where the layers do not fit at their lowest rung all together.
+    `weights` are the rounded ones of that rung, where they are not the nearest.
     """
+    lowest = {name: layer.choices[0] for name, layer in layers.items()}
+    value = meter.loss(lowest, weights)
+    if value <= budget:
+        return Choice(lowest, value, True, ())
+    groups = ranked()
     rungs = max(len(layer.choices) for layer in layers.values())
 
     def mix(low: int, raised: int) -> dict[str, Scheme | None]:
@@ -166,20 +172,15 @@ def choose(
 
     def loss(low: int, raised: int) -> float:
         schemes = mix(low, raised)
-        lowest = {name for name, scheme in schemes.items() if scheme == layers[name].choices[0]}
-        return meter.loss(schemes, _Some(weights, lowest))
+        unraised = {name for name, scheme in schemes.items() if scheme == lowest[name]}
+        return meter.loss(schemes, _Some(weights, unraised))
 
     for low in range(rungs - 1):
-        none, all_raised = loss(low, 0), loss(low, len(groups))
-        if none <= budget:
-            return Choice(mix(low, 0), none, True, groups)
-        if all_raised > budget:
-            continue
-        enough, found = fewest(groups, budget, (none, all_raised), partial(loss, low))
-        return Choice(mix(low, enough), found, True, groups)
-    best = mix(rungs - 2, len(groups)) if rungs > 1 else mix(0, 0)
-    value = meter.loss(best)
-    return Choice(best, value, value <= budget, groups)
+        none_raised, value = value, loss(low, len(groups))
+        if value <= budget:
+            enough, found = fewest(groups, budget, (none_raised, value), partial(loss, low))
+            return Choice(mix(low, enough), found, True, groups)
+    return Choice(mix(max(rungs - 2, 0), len(groups)), value, False, groups)
 
 
 def fewest(

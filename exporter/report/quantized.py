@@ -37,6 +37,8 @@ def quantization_lines(record: Mapping[str, Any]) -> Iterator[str]:
     worst = [f"{_common(names)} {loss:.2g}" for names, loss in record["sensitivity"][:_WORST]]
     if worst:
         yield f"most sensitive for their size, alone at the lowest scheme ({unit}): {', '.join(worst)}"
+    elif not record["given"] and record["loss"] <= record["budget"]:
+        yield "all layers fit at the lowest scheme together: none was looked at alone"
     yield from record["history"]
     yield f"calibrating, choosing and rounding took {record['seconds']:,.0f} s"
 
