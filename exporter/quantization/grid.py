@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # 4-bit ranges that are tried for each group: the one with the least squared error is taken.
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-_SAMPLED_GROUPS = 64
+_SAMPLED_GROUPS, _SAMPLED_VALUES = 64, 64
 INT32 = 2**31  # biases are added to integer products in 32 bits
 _HALF = 2.0**-14, 65504.0  # between them float16 has eleven bits
 _FLOAT32 = 2.0**-21  # of a step that is found again: float32 rounded its multiples
@@ -165,7 +165,8 @@ def _own_steps(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor] | None:
     """
     flat = groups.reshape(-1, groups.shape[-1])
     sample = flat[:: max(len(flat) // _SAMPLED_GROUPS, 1)]
-    if not _steps(sample, scheme)[1].all():
+    # Nearly all weights that come here are on no grid: one group says so at a hundredth of the price of all.
+    if not (_may_have_steps(sample[sample.abs().amax(-1).argmax()], scheme) and _steps(sample, scheme)[1].all()):
         return None
     scales, found = _steps(flat, scheme)
     if not found.all():
@@ -176,12 +177,32 @@ def _own_steps(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor] | None:
     return scales, (-groups.amin(-1).clamp_max(0) / scales).round()
 
 
+def _may_have_steps(group: Tensor, scheme: Scheme) -> bool:
+    """Whether the first values of a group [size] are multiples of any step that its span may have."""
+    import torch
+
+    lowest, highest = levels(scheme)
+    span = _span(group, scheme)
+    if span == 0:
+        return True
+    counts = torch.arange(highest - (0 if scheme.symmetric else lowest), 0, -1)
+    multiples = group[:_SAMPLED_VALUES] / (span / counts)[:, None]
+    return bool(((multiples - multiples.round()).abs() < _OFF_GRID).all(-1).any())
+
+
+def _span(groups: Tensor, scheme: Scheme) -> Tensor:
+    """From the least value to the greatest, 0 among them, of [..., size]; where symmetric from 0."""
+    if scheme.symmetric:
+        return groups.abs().amax(-1)
+    return groups.amax(-1).clamp_min(0) - groups.amin(-1).clamp_max(0)
+
+
 def _steps(flat: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """For [groups, size]: the smallest step whose multiples all the values are, and whether there is one."""
     import torch
 
     lowest, highest = levels(scheme)
-    span = flat.abs().amax(-1) if scheme.symmetric else flat.amax(-1).clamp_min(0) - flat.amin(-1).clamp_max(0)
+    span = _span(flat, scheme)
     scales, left = torch.ones_like(span), span > 0
     for steps in range(highest - (0 if scheme.symmetric else lowest), 0, -1):
         [rows] = left.nonzero(as_tuple=True)

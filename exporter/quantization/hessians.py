@@ -6,13 +6,12 @@ A matrix is K x K: those of all layers together are larger than the model. They 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
 from exporter.checkpoint.linear import asked, linear_layers, weight_of
 from exporter.errors import JobError
-from exporter.quantization.statistics import watched
+from exporter.quantization.statistics import passes, watched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,10 +60,6 @@ def hessians(
         yield _block(model, pieces, block, once, done)
 
 
-class _EnoughError(Exception):
-    """Ends a forward pass after the last layer that is wanted."""
-
-
 def _block(
     model: Any, pieces: Tensor, block: list[list[str]], once: bool, done: Callable[[int], None]
 ) -> dict[str, Tensor]:
@@ -74,7 +69,7 @@ def _block(
     layers = linear_layers(model)
     matrices: dict[str, Tensor] = {}
     fed: dict[str, int] = {}  # rows
-    last = block[-1][0]
+    last = block[-1][0] if once else None
 
     def add(name: str, inputs: Tensor) -> None:
         rows = inputs.float().reshape(-1, inputs.shape[-1])
@@ -84,14 +79,10 @@ def _block(
             matrices[name] = rows.T @ rows
         if len(rows):
             fed[name] = fed.get(name, 0) + len(rows)
-        if once and name == last:
-            raise _EnoughError
 
     # no_grad and not inference_mode: outside of that its tensors could not be changed in place.
-    with torch.no_grad(), watched({group[0]: layers[group[0]] for group in block}, add):
-        for number, piece in enumerate(pieces, 1):
-            with suppress(_EnoughError):
-                asked(model, piece[None])
+    with torch.no_grad():
+        for number in passes(model, pieces, {group[0]: layers[group[0]] for group in block}, add, last):
             done(number)
     for name, matrix in matrices.items():
         if not bool(matrix.sum().isfinite()):

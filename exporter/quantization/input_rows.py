@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from exporter.checkpoint.linear import are_tokens, asked, linear_layers, reads_pairs
+from exporter.checkpoint.linear import are_tokens, linear_layers, reads_pairs
 from exporter.errors import BuildError
-from exporter.quantization.statistics import watched
+from exporter.quantization.statistics import head_of, passes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +39,10 @@ def input_rows(model: Any, ids: Tensor, names: Iterable[str], rows: int = ROWS) 
             latest = (inputs, whole[:: max(total // rows, 1)].float().clone())
         kept.setdefault(name, []).append(latest[1])
 
-    with torch.no_grad(), watched({name: linear[name] for name in names}, keep):
-        for window in ids:
-            asked(model, window[None])
+    layers = {name: linear[name] for name in names}
+    with torch.no_grad():
+        for _ in passes(model, ids, layers, keep, head_of(model, layers)):
+            pass
     latest = None
     joined: dict[tuple[int, ...], Tensor] = {}
     found: dict[str, Tensor] = {}

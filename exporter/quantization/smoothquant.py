@@ -68,11 +68,12 @@ def smooth(
         weights = {name: weight_of(linear[name]) for name in inner}
         largest = absmax[next(iter(inner))]  # the layers of a fold are fed one input
         ones = largest.new_ones(one.channels)
-        before = _error(one, ones, weights, inner, largest, rows)
+        expected = {name: rows[name] @ weight.T for name, weight in weights.items()}
+        before = _error(one, ones, weights, inner, largest, rows, expected)
         tried: list[tuple[float, float | None, Tensor]] = [] if alpha is not None else [(before, None, ones)]
         for exponent in ALPHAS if alpha is None else (alpha,):
             factors = smoothing(one, largest, [weight_of(linear[name]) for name in one.layers], exponent)
-            tried.append((_error(one, factors, weights, inner, largest, rows), exponent, factors))
+            tried.append((_error(one, factors, weights, inner, largest, rows, expected), exponent, factors))
         after, chosen, factors = min(tried, key=lambda it: it[0])
         if chosen is not None:
             fold(model, one, factors)
@@ -114,6 +115,7 @@ def _error(
     schemes: Mapping[str, Scheme],
     absmax: Tensor,
     rows: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
 ) -> float:
     """How far the layers' outputs are off with both sides rounded, relative to the outputs' mean square."""
     wrong = whole = 0.0
@@ -123,8 +125,7 @@ def _error(
         return 0.0
     for name, scheme in schemes.items():
         tried = scheme.model_copy(update={"range": (-largest, largest) if scheme.input == "static" else None})
-        expected = rows[name] @ weights[name].T
         output = rounded_input(rows[name] / own, tried) @ rounded(weights[name] * own, tried).T
-        wrong += float((output - expected).square().sum())
-        whole += float(expected.square().sum())
+        wrong += float((output - expected[name]).square().sum())
+        whole += float(expected[name].square().sum())
     return wrong / whole if whole > 0 else 0.0

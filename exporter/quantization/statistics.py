@@ -8,7 +8,7 @@ comes, and the order of the windows changes nothing. Counting is a shift and a b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,11 +99,43 @@ def collect(model: Any, pieces: Tensor, progress: Callable[[int, int], None]) ->
             latest = (inputs, before, _Sums.of(inputs, before))
         sums[name] = latest[2]
 
-    with torch.inference_mode(), watched(weighted_layers(model), add):
-        for done, piece in enumerate(pieces):
-            asked(model, piece[None])
-            progress(done + 1, len(pieces))
+    layers = weighted_layers(model)
+    with torch.inference_mode():
+        for done in passes(model, pieces, layers, add, head_of(model, layers)):
+            progress(done, len(pieces))
     return {name: found.statistics(name) for name, found in sums.items()}
+
+
+class _EnoughError(Exception):
+    """Ends a forward pass after the last layer that is wanted."""
+
+
+def passes(
+    model: Any, pieces: Tensor, layers: Mapping[str, Any], see: Callable[[str, Tensor], None], last: str | None
+) -> Iterator[int]:
+    """Runs a model on each of [windows, window], or pictures, and tells `see` the layers' inputs; yields how many are
+    done. A pass ends when `last` has been fed: nothing of what comes after it is computed.
+    """
+
+    def told(name: str, inputs: Tensor) -> None:
+        see(name, inputs)
+        if name == last:
+            raise _EnoughError
+
+    with watched(layers, told):
+        for done, piece in enumerate(pieces, 1):
+            with suppress(_EnoughError):
+                asked(model, piece[None])
+            yield done
+
+
+def head_of(model: Any, layers: Mapping[str, Any]) -> str | None:
+    """The layer that makes a vocabulary's logits: no other is fed after it, and it takes a fifth of a small model's
+    time. None where there is none.
+    """
+    found = getattr(model, "get_output_embeddings", None)
+    head = found and found()
+    return next((name for name, module in layers.items() if module is head), None)
 
 
 @contextmanager
