@@ -26,6 +26,7 @@ PROGRAMS = {  # each name, and whether it reads the text
     "shapes": True,
     "merge": False,
     "calibration": False,
+    "growth": False,
     "families": False,
 }
 

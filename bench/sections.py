@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from bench.cells import (
@@ -244,6 +245,27 @@ def calibration(result: Result) -> str:
     )
 
 
+def growth(result: Result) -> str:
+    told = result["figures"]
+    rows, lines = [], []
+    for one in told["policies"]:
+        cells = [one["model"], f"{one['parameters'] / 1e6:,.1f}", one["target"], f"{one['s']:,.0f}"]
+        rows.append([*cells, f"{one['cpu_s']:,.0f}", megabytes(one["peak_rss_bytes"], ",.0f")])
+    for target in dict.fromkeys(one["target"] for one in told["policies"]):
+        *_, small, large = (one for one in told["policies"] if one["target"] == target)
+        exponent = math.log(large["cpu_s"] / small["cpu_s"]) / math.log(large["parameters"] / small["parameters"])
+        lines.append(
+            f"- {target}: CPU seconds grow with the parameters to the power of {exponent:.2f} between the last two."
+        )
+    names = ["model", "million parameters", "target", "s", "CPU s", "peak memory, MB"]
+    here = result["machine"]
+    lines.append(
+        f"- {here['cpu']}, {here['cores']} cores; {told['calibrated_tokens']:,} tokens, a gate of {told['gate']:g} "
+        f"nats, which hardly a quantized layer keeps: every step is taken (`{result['command']}`)."
+    )
+    return "\n".join([*markdown(names, rows), "", *lines])
+
+
 SECTIONS: dict[str, Callable[[Result], str]] = {
     "quality": quality,
     "policy": policy,
@@ -255,6 +277,7 @@ SECTIONS: dict[str, Callable[[Result], str]] = {
     "prune": prune,
     "merge": merge,
     "calibration": calibration,
+    "growth": growth,
     "families": families,
     "gpu": gpu,
 }

@@ -172,9 +172,9 @@ class Job(CompressJob):
     rounding: Literal["nearest", "gptq", "awq"] = Field(
         "gptq", description="How 4-bit weights are rounded where a policy is used."
     )
-    sensitivity: Literal["measured", "estimated"] = Field(
-        "measured",
-        description="What layers lose is measured, one simulation for each group, or estimated by one backward pass.",
+    sensitivity: Literal["estimated", "measured"] = Field(
+        "estimated",
+        description="What layers lose is estimated by one backward pass, or measured, a simulation for each group.",
     )
     max_ppl_ratio: float | None = Field(None, gt=0, description="Gate: perplexity over the reference's.")
     max_kl: float | None = Field(None, ge=0, description="Gate: mean KL divergence from the reference, in nats.")

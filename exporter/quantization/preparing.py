@@ -56,7 +56,7 @@ class How:
     policy: Policy | None = None
     ranges_per_octave: int | None = None
     rounds_outputs: bool = False
-    sensitivity: str = "measured"  # or "estimated"
+    sensitivity: str = "estimated"  # or "measured"
     experts: bool = False
     convolutions: bool = False
 
