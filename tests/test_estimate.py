@@ -137,6 +137,7 @@ def test_layers_are_told_apart_without_another_pass(model, windows):
 def test_a_run_says_how_it_was_found(run_here, tmp_path):
     done = run_here(
         "run", "-m", "tiny", *SMALL, "-t", "onnx:int4-weight", "--calib-tokens", 2048, "--sensitivity", "estimated",
+        "--max-kl", 8e-4,
         "--format", "json", "-o", tmp_path / "out",
     )  # fmt: skip
     report = last_json(done)
