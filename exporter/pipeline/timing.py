@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from exporter.quantization.layer import Layer
 
 _WRITTEN, _READ = 1, 128  # rows of a call
-_COLD = 1 << 25  # bytes of copies' weights: more than a processor's caches keep from call to call
-_COPIES = 64
+_COLD, _COPIES = 1 << 25, 32  # bytes of copies' weights, more than caches keep from call to call; and so many at most
 _LEAST, _MOST, _SECONDS = 3, 20, 0.3  # runs, and what they may take together once there are so many
 _ANY_RANGE = (-1.0, 1.0)  # layers that differ in that alone take as long
 

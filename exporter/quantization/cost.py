@@ -36,7 +36,7 @@ def bytes_of(shape: Shape, scheme: Scheme | None) -> float:
     codes = channels * inputs * scheme.bits / 8
     if scheme.palette:
         rows, value = _PALETTE
-        return codes + -(-channels // rows) * 2**scheme.bits * value
+        return codes + -(-channels // rows) * (1 << scheme.bits) * value
     zero_point = 0.0 if scheme.symmetric else scheme.bits / 8
     return codes + channels * -(-inputs // (scheme.group or inputs)) * (_FLOAT + zero_point)
 

@@ -40,8 +40,9 @@ def layer_run(shape: tuple[int, int], scheme: Scheme | None, copies: int, thread
         graph.append(node)
         graph.inputs.append(fed)
         graph.outputs.append(answer)
-    for matrix in find_matrices(model) if scheme is not None else ():
-        quantize(model, matrix, scheme)
+    if scheme is not None:
+        for matrix in find_matrices(model):
+            quantize(model, matrix, scheme)
     finish(model)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "layer.onnx"
