@@ -98,6 +98,7 @@ CALIBRATIONS = Kind(
     "calibrations", "calibrations", "a model's statistics on a text", "a calibration", digits=None,
     mark=MANIFEST,
 )  # fmt: skip
+TIMES = Kind("times", "times", "how long layers take here", "seconds for each shape", digits=32, mark=MANIFEST)
 CONVERTER = Kind(
     "converter", "llama.cpp", "llama.cpp's converter", "exporter fetch gguf", "converter-", None,
     "source.json", "version",
@@ -107,7 +108,20 @@ LOGS = Kind(
     "logs", "logs", "what libraries printed", "nothing", digits=None,
     names=("merge.log", "compress.log", "calibrate.log"),
 )  # fmt: skip
-KINDS = (MERGED, DEQUANTIZED, PRUNED, TRAINED, DISTILLED, RECIPES, STATES, CALIBRATIONS, CONVERTER, COMPILED, LOGS)
+KINDS = (
+    MERGED,
+    DEQUANTIZED,
+    PRUNED,
+    TRAINED,
+    DISTILLED,
+    RECIPES,
+    STATES,
+    CALIBRATIONS,
+    TIMES,
+    CONVERTER,
+    COMPILED,
+    LOGS,
+)
 
 
 def working_folders() -> tuple[Path, ...]:

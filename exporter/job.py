@@ -176,6 +176,10 @@ class Job(CompressJob):
         "estimated",
         description="What layers lose is estimated by one backward pass, or measured, a simulation for each group.",
     )
+    policy_cost: Literal["size", "latency"] = Field(
+        "size",
+        description="What a mix is to have little of: bytes, or milliseconds, timed once for each shape (onnx, torch).",
+    )
     max_ppl_ratio: float | None = Field(None, gt=0, description="Gate: perplexity over the reference's.")
     max_kl: float | None = Field(None, ge=0, description="Gate: mean KL divergence from the reference, in nats.")
     min_top1: float | None = Field(None, ge=0, le=1, description="Gate: share of tokens whose most likely next agrees.")

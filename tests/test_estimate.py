@@ -9,7 +9,8 @@ from conftest import SMALL, last_json
 from test_sensitivity import INT4, INT8, LAST, layers, model, windows
 
 from exporter.checkpoint.linear import linear_layers, weight_of
-from exporter.quantization.selection import Layer, rank, rank_by_estimates
+from exporter.quantization.layer import Layer
+from exporter.quantization.ranking import rank, rank_by_estimates
 from exporter.quantization.sensitivity import LossMeter
 from exporter.scheme import Scheme
 from exporter.types import CLASSIFICATION, FEATURES, GENERATION
@@ -123,7 +124,7 @@ def test_the_order_is_that_of_the_simulation_and_the_worst_are_simulated(model, 
 
 
 def test_layers_are_told_apart_without_another_pass(model, windows):
-    asked = {name: Layer(weight_of(one).numel(), (INT4, INT8, None)) for name, one in linear_layers(model).items()}
+    asked = {name: Layer(tuple(weight_of(one).shape), (INT4, INT8, None)) for name, one in linear_layers(model).items()}
     meter = LossMeter(model, GENERATION, windows)
     [names] = [group for group in meter.groups if "model.layers.0.self_attn.v_proj" in group]
     schemes = {name: asked[name].choices[0] for name in names}
@@ -136,6 +137,7 @@ def test_layers_are_told_apart_without_another_pass(model, windows):
 def test_a_run_says_how_it_was_found(run_here, tmp_path):
     done = run_here(
         "run", "-m", "tiny", *SMALL, "-t", "onnx:int4-weight", "--calib-tokens", 2048, "--sensitivity", "estimated",
+        "--max-kl", 8e-4,
         "--format", "json", "-o", tmp_path / "out",
     )  # fmt: skip
     report = last_json(done)

@@ -126,8 +126,9 @@ def test_sensitivity_finds_smollm2_known_outliers():
     from exporter.checkpoint.model import load_model
     from exporter.checkpoint.recipes import RECIPES
     from exporter.pipeline.texts import standard_library_topics
+    from exporter.quantization.layer import Layer
     from exporter.quantization.ranges import min_max
-    from exporter.quantization.selection import Layer, rank
+    from exporter.quantization.ranking import rank
     from exporter.quantization.sensitivity import LossMeter
     from exporter.quantization.statistics import collect
     from exporter.scheme import Scheme
@@ -142,7 +143,7 @@ def test_sensitivity_finds_smollm2_known_outliers():
     for name, layer in linear_layers(model).items():
         if "down_proj" in name or "o_proj" in name:
             static = Scheme(weight="int8", input="static", range=min_max(found[name].histogram, False))
-            layers[name] = Layer(weight_of(layer).numel(), (static, None))
+            layers[name] = Layer(tuple(weight_of(layer).shape), (static, None))
     meter = LossMeter(model, GENERATION, windows[:1])
     worst = [group.names[0] for group in rank(meter, layers, {}, lambda done, total: None)]
     assert len(worst) == 60

@@ -9,7 +9,11 @@ from exporter.checkpoint.linear import linear_layers, weight_of
 from exporter.checkpoint.model import load_model
 from exporter.checkpoint.problem import problem_type
 from exporter.measure.classification import compare_answers
-from exporter.quantization.selection import Group, Layer, choose, fewest, rank
+from exporter.quantization.cost import SIZE, Costs
+from exporter.quantization.knapsack import fewest
+from exporter.quantization.layer import Layer
+from exporter.quantization.ranking import rank
+from exporter.quantization.selection import choose
 from exporter.quantization.sensitivity import LossMeter
 from exporter.quantization.simulation import simulated
 from exporter.quantization.statistics import watched
@@ -36,7 +40,7 @@ def model(tiny):
 @pytest.fixture
 def layers(model):
     found = linear_layers(model).items()
-    return {name: Layer(weight_of(one).numel(), (INT4, INT8, None)) for name, one in found if name != "lm_head"}
+    return {name: Layer(tuple(weight_of(one).shape), (INT4, INT8, None)) for name, one in found if name != "lm_head"}
 
 
 def ranked(meter, layers):
@@ -139,26 +143,77 @@ def test_a_layer_is_looked_at_without_those_that_share_its_input(model, windows,
     usual = sum(group.loss for group in groups) / sum(group.size for group in groups)
     assert whole, "groups that lose little are measured once"
     assert all(group.loss < 2 * usual * group.size for group in whole)
-    shared = {name: Layer(one.size, (DYNAMIC, INT8, None)) for name, one in layers.items()}
+    shared = {name: Layer(one.shape, (DYNAMIC, INT8, None)) for name, one in layers.items()}
     together = ranked(LossMeter(model, "text-generation", windows), shared)
     assert {group.names for group in together} == set(LossMeter(model, "text-generation", windows).groups[:-1])
+
+
+def raised(groups, schemes):
+    return [one for one in groups if schemes[one.names[0]] != INT4]
 
 
 def test_the_smallest_mix_that_fits_is_chosen(model, windows, layers):
     meter = LossMeter(model, "text-generation", windows)
     groups = ranked(meter, layers)
     lowest = meter.loss(dict.fromkeys(layers, INT4))
-    assert choose(meter, layers, lambda: pytest.fail("not needed"), lowest, {}).schemes == dict.fromkeys(layers, INT4)
-    half = choose(meter, layers, lambda: groups, lowest / 2, {})
+    as_they_are = choose(meter, layers, lambda: pytest.fail("not needed"), lowest, {}, SIZE)
+    assert as_they_are.schemes == dict.fromkeys(layers, INT4)
+    half = choose(meter, layers, lambda: groups, lowest / 2, {}, SIZE)
     assert half.fits
-    assert half.loss <= lowest / 2
-    raised = [group for group in groups if half.schemes[group.names[0]] == INT8]
-    assert raised == groups[: len(raised)]
-    one_less = dict(half.schemes) | dict.fromkeys(raised[-1].names, INT4)
+    assert half.loss == meter.loss(half.schemes) <= lowest / 2
+    assert {half.schemes[one.names[0]] for one in raised(groups, half.schemes)} == {INT8}
+    last = raised(groups, half.schemes)[-1]
+    one_less = half.schemes | dict.fromkeys(last.names, INT4)
     assert meter.loss(one_less) > lowest / 2
-    nothing_fits = choose(meter, layers, lambda: groups, 1e-12, {})
+    nothing_fits = choose(meter, layers, lambda: groups, 1e-12, {}, SIZE)
     assert nothing_fits.schemes == dict.fromkeys(layers, None)
     assert nothing_fits.loss == 0
+    sizes = [SIZE.total(layers, choice.schemes) for choice in (as_they_are, half, nothing_fits)]
+    numbers = sum(layer.size for layer in layers.values())
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[2]) == (numbers * (0.5 + 4.5 / 32), numbers * 4)
+
+
+def test_a_mix_has_three_rungs_where_one_layer_loses_most(model, windows, layers):
+    """Even 8 bits of it lose more than 4 bits of the least sensitive: it goes to float before these are raised."""
+    value = linear_layers(model)["model.layers.0.self_attn.v_proj"]
+    with torch.no_grad():
+        value.weight[:, ::32] *= 300
+    meter = LossMeter(model, "text-generation", windows)
+    groups = ranked(meter, layers)
+    budget = meter.loss({name: None if name.endswith("0.self_attn.v_proj") else INT4 for name in layers}) / 10
+    mixed = choose(meter, layers, lambda: groups, budget, {}, SIZE)
+    assert mixed.schemes["model.layers.0.self_attn.v_proj"] is None
+    assert set(mixed.schemes.values()) == {INT4, INT8, None}
+    assert mixed.loss <= budget
+
+
+def test_the_mix_follows_what_schemes_cost(model, windows, layers):
+    """The same losses: what costs nothing more is raised first, and what costs much last."""
+    meter = LossMeter(model, "text-generation", windows)
+    groups = ranked(meter, layers)
+    budget = meter.loss(dict.fromkeys(layers, INT4)) * 0.8
+    down = {name for name in layers if name.endswith("down_proj")}
+    shapes = {layers[name].shape for name in down}
+    assert shapes.isdisjoint(layers[name].shape for name in layers.keys() - down)
+    for of_down, of_others in ((0.0, 1.0), (1e9, 1.0)):
+        table = {shape: of_down if shape in shapes else of_others for shape in {one.shape for one in layers.values()}}
+        times = Costs("ms per token", lambda shape, scheme, t=table: t[shape] * (1 + (scheme is not INT4)))
+        chosen = choose(meter, layers, lambda: groups, budget, {}, times)
+        taken = {name for name, scheme in chosen.schemes.items() if scheme != INT4}
+        assert chosen.fits
+        assert taken
+        assert taken <= down or down <= taken if of_down == 0 else not taken & down
+
+
+def test_of_the_worst_the_loss_at_the_next_rung_is_measured(model, windows, layers):
+    meter = LossMeter(model, "text-generation", windows)
+    groups = ranked(meter, layers)
+    for group in groups[:10]:
+        assert group.losses[1:] == (pytest.approx(meter.loss(dict.fromkeys(group.names, INT8), windows=1)), 0.0)
+    ratios = {round(group.losses[1] / group.losses[0], 9) for group in groups[10:]}
+    assert len(ratios) == 1, "the others' is foretold by the median"
+    assert 0 < ratios.pop() < 0.1
 
 
 @pytest.mark.parametrize("foretold", [1.0, 0.01], ids=["as the groups alone", "as no group alone"])
@@ -167,25 +222,24 @@ def test_how_many_groups_must_be_raised_is_found_with_few_simulations(foretold):
     rng = np.random.default_rng(0)
     alone = np.sort(rng.lognormal(0, 1.5, 120))[::-1]
     true = alone**foretold * rng.lognormal(0, 0.4, 120)
-    groups = [Group((str(place),), 1, float(loss)) for place, loss in enumerate(alone)]
     seen = []
 
     def loss(raised):
         seen.append(raised)
         return float(true[raised:].sum() ** 0.8)
 
-    every = [loss(raised) for raised in range(len(groups) + 1)]
+    every = [loss(raised) for raised in range(len(alone) + 1)]
     seen.clear()
     for share in (0.05, 0.3, 0.7, 0.95):
         expected = next(raised for raised, value in enumerate(every) if value <= share * every[0])
-        assert fewest(groups, share * every[0], (every[0], every[-1]), loss) == (expected, every[expected])
+        assert fewest(alone.tolist(), share * every[0], (every[0], every[-1]), loss) == (expected, every[expected])
     assert len(seen) <= 4 * (5 if foretold == 1 else 3 * 7)  # halving 120 places takes 7 each
 
 
 def test_without_float_as_a_last_resort_the_best_is_said_not_to_fit(model, windows, layers):
     meter = LossMeter(model, "text-generation", windows)
-    layers = {name: Layer(layer.size, (INT4, INT8)) for name, layer in layers.items()}
-    choice = choose(meter, layers, lambda: ranked(meter, layers), 1e-12, {})
+    layers = {name: Layer(layer.shape, (INT4, INT8)) for name, layer in layers.items()}
+    choice = choose(meter, layers, lambda: ranked(meter, layers), 1e-12, {}, SIZE)
     assert not choice.fits
     assert choice.schemes == dict.fromkeys(layers, INT8)
     assert choice.loss == meter.loss(dict.fromkeys(layers, INT8))

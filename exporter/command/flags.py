@@ -45,7 +45,7 @@ HEADINGS: Mapping[str, Sequence[str]] = {
     "Distillation": ("distill",),
     "Calibration and policies": (
         "calib_text", "calib_tokens", "calib_images", "calib_audio", "policy", "force_policy", "ranges", "smooth",
-        "rounding", "sensitivity",
+        "rounding", "sensitivity", "policy_cost",
     ),
     "Quantization-aware training": ("qat",),
     "Running": (

@@ -22,6 +22,7 @@ from exporter.form import FORMS
 from exporter.job import Job
 from exporter.pipeline.merging import merge_stage
 from exporter.pipeline.plan import make_plan
+from exporter.pipeline.timing import layer_costs
 from exporter.process import HUGE_PAGES, Operation, Progress, Session, Stepped, Steps, Worker, unheard
 from exporter.quantization.quantizing import POLICY
 from exporter.report.result import Result
@@ -45,6 +46,7 @@ class Choosing:
     progress: Progress
     prepared: Path
     start: Start
+    target: str
 
     def prepare(self, text: dict[str, Any]) -> None:
         """Finds what a mix is chosen from; once, however many are tried."""
@@ -53,7 +55,8 @@ class Choosing:
 
     def choose(self, budget: float, folder: Path) -> dict[str, Any]:
         """Writes the cheapest mix within a budget and its float checkpoint into a folder; returns its record."""
-        record: dict[str, Any] = self._ask(choose_policy, prepared=self.prepared, budget=budget, folder=folder)
+        asked = {"prepared": self.prepared, "budget": budget, "folder": folder, "target": self.target}
+        record: dict[str, Any] = self._ask(choose_policy, **asked)
         return record
 
     def _ask(self, operation: Operation, **args: Any) -> Any:
@@ -78,12 +81,17 @@ def choose_policy(
     prepared: str,
     budget: float,
     folder: str,
+    target: str,
 ) -> dict[str, Any]:
     """A worker's operation: the cheapest mix whose simulated loss keeps the budget."""
-    from exporter.quantization.preparing import How
+    from exporter.quantization.cost import SIZE
+    from exporter.quantization.preparing import How, Prepared
     from exporter.quantization.quantizing import Quantizer
 
-    quantizer = Quantizer(checkpoint, How.load(how), threads, session.counted, Path(prepared))
+    settings, costs = How.load(how), SIZE
+    if settings.policy_cost == "latency":
+        costs = layer_costs(session, target, checkpoint.task, threads, Prepared.load(Path(prepared)).layers)
+    quantizer = Quantizer(checkpoint, settings, threads, session.counted, Path(prepared), costs)
     return quantizer.write(quantizer.choose(budget), budget, Path(folder))
 
 
@@ -181,7 +189,9 @@ def make_policy(job: Job, file: Path, progress: Progress, stepped: Stepped = unh
         checkpoint, _ = merge_stage(job, plan.source, plan.text, worker, progress)
         steps("look at each layer")
         began = perf_counter()
-        choosing = Choosing(checkpoint, wanted.how, job.threads, log, progress, folder / "prepared", server.start)
+        choosing = Choosing(
+            checkpoint, wanted.how, job.threads, log, progress, folder / "prepared", server.start, wanted.variant.target
+        )
         choosing.prepare(plan.calibration)
         steps("choose")
         progress(f"choosing the policy of {wanted.variant}", 0, 0)

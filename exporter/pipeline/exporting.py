@@ -119,7 +119,8 @@ class Exports:
         began, elsewhere = perf_counter(), 0.0  # seconds of export and measurement
         quantized, prepared = (self.scratch / f"{variant.folder}-{what}" for what in ("float", "prepared"))
         log = self.output / "logs" / f"{variant.folder}.quantize.log"
-        choosing = Choosing(self.checkpoint, how, self.plan.job.threads, log, self.progress, prepared, self.start)
+        threads, target = self.plan.job.threads, variant.target
+        choosing = Choosing(self.checkpoint, how, threads, log, self.progress, prepared, self.start, target)
         choosing.prepare(self.plan.calibration)
         while True:
             self.progress(f"choosing the policy of {variant}", 0, 0)

@@ -1,4 +1,4 @@
-"""The policy that a job gives, and which variants are made under one."""
+"""The policy that a job gives, which variants are made under one, and whether their layers can be timed."""
 
 from __future__ import annotations
 
@@ -22,6 +22,22 @@ def quantizes(job: Job, precision: Precision, task: str) -> bool:
         return bool(schemes)
     # Ranges must be found, and at 4 bits the layers differ most; targets round 8-bit weights well by their own rules.
     return schemes[0].input == "static" or (schemes[0].bits == 4 and job.policy == "auto")
+
+
+def check_cost(job: Job, variant: Variant, task: str) -> None:
+    """Refuses --policy-cost latency where a variant's layers cannot be timed by themselves. Raises JobError."""
+    if job.policy_cost != "latency":
+        return
+    form = FORMS[task]
+    if variant.target not in known.LAYER_RUNS:
+        why = f"the layers of {variant.target} cannot be timed alone, those of {' and '.join(known.LAYER_RUNS)} can"
+    elif form.inputs != "text":
+        why = f"products of tokens are timed, and a model for {task} has convolutions"
+    elif known.placed(variant, job.device, task)[0] is not None:
+        why = f"layers are timed on the CPU, and {variant} is measured on a GPU: --device cpu"
+    else:
+        return
+    raise JobError(f"--policy-cost latency: {why}; or --policy-cost size")
 
 
 def given_policy(job: Job, variants: list[Variant], source: Source) -> tuple[Policy | None, list[str]]:

@@ -23,7 +23,7 @@ from exporter.pipeline.candidates import calibration_lines, evaluation_labels
 from exporter.pipeline.combinations import Asked, check
 from exporter.pipeline.covering import check_forms
 from exporter.pipeline.distillations import Distillation, check_options, plan_distillation
-from exporter.pipeline.given import given_policy, quantizes
+from exporter.pipeline.given import check_cost, given_policy, quantizes
 from exporter.pipeline.inputs import SOUNDS, calibration_list, evaluation_list, reads
 from exporter.pipeline.labelled import LabelledData, labelled_data, usual_window
 from exporter.pipeline.labelled_sounds import labelled_sounds
@@ -238,11 +238,13 @@ def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: P
     precision, options = target.precisions[variant.precision], sections.targets.get(variant.target)
     how = None
     if quantizes(job, precision, task):
+        check_cost(job, variant, task)
         how = how_of(job, precision.schemes, policy) | {
             "mixed": job.policy != "off",
             "smooth": job.smooth,
             "rounding": job.rounding,
             "sensitivity": job.sensitivity,
+            "policy_cost": job.policy_cost,
             "ranges_per_octave": precision.ranges_per_octave,
             "rounds_outputs": precision.rounds_outputs,
             "experts": target.experts,

@@ -19,10 +19,10 @@ from exporter.checkpoint.experts import expert_layers, split_experts
 from exporter.checkpoint.linear import amount, are_tokens, convolutions, linear_layers, weight_of, weighted_layers
 from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.quantization.calibrate import FEWEST, policy_windows
+from exporter.quantization.layer import Layer
 from exporter.quantization.layer_weights import LayerWeights, save_parameters, save_weights
 from exporter.quantization.palette import palettized
 from exporter.quantization.policy import Policy
-from exporter.quantization.selection import Layer
 from exporter.quantization.sensitivity import input_groups
 from exporter.quantization.stacked import FEW, Ranges, with_range, with_stacks
 from exporter.scheme import Scheme
@@ -57,6 +57,7 @@ class How:
     ranges_per_octave: int | None = None
     rounds_outputs: bool = False
     sensitivity: str = "estimated"  # or "measured"
+    policy_cost: str = "size"  # or "latency"
     experts: bool = False
     convolutions: bool = False
 
@@ -283,9 +284,9 @@ class _Preparation:
     def _layer(self, name: str, module: Any, ranges: Ranges) -> Layer:
         channels, inputs = weight_of(module).shape
         if self._given is not None:
-            return Layer(channels * inputs, (with_range(name, self._given[name], ranges),))
+            return Layer((channels, inputs), (with_range(name, self._given[name], ranges),))
         rungs = [with_range(name, one, ranges) for one in self._fitting(module)]
-        return Layer(channels * inputs, (*rungs, None) if self._how.mixed or not rungs else (rungs[0],))
+        return Layer((channels, inputs), (*rungs, None) if self._how.mixed or not rungs else (rungs[0],))
 
     def _fitting(self, module: Any) -> list[Scheme]:
         """The schemes that a layer can have. The head's errors are the model's own: it never has 4 bits."""

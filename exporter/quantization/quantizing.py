@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.experts import in_stacks, split_experts
 from exporter.checkpoint.linear import weight_of, weighted_layers
+from exporter.quantization.cost import SIZE, Costs
 from exporter.quantization.layer_weights import LayerWeights, load_parameters
 from exporter.quantization.policy import FLOAT, Policy
 from exporter.quantization.preparing import How, Prepared, Step
-from exporter.quantization.selection import Choice, Group, choose, rank, rank_by_estimates
+from exporter.quantization.ranking import Group, rank, rank_by_estimates
+from exporter.quantization.selection import Choice, choose
 from exporter.types import Checkpoint
 
 POLICY = "policy.yaml"
@@ -29,14 +30,16 @@ _WORST = 12  # groups that the record names
 class Quantizer:
     """The prepared float model of a folder. It changes while it is measured or written, and is put back each time."""
 
-    def __init__(self, checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: Path) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: Path, costs: Costs = SIZE
+    ) -> None:
         import torch
 
         from exporter.checkpoint.model import load_model
         from exporter.quantization.sensitivity import LossMeter
 
         torch.set_num_threads(threads)
-        self._checkpoint, self._how, self._step = checkpoint, how, step
+        self._checkpoint, self._how, self._step, self._costs = checkpoint, how, step, costs
         self._prepared = Prepared.load(folder)
         model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
         split_experts(model)
@@ -54,7 +57,7 @@ class Quantizer:
             schemes = self._prepared.lowest()
             loss = self._meter.loss(schemes, self._weights)
             return Choice(schemes, loss, loss <= budget, ())
-        return choose(self._meter, self._prepared.layers, self._groups, budget, self._weights)
+        return choose(self._meter, self._prepared.layers, self._groups, budget, self._weights, self._costs)
 
     def _groups(self) -> list[Group]:
         """Ranked once: the order does not depend on the budget."""
@@ -62,13 +65,13 @@ class Quantizer:
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))
             self._ranked = found["about"]
-            return [Group(tuple(one["names"]), one["size"], one["loss"]) for one in found["groups"]]
+            return [Group.load(one) for one in found["groups"]]
         given = (self._meter, self._prepared.layers, self._weights, self._step("sensitivity"))
         if self._how.sensitivity == "estimated":
             groups, self._ranked = rank_by_estimates(*given)
         else:
             groups = rank(*given)
-        told = {"about": self._ranked, "groups": [asdict(group) for group in groups]}
+        told = {"about": self._ranked, "groups": [group.dump() for group in groups]}
         file.write_text(json.dumps(told), encoding="utf-8")
         return groups
 
@@ -118,6 +121,8 @@ class Quantizer:
             "loss": loss,
             "budget": budget,
             "unit": self._meter.unit,
+            "cost": self._costs.total(self._prepared.layers, choice.schemes),
+            "cost_unit": self._costs.unit,
             "tokens": self._meter.tokens,
             "ranked": self._ranked if choice.groups else None,
             "sensitivity": [[list(group.names), group.loss] for group in choice.groups[:_WORST]],

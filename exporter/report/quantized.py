@@ -22,6 +22,11 @@ def quantization_lines(record: Mapping[str, Any]) -> Iterator[str]:
     if not record["given"]:
         within += f"; the budget is {record['budget']:.2g}"
     yield f"simulated loss: {within}"
+    if record.get("cost_unit") == "bytes":
+        yield f"the linear layers' weights take {record['cost'] / 1e6:,.3g} MB under these schemes (--policy-cost size)"
+    elif "cost" in record:
+        took = f"{record['cost']:.3g} {record['cost_unit']}"
+        yield f"the linear layers take {took} by their times on this machine (--policy-cost latency)"
     for attempt in record["attempts"]:
         got = ", ".join(f"{name} {attempt[name]:.4g}" for name in _FIGURES if attempt.get(name) is not None)
         passed = "passed its gates" if attempt["passed"] else "failed a gate"

@@ -5,7 +5,7 @@ A third party's target that cannot be used is listed with its reason, and troubl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -16,17 +16,23 @@ from pydantic import BaseModel
 from exporter.device import gpu_number, was_asked
 from exporter.errors import BuildError, ExporterError, JobError, MissingPackage, unknown
 from exporter.job import Job
+from exporter.scheme import Scheme
 from exporter.targets.coreml.target import COREML
 from exporter.targets.gguf.target import GGUF
 from exporter.targets.litert.target import LITERT
+from exporter.targets.onnx.one_layer import layer_run as onnx_layer
 from exporter.targets.onnx.target import ONNX
 from exporter.targets.tensorrt.target import RTX_TARGET, TENSORRT_TARGET
+from exporter.targets.torch.one_layer import layer_run as torch_layer
 from exporter.targets.torch.target import TORCH
 from exporter.types import Target, Variant
 
 BUILTIN = {target.name: target for target in (TORCH, ONNX, GGUF, TENSORRT_TARGET, RTX_TARGET, COREML, LITERT)}
 GROUP = "exporter.targets"
 REFERENCE = Variant("torch", "fp32")
+# Of a layer [N, K] and its scheme, copies and threads: what runs them once on so many rows (--policy-cost latency).
+LayerRun = Callable[[tuple[int, int], Scheme | None, int, int], Callable[[int], object]]
+LAYER_RUNS: Mapping[str, LayerRun] = {"onnx": onnx_layer, "torch": torch_layer}
 UNKNOWN = "unknown"  # the precision of a broken target's row under `all`
 
 

@@ -98,7 +98,7 @@ def load_static(model: Any, folder: Path) -> int:
     for name, scheme in static.items():
         outputs, inputs = weight_of(layers[name]).shape
         weight = torch.empty(outputs, inputs, dtype=torch.int8)
-        model.set_submodule(name, _int8_linear()(weight, torch.empty(outputs), layers[name].bias, scheme))
+        model.set_submodule(name, int8_linear()(weight, torch.empty(outputs), layers[name].bias, scheme))
     load_model(model, folder / WEIGHTS)
     for name in static:
         model.get_submodule(name).pack()
@@ -141,7 +141,7 @@ def converted(layer: Any, scheme: Scheme) -> Any:
 
 def static_linear(layer: Any, scheme: Scheme) -> Any:
     """The int8 module that takes a layer's place, before it is packed to run."""
-    return _int8_linear()(*_codes(converted(layer, scheme)), layer.bias, scheme)
+    return int8_linear()(*_codes(converted(layer, scheme)), layer.bias, scheme)
 
 
 def unsigned_grid(scheme: Scheme) -> tuple[float, int, int, int]:
@@ -163,7 +163,7 @@ def check_kernels() -> None:
     weight = torch.full((16, 64), 127, dtype=torch.int8)
     full = Scheme(weight="int8", group=None, input="static", range=(0.0, 255.0))
     try:
-        layer = _int8_linear()(weight, torch.ones(16), None, full)
+        layer = int8_linear()(weight, torch.ones(16), None, full)
         layer.pack()
         exact = bool((layer(torch.full((2, 64), 255.0)) == 255 * 127 * 64).all())
     except (AttributeError, NotImplementedError, RuntimeError) as error:
@@ -178,8 +178,8 @@ def check_kernels() -> None:
 
 
 @cache
-def _int8_linear() -> Any:
-    """The module that stands in a linear layer's place: made here, because torch is imported here."""
+def int8_linear() -> Any:
+    """The module's class that stands in a linear layer's place: made here, because torch is imported here."""
     import torch
 
     class Int8Linear(torch.nn.Module):
