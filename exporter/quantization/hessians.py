@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.checkpoint.experts import expert_layers
 from exporter.checkpoint.linear import asked, linear_layers, weight_of
 from exporter.errors import JobError
+from exporter.progress import Counted
 from exporter.quantization.statistics import watched
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _UNRELATED = 4  # one in so many inputs: the rows that an expert's matrix has as
 
 
 def hessians(
-    model: Any, pieces: Tensor, names: Iterable[str], budget_bytes: int, progress: Callable[[int, int], None]
+    model: Any, pieces: Tensor, names: Iterable[str], budget_bytes: int, progress: Counted
 ) -> Iterator[dict[str, Tensor]]:
     """Yields X^T X, float32 [K, K], of the inputs X [rows, K] of the linear layers `names`, in blocks.
 
@@ -40,7 +41,8 @@ def hessians(
     unrelated channels had come too: at 4 to 4096 rows of 256 inputs, in three spectra, the error on other rows was then
     at most 1.02 times that of plain rounding, and without it 1.86; where rows abound it is nothing.
 
-    What a caller still holds of a block lives beside the next one: drop each matrix when it is used.
+    What a caller still holds of a block lives beside the next one: drop each matrix when it is used. `progress` is told
+    layers: a pass's windows count as shares of its block's.
     """
     layers = linear_layers(model)
     groups, once = _fed_together(model, pieces[:1], {name: layers[name] for name in names})
@@ -53,12 +55,16 @@ def hessians(
             room = budget_bytes
         blocks[-1].append(group)
         room -= size
-    for number, block in enumerate(blocks):
+    total, before = sum(map(len, groups)), 0
+    for block in blocks:
+        size = sum(map(len, block))
 
-        def done(windows: int, before: int = number * len(pieces)) -> None:
-            progress(before + windows, len(blocks) * len(pieces))
+        def done(windows: int, before: int = before, size: int = size) -> None:
+            progress(before + size * windows // len(pieces), total)
 
+        done(0)
         yield _block(model, pieces, block, once, done)
+        before += size
 
 
 class _EnoughError(Exception):

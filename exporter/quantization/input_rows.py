@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.linear import are_tokens, asked, linear_layers, reads_pairs
 from exporter.errors import BuildError
+from exporter.progress import Counted, counting, nobody
 from exporter.quantization.statistics import watched
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 ROWS = 512
 
 
-def input_rows(model: Any, ids: Tensor, names: Iterable[str], rows: int = ROWS) -> dict[str, Tensor]:
+def input_rows(
+    model: Any, ids: Tensor, names: Iterable[str], progress: Counted = nobody, rows: int = ROWS
+) -> dict[str, Tensor]:
     """Some `rows` inputs [rows, K], float32, of each of these linear layers, spread over ids [windows, window].
 
     The model runs once. Layers that are fed the same tensor share theirs; one that is never fed has none. Raises
@@ -40,7 +43,7 @@ def input_rows(model: Any, ids: Tensor, names: Iterable[str], rows: int = ROWS) 
         kept.setdefault(name, []).append(latest[1])
 
     with torch.no_grad(), watched({name: linear[name] for name in names}, keep):
-        for window in ids:
+        for window in counting(list(ids), progress):
             asked(model, window[None])
     latest = None
     joined: dict[tuple[int, ...], Tensor] = {}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.progress import counting
 from exporter.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def rank_by_estimates(
     groups += [Group((name,), layers[name].size, alone[name]) for group in apart for name in group.names]
     ranked = _ordered(groups)
     worst = ranked[:_SIMULATED]
-    losses = [meter.loss({name: lowest[name] for name in one.names}, weights, _RANKED_ON) for one in worst]
+    simulated = counting(worst, meter.step("sensitivity of the worst"))
+    losses = [meter.loss({name: lowest[name] for name in one.names}, weights, _RANKED_ON) for one in simulated]
     ratios = sorted(loss / one.loss for loss, one in zip(losses, worst, strict=True) if one.loss > 0)
     scale = ratios[len(ratios) // 2] if ratios else 1.0
     found = [replace(one, loss=loss) for one, loss in zip(worst, losses, strict=True)]
@@ -127,16 +129,11 @@ def rank(
         loss = meter.loss({name: layers[name].choices[0] for name in names}, weights, _RANKED_ON)
         return Group(names, _size(names, layers), loss)
 
-    groups = []
-    for done, names in enumerate(wanted):
-        groups.append(measured(names))
-        progress(done + 1, len(wanted))
+    groups = [measured(names) for names in counting(wanted, progress)]
     apart = _apart(groups, layers, meter)
     parts = [(name,) for group in apart for name in group.names]
     groups = [group for group in groups if group not in apart]
-    for done, names in enumerate(parts, len(wanted)):
-        groups.append(measured(names))
-        progress(done + 1, len(wanted) + len(parts))
+    groups += [measured(names) for names in counting(parts, meter.step("sensitivity of single layers"))]
     return _ordered(groups)
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from exporter.checkpoint.linear import are_tokens, asked, channels_last, weighted_layers
 from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.errors import JobError
+from exporter.progress import Counted, counting
 from exporter.runner import Floats
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Statistics:
         return result
 
 
-def collect(model: Any, pieces: Tensor, progress: Callable[[int, int], None]) -> dict[str, Statistics]:
+def collect(model: Any, pieces: Tensor, progress: Counted) -> dict[str, Statistics]:
     """One pass over [windows, window] token ids, or pictures [n, C, H, W]: statistics of the layers.
 
     They are in the model's order of execution. A layer that was never fed a row, such as an expert that no token chose,
@@ -100,9 +101,8 @@ def collect(model: Any, pieces: Tensor, progress: Callable[[int, int], None]) ->
         sums[name] = latest[2]
 
     with torch.inference_mode(), watched(weighted_layers(model), add):
-        for done, piece in enumerate(pieces):
+        for piece in counting(list(pieces), progress):
             asked(model, piece[None])
-            progress(done + 1, len(pieces))
     return {name: found.statistics(name) for name, found in sums.items()}
 
 
