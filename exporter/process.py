@@ -24,6 +24,7 @@ from typing import Any, Self
 from exporter.cache import COMPILED
 from exporter.errors import EXIT_JOB, BuildError, ExporterError, JobError
 from exporter.forkserver import Process, Start, attend, shared, stay, warm_up
+from exporter.progress import Counted
 from exporter.store import cache_folder, disk_full, writable
 from exporter.types import Checkpoint
 
@@ -65,7 +66,7 @@ class Session:
     progress: Progress
     opened: Any = None
 
-    def counted(self, what: str) -> Callable[[int, int], None]:
+    def counted(self, what: str) -> Counted:
         """The progress of one thing: (done, total)."""
         return lambda done, total: self.progress(what, done, total)
 
@@ -73,7 +74,7 @@ class Session:
         """The progress of an operation that waits for another run, which makes the same."""
         self.progress(f"waiting for {holder}, which makes the same", 0, 0)
 
-    def megabytes(self, what: str) -> Callable[[int, int], None]:
+    def megabytes(self, what: str) -> Counted:
         """Progress in bytes, told in MB."""
         return lambda done, total: self.progress(f"{what}, MB", done // 10**6, total // 10**6)
 

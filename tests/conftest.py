@@ -16,7 +16,8 @@ pytest_plugins = ("forkservers", "quick", "running", "exports", "alone", "skips"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--no-speed", "--eval-tokens", 256, "--threads", 1)
-STEP = re.compile(r"\[\d+/\d+\] .+  \d+\.\d s\n")  # that is done, and how long it took
+# A step that is done, and how long it took; of one that takes long, on a busy machine, how far it is.
+STEP = re.compile(r"\[\d+/\d+\] .+  \d+\.\d s\n|(\[\d+/\d+\] )?.+, (about [\d:]+ left|[\d:]+ so far)\n")
 
 
 @pytest.fixture(scope="session")

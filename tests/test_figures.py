@@ -12,10 +12,8 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from conftest import STEP
 
 from exporter import machine, store
-from exporter.command.show import Screen, time_left
 from exporter.job import Job
 from exporter.measure import load
 from exporter.measure.latency import Budget
@@ -180,37 +178,6 @@ def test_what_others_compute_is_their_load():
     other.wait(timeout=120)
     assert watched.cores() * (time.perf_counter() - start) > 0.5
     assert load._own_seconds() - own < 0.5
-
-
-def test_a_step_is_a_line_with_its_seconds_in_a_pipe_too(capsys):
-    with Screen(False) as screen:
-        screen.progress("reading weights", 3, 9)
-        for number, step in enumerate(("reference", "export onnx:fp32", "speed"), 2):
-            screen.step(step, number, 4)
-            screen.progress("a part of it", 1, 2)
-    lines = capsys.readouterr().err.splitlines(keepends=True)
-    assert all(STEP.fullmatch(line) for line in lines)
-    assert [line.rpartition("  ")[0] for line in lines] == [
-        "[1/4] check", "[2/4] reference", "[3/4] export onnx:fp32", "[4/4] speed",
-    ]  # fmt: skip
-
-
-def test_a_step_that_failed_is_not_told_as_done(capsys):
-    def fails():
-        with Screen(False) as screen:
-            screen.step("reference", 2, 4)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fails()
-    assert [line.partition("  ")[0] for line in capsys.readouterr().err.splitlines()] == ["[1/4] check"]
-
-
-def test_time_left_is_of_what_is_left_and_never_0():
-    assert time_left(1, 4, 20.0) == "about 1:00 left"
-    assert time_left(1, 2, 3661.0) == "about 1:01:01 left"
-    assert time_left(99, 100, 0.01) == "about 0:01 left"
-    assert [time_left(*of, 5.0) for of in ((0, 4), (4, 4), (3, 0))] == [""] * 3
 
 
 @pytest.fixture(scope="module")

@@ -108,10 +108,10 @@ def test_a_later_attempt_takes_what_the_first_found(tiny, tmp_path):
     prepare(checkpoint, how, 1, step, prepared, **text, skip=0, tokens=1024, max_length=128)
     first = Quantizer(checkpoint, how, 1, step, prepared)
     loose, _ = written(first, 1.0, "loose")
-    assert steps == ["GPTQ"]
+    assert [name for name in steps if name in ("GPTQ", "sensitivity")] == ["GPTQ"]
     again = written(first, loose["loss"] / 2, "again")
     fresh = written(Quantizer(checkpoint, how, 1, step, prepared), loose["loss"] / 2, "fresh")
-    assert steps == ["GPTQ", "sensitivity"]
+    assert [name for name in steps if name in ("GPTQ", "sensitivity")] == ["GPTQ", "sensitivity"]
     assert fresh == again
     assert fresh[0]["schemes"] != loose["schemes"]
 

@@ -47,7 +47,8 @@ def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: A
     exporter run -m all-minilm-l6-v2 --target onnx:all -o out/minilm
     exporter run -m ./llama --adapter ./lora --target onnx:int8-weight --max-ppl-ratio 1.01 -o out/llama
     """
-    from exporter.command.show import Screen, print_next, print_plan, print_result
+    from exporter.command.screen import Screen
+    from exporter.command.show import print_next, print_plan, print_result
     from exporter.job import Job, load_job
 
     job = load_job(Job, given(flags), config)
@@ -81,7 +82,8 @@ def merge(config: Path | None, form: str, verbose: bool, **flags: Any) -> None:
     exporter merge -m ./llama-70b --adapter ./lora --merge streaming -o merged        larger than memory
     exporter merge -m ./llama --adapter ./a=0.7 --adapter ./b=0.3 -o merged           their exact weighted sum
     """
-    from exporter.command.show import Screen, print_merge
+    from exporter.command.screen import Screen
+    from exporter.command.show import print_merge
     from exporter.job import MergeJob, load_job
     from exporter.pipeline.merging import merge_only
 
@@ -102,7 +104,8 @@ def compress(config: Path | None, form: str, verbose: bool, **flags: Any) -> Non
     exporter compress -m ./llama --prune width:0.2 --distill-steps 200 -o smaller
     exporter run -m smaller -t onnx:int8-weight -o out/smaller                  measured against itself
     """
-    from exporter.command.show import Screen, print_compressed
+    from exporter.command.screen import Screen
+    from exporter.command.show import print_compressed
     from exporter.job import CompressJob, load_job
     from exporter.pipeline.compressing import compress_only
 
@@ -125,7 +128,8 @@ def calibrate(config: Path | None, policy_out: Path, form: str, verbose: bool, *
     exporter run -m ./llama -t onnx:int8-static --policy policy.yaml -o out/llama
     """
     from exporter.cache import using
-    from exporter.command.show import Screen, print_policy
+    from exporter.command.screen import Screen
+    from exporter.command.show import print_policy
     from exporter.job import Job, load_job
     from exporter.pipeline.choosing import make_policy
 
@@ -144,7 +148,8 @@ def calibrate(config: Path | None, policy_out: Path, form: str, verbose: bool, *
 @WAIT
 def bench(folder: Path, threads: int | None, device: str | None, form: str, verbose: bool, wait: bool) -> None:
     """Measure an output FOLDER again, on this machine, from its stored reference (torch is not needed)."""
-    from exporter.command.show import Screen, print_result
+    from exporter.command.screen import Screen
+    from exporter.command.show import print_result
     from exporter.pipeline.again import bench_again
 
     with Screen(verbose) as screen:
@@ -159,7 +164,8 @@ def bench(folder: Path, threads: int | None, device: str | None, form: str, verb
 @WAIT
 def report(folder: Path, form: str, wait: bool) -> None:
     """Render an output FOLDER's report.html, report.md and junit.xml again, and print its table."""
-    from exporter.command.show import Screen, print_result
+    from exporter.command.screen import Screen
+    from exporter.command.show import print_result
     from exporter.report.files import read_report, write_report
     from exporter.store import output_lock
 

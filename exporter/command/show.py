@@ -1,103 +1,24 @@
-"""What a person sees: progress on stderr while it works, a line for each step that is done; results on stdout."""
+"""What a person sees of results, on stdout; exporter/command/screen.py has what is seen before."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from exporter.errors import ExporterError
-from exporter.process import WorkerFailed
-from exporter.types import Variant
-
 if TYPE_CHECKING:
     from exporter.job import Job
 
-_LOG_WIDTH = 110  # of what is written to a file or a pipe, where no terminal says its own
-
-
-class Screen:
-    """Progress and failures on stderr, while a job runs."""
-
-    def __init__(self, verbose: bool) -> None:
-        from rich import progress
-
-        self._verbose, self._what = verbose, ""
-        self._step, self._began = ("check", 1, 0), perf_counter()  # of how many: not known yet
-        self._console = Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_WIDTH)
-        what = progress.TextColumn("{task.description}", markup=False)
-        count, elapsed = progress.MofNCompleteColumn(), progress.TimeElapsedColumn()
-        left = progress.TextColumn("{task.fields[left]}", markup=False)
-        columns = (progress.SpinnerColumn(), what, progress.BarColumn(), count, elapsed, left)
-        self._bars = progress.Progress(*columns, console=self._console, transient=True, disable=not sys.stderr.isatty())
-        self._task = self._bars.add_task("checking", total=None, left="")
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        self._bars.stop()
-        if kind is None:
-            self._done()
-
-    def step(self, step: str, number: int, of: int) -> None:
-        """A step begins, and the one before it is done: in a file or a pipe too, that is a line with its seconds."""
-        before, last, _ = self._step
-        self._step = before, last, of  # how many there are is known from the second one on
-        self._done()
-        self._step, self._began = (step, number, of), perf_counter()
-        self.progress(step, 0, 0)
-
-    def _done(self) -> None:
-        step, number, of = self._step
-        if of:
-            self._line(f"[{number}/{of}] {step}  {perf_counter() - self._began:.1f} s")
-
-    def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        if self._verbose and what != self._what:
-            self._line(what)
-        if what != self._what:
-            self._bars.reset(self._task)  # the time left is estimated from this alone
-        self._what = what
-        _, number, of = self._step
-        numbered = f"{number}/{of} {what}" if of else what
-        self._bars.update(self._task, description=numbered, completed=done, total=total or None)
-        [task] = self._bars.tasks
-        self._bars.update(self._task, left=time_left(done, total, task.elapsed or 0.0))
-
-    def failed(self, variant: Variant, error: ExporterError) -> None:
-        """A failed artifact is told at once; a bug with its traceback."""
-        self._console.print(f"failed: {variant}: {error}", markup=False, highlight=False)
-        if isinstance(error, WorkerFailed) and error.trace:
-            self._console.print(error.trace, markup=False, highlight=False)
-
-
-def time_left(done: int, total: int, elapsed: float) -> str:
-    """What the pieces that are left may take, as those that are done took; "" where that is not known, or is nothing.
-
-    Never 0 while work goes on: after the last piece there is work that is not counted.
-    """
-    if not 0 < done < total or elapsed <= 0:
-        return ""
-    seconds = math.ceil(elapsed / done * (total - done))
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"about {hours}:{minutes:02}:{seconds:02} left" if hours else f"about {minutes}:{seconds:02} left"
+LOG_WIDTH = 110  # of what is written to a file or a pipe, where no terminal says its own
 
 
 def print_result(report: Mapping[str, Any], folder: Path, form: str) -> None:
@@ -271,4 +192,4 @@ def _gigabytes(count: int | None) -> str:
 
 def stdout() -> Console:
     own = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if own else _LOG_WIDTH)
+    return Console(width=None if own else LOG_WIDTH)

@@ -240,6 +240,7 @@ def compare_lengths(
         progress(done + 1, len(lengths.told))
     else:
         limit = None
+    progress(len(ordered), len(ordered))  # those beyond an engine's own end are not opened for
     if not lengths.told and not lengths.unproven:
         return proven, Figure()
     parts = [*wrong, f"proven up to {proven:,} tokens" + (f", beyond {' and '.join(right)}" if right else "")]

@@ -30,6 +30,7 @@ from exporter.pipeline.generating import KEY, continued
 from exporter.pipeline.labelled import tokenize_examples
 from exporter.pipeline.sampling import reference_samples, sampled, save_samples
 from exporter.process import Session
+from exporter.progress import counting
 from exporter.runner import Floats, Ids
 from exporter.store import publish, reusable, write_manifest
 from exporter.tasks import known as tasks
@@ -97,10 +98,8 @@ def measure_reference(
             scored = len(passages.offsets) - 1
         if not all(np.isfinite(array).all() for array in (reference.answers.nll, reference.answers.vectors)):
             raise JobError("the float model answers NaN or Inf on the text: no artifact can be compared with it")
-        told = []
-        for done, one in enumerate(lengths):
-            session.progress("reference beyond its boundaries", done, len(lengths))
-            told.append(_told(opened, checkpoint.task, tokenizer, text, one))
+        beyond = counting(lengths, session.counted("reference beyond its boundaries"))
+        told = [_told(opened, checkpoint.task, tokenizer, text, one) for one in beyond]
         reach = int(min(window, np.diff(passages.offsets).max()))
         facts |= {"scored": scored, "tokens": len(passages.ids), "perplexity": facts_of(forms, reference.answers.nll)}
         facts["samples"] = reference_samples(tried)

@@ -24,6 +24,7 @@ from exporter.pipeline.figures import Figures, Measured
 from exporter.pipeline.generating import time_generations
 from exporter.pipeline.opening import measure_quality, open_for_speed, time_round
 from exporter.process import Progress, Steps, Worker, WorkerFailed
+from exporter.progress import counting
 from exporter.report.result import Result
 from exporter.store import MANIFEST, disk_full, read_manifest, write_text
 from exporter.targets import known
@@ -179,8 +180,7 @@ class Bench:
         with ExitStack() as stack:
             workers = [stack.enter_context(self._worker(row, "speed", fresh)) for row in rows]
             jobs = list(zip(rows, workers, times, strict=True))
-            for done, (row, worker, _) in enumerate(jobs):
-                self._progress("opening for speed", done, len(rows))
+            for row, worker, _ in counting(jobs, partial(self._progress, "opening for speed")):
                 self.attempt(row, partial(self._open, row, worker))
             load, number = OtherLoad(), 0
             while number < rounds and budget.another(number):
@@ -189,6 +189,7 @@ class Bench:
                     self._progress("speed", sum(map(len, times)), rounds * len(rows))
                     self.attempt(row, partial(_round, row, worker, mine))
                 number += 1
+            self._progress("speed", rounds * len(rows), rounds * len(rows))  # fewer, where there was time for no more
             about |= {"rounds_asked": rounds, "other_cores": load.cores()}
             if self._generates:
                 self._generations(list(zip(rows, workers, strict=True)), rounds, budget)
@@ -204,6 +205,7 @@ class Bench:
                 self._progress("generating", sum(map(len, runs)), most * len(jobs))
                 self.attempt(row, partial(_generated, worker, mine))
             number += 1
+        self._progress("generating", most * len(jobs), most * len(jobs))
         for (row, _), mine in zip(jobs, runs, strict=True):
             row.generation |= generation.summarize(mine) if mine else {}
 

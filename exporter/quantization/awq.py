@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.linear import linear_layers, shared_weights, weight_of
+from exporter.progress import Counted, counting, nobody
 from exporter.quantization.folds import Fold, fold
 from exporter.quantization.grid import quantized
 from exporter.scheme import Scheme
@@ -51,6 +52,7 @@ def awq(
     folds: Iterable[Fold],
     rows: Mapping[str, Tensor],
     clip: bool = True,
+    progress: Counted = nobody,
 ) -> Weighed:
     """Scales a float32 model in place and, with `clip`, rounds its weights to their grids.
 
@@ -61,7 +63,7 @@ def awq(
     linear = linear_layers(model)
     factors: dict[str, Tensor] = {}
     done = []
-    for one in folds:
+    for one in counting(list(folds), progress):
         inner = {name: scheme for name in one.layers if (scheme := schemes.get(name)) and name in rows}
         if inner:
             chosen, scaled = _best(one, {name: weight_of(linear[name]) for name in inner}, inner, rows)

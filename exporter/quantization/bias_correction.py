@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.checkpoint.experts import expert_layers
 from exporter.checkpoint.linear import asked, channels_last, weight_of, weighted_layers
 from exporter.errors import BuildError
+from exporter.progress import Counted, nobody
 from exporter.quantization.grid import INT32, input_grid, quantized
 from exporter.quantization.simulation import simulated
 from exporter.scheme import Scheme
@@ -39,22 +40,31 @@ def biased(model: Any, schemes: Mapping[str, Scheme | None]) -> list[str]:
     return [name for name in quantized if linear[name].bias is not None]
 
 
-def mean_outputs(model: Any, ids: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+def mean_outputs(model: Any, ids: Tensor, names: Iterable[str], progress: Counted = nobody) -> dict[str, Tensor]:
     """The mean output [N] of each linear layer over ids [windows, window], read as one batch: of the float model."""
     means: dict[str, Tensor] = {}
+    wanted = list(names)
 
     def note(name: str) -> Callable[[Any, Any, Tensor], None]:
         def hook(module: Any, inputs: Any, output: Tensor) -> None:
             means[name] = _mean(name, channels_last(module, output))
+            progress(len(means), len(wanted))
 
         return hook
 
-    _run(model, ids, {name: note(name) for name in names})
+    if wanted:
+        progress(0, len(wanted))
+        _run(model, ids, {name: note(name) for name in wanted})
+        progress(len(wanted), len(wanted))
     return means
 
 
 def correct_biases(
-    model: Any, ids: Tensor, schemes: Mapping[str, Scheme | None], expected: Mapping[str, Tensor]
+    model: Any,
+    ids: Tensor,
+    schemes: Mapping[str, Scheme | None],
+    expected: Mapping[str, Tensor],
+    progress: Counted = nobody,
 ) -> Corrected:
     """Changes the biases in place so that the rounded model's layers have the `expected` mean outputs on ids.
 
@@ -64,17 +74,21 @@ def correct_biases(
     linear = weighted_layers(model)
     quantized = [name for name, scheme in schemes.items() if scheme is not None]
     with_bias = [name for name in biased(model, schemes) if name in expected]
+    mended: set[str] = set()
 
     def mend(name: str) -> Callable[[Any, Any, Tensor], Tensor]:
         def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
             shift = _mean(name, channels_last(module, output)) - expected[name]
             module.bias -= shift
             channels_last(module, output).sub_(shift)
+            mended.add(name)
+            progress(len(mended), len(with_bias))
             return output  # what comes after this layer sees it corrected, in this very pass
 
         return hook
 
     if with_bias:
+        progress(0, len(with_bias))
         with simulated(model, schemes):
             _run(model, ids, {name: mend(name) for name in with_bias})
     return Corrected(tuple(with_bias), tuple(name for name in quantized if linear[name].bias is None))
@@ -109,8 +123,6 @@ def _mean(name: str, output: Tensor) -> Tensor:
 def _run(model: Any, ids: Tensor, hooks: Mapping[str, Callable[..., Any]]) -> None:
     import torch
 
-    if not hooks:
-        return
     linear = weighted_layers(model)
     head = model.get_output_embeddings()
     unseen = head is not None and all(linear[name] is not head for name in hooks)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from exporter.progress import Counted, counting
 from exporter.types import FEATURES, MULTI_LABEL, REGRESSION
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def estimated(
     rounding: Callable[[Sequence[str]], AbstractContextManager[None]],
     draw: Callable[[Tensor, Any], Tensor],
     each: bool,
-    progress: Callable[[int, int], None],
+    progress: Counted,
+    backwards: Counted,
 ) -> list[Loss]:
     """The losses of groups of layers that read one input.
 
@@ -44,25 +46,25 @@ def estimated(
     layers these compute as their schemes say; `draw` is the log p of an answer that is drawn. `each`: tokens are told
     apart. Their errors are taken for independent then, and one draw of each is enough: of a decoder, whose tokens are
     answered from what stands before them, that is near. Where all tokens see all, errors that are alike add up.
+    `progress` is told groups, `backwards` answers whose gradients are known.
     """
     import torch
 
     with torch.no_grad():
         fed = [_fed(modules, answer) for answer in answers]
         changes: dict[str, list[list[Tensor]]] = {}
-        for done, names in enumerate(groups):
+        for names in counting(groups, progress):
             before = {name: _answered(modules[name], name, fed) for name in names}
             with rounding(names):
                 after = {name: _answered(modules[name], name, fed) for name in names}
             for name in names:
                 pairs = zip(before[name], after[name], strict=True)
                 changes[name] = [[b - a for a, b in zip(*both, strict=True)] for both in pairs]
-            progress(done + 1, len(groups))
         del fed
     total: dict[tuple[int, str], float] = {}
     generator, count = torch.Generator().manual_seed(_SEED), 0
     draws = 1 if each else max(_DRAWS // len(answers), 1)
-    for piece, answer in enumerate(answers):
+    for piece, answer in enumerate(counting(answers, backwards)):
         with torch.enable_grad(), _leaves(modules) as leaves:
             out = answer()
         count += len(out)

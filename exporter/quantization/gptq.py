@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.linear import linear_layers, shared_weights, weight_of
 from exporter.errors import BuildError
+from exporter.progress import Counted, nobody
 from exporter.quantization.compensation import DAMPING, compensated, damping_of, inverse_factor
 from exporter.quantization.grid import Codes, coded, quantized
 from exporter.scheme import Scheme
@@ -31,6 +32,7 @@ def round_weights(
     schemes: Mapping[str, Scheme | None],
     hessians: Iterable[dict[str, Tensor]],
     damping: float = DAMPING,
+    progress: Counted = nobody,
 ) -> list[str]:
     """Rounds a float32 model's linear layers in place as their Hessians [K, K] come, which it empties; the layers.
 
@@ -41,7 +43,8 @@ def round_weights(
     """
     linear = linear_layers(model)
     shared = shared_weights(model)
-    done = []
+    total = sum(scheme is not None for scheme in schemes.values())
+    done: list[str] = []
     for batch in hessians:
         together: dict[tuple[int, Scheme], list[str]] = {}  # what reads the same input is one matrix with more rows
         for name in batch:
@@ -51,7 +54,9 @@ def round_weights(
         for (_, scheme), names in together.items():
             _round([weight_of(linear[name]) for name in names], names[0], batch[names[0]], scheme, damping)
             done += names
+            progress(len(done), total)
         batch.clear()  # while the next is made: else two would be there at a time
+    progress(total, total)  # with those that stay as they are
     return done
 
 

@@ -5,12 +5,13 @@ A matrix is K x K: those of all layers together are larger than the model. They 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.experts import expert_layers
 from exporter.checkpoint.linear import asked, linear_layers, weight_of
 from exporter.errors import JobError
+from exporter.progress import Counted
 from exporter.quantization.statistics import passes, watched
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _UNRELATED = 4  # one in so many inputs: the rows that an expert's matrix has as
 
 
 def hessians(
-    model: Any, pieces: Tensor, names: Iterable[str], budget_bytes: int, progress: Callable[[int, int], None]
+    model: Any, pieces: Tensor, names: Iterable[str], budget_bytes: int, progress: Counted
 ) -> Iterator[dict[str, Tensor]]:
     """Yields X^T X, float32 [K, K], of the inputs X [rows, K] of the linear layers `names`, in blocks.
 
@@ -39,7 +40,8 @@ def hessians(
     unrelated channels had come too: at 4 to 4096 rows of 256 inputs, in three spectra, the error on other rows was then
     at most 1.02 times that of plain rounding, and without it 1.86; where rows abound it is nothing.
 
-    What a caller still holds of a block lives beside the next one: drop each matrix when it is used.
+    What a caller still holds of a block lives beside the next one: drop each matrix when it is used. `progress` is told
+    layers: a pass's windows count as shares of its block's.
     """
     layers = linear_layers(model)
     groups, once = _fed_together(model, pieces[:1], {name: layers[name] for name in names})
@@ -52,17 +54,18 @@ def hessians(
             room = budget_bytes
         blocks[-1].append(group)
         room -= size
-    for number, block in enumerate(blocks):
+    total, before = sum(map(len, groups)), 0
+    for block in blocks:
+        size = sum(map(len, block))
 
-        def done(windows: int, before: int = number * len(pieces)) -> None:
-            progress(before + windows, len(blocks) * len(pieces))
+        def done(windows: int, of: int, before: int = before, size: int = size) -> None:
+            progress(before + size * windows // of, total)
 
         yield _block(model, pieces, block, once, done)
+        before += size
 
 
-def _block(
-    model: Any, pieces: Tensor, block: list[list[str]], once: bool, done: Callable[[int], None]
-) -> dict[str, Tensor]:
+def _block(model: Any, pieces: Tensor, block: list[list[str]], once: bool, done: Counted) -> dict[str, Tensor]:
     """X^T X of the layers of a block; `once`: a window feeds each of them exactly once, in the block's order."""
     import torch
 
@@ -82,8 +85,7 @@ def _block(
 
     # no_grad and not inference_mode: outside of that its tensors could not be changed in place.
     with torch.no_grad():
-        for number in passes(model, pieces, {group[0]: layers[group[0]] for group in block}, add, last):
-            done(number)
+        passes(model, pieces, {group[0]: layers[group[0]] for group in block}, add, last, done)
     for name, matrix in matrices.items():
         if not bool(matrix.sum().isfinite()):
             raise JobError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.linear import are_tokens, linear_layers, reads_pairs
 from exporter.errors import BuildError
+from exporter.progress import Counted, nobody
 from exporter.quantization.statistics import head_of, passes
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 ROWS = 512
 
 
-def input_rows(model: Any, ids: Tensor, names: Iterable[str], rows: int = ROWS) -> dict[str, Tensor]:
+def input_rows(
+    model: Any, ids: Tensor, names: Iterable[str], progress: Counted = nobody, rows: int = ROWS
+) -> dict[str, Tensor]:
     """Some `rows` inputs [rows, K], float32, of each of these linear layers, spread over ids [windows, window].
 
     The model runs once. Layers that are fed the same tensor share theirs; one that is never fed has none. Raises
@@ -41,8 +44,7 @@ def input_rows(model: Any, ids: Tensor, names: Iterable[str], rows: int = ROWS) 
 
     layers = {name: linear[name] for name in names}
     with torch.no_grad():
-        for _ in passes(model, ids, layers, keep, head_of(model, layers)):
-            pass
+        passes(model, ids, layers, keep, head_of(model, layers), progress)
     latest = None
     joined: dict[tuple[int, ...], Tensor] = {}
     found: dict[str, Tensor] = {}

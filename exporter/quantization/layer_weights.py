@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.linear import weighted_layers
+from exporter.progress import Counted, nobody
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def save_parameters(model: Any, folder: Path) -> None:
+def save_parameters(model: Any, folder: Path, progress: Counted = nobody) -> None:
     """Writes all the parameters of a float32 model into an empty folder, tied ones once."""
-    _write(folder, model, {name: parameter.detach for name, parameter in model.named_parameters()})
+    _write(folder, model, {name: parameter.detach for name, parameter in model.named_parameters()}, progress)
 
 
 def load_parameters(model: Any, folder: Path) -> None:
@@ -30,11 +31,13 @@ def load_parameters(model: Any, folder: Path) -> None:
         parameter.data.copy_(tensors.read(name))
 
 
-def save_weights(model: Any, folder: Path, weights: Mapping[str, Callable[[], Tensor]]) -> None:
+def save_weights(
+    model: Any, folder: Path, weights: Mapping[str, Callable[[], Tensor]], progress: Counted = nobody
+) -> None:
     """Writes weights [N, K] of linear layers, by name, into an empty folder; each is made when its turn has come."""
     stored, turned = _stored_names(model), _turned(model)
     made = {stored[name]: partial(_turn, make) if name in turned else make for name, make in weights.items()}
-    _write(folder, model, made)
+    _write(folder, model, made, progress)
 
 
 class LayerWeights(Mapping[str, "Tensor"]):
@@ -77,17 +80,21 @@ def _turn(make: Callable[[], Tensor]) -> Tensor:
     return make().T
 
 
-def _write(folder: Path, model: Any, tensors: Mapping[str, Callable[[], Tensor]]) -> None:
+def _write(folder: Path, model: Any, tensors: Mapping[str, Callable[[], Tensor]], progress: Counted) -> None:
     """Writes values of these parameters, each made when its turn has come."""
     from exporter.checkpoint.blocks import Planned, write
 
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
-    def planned(name: str, make: Callable[[], Tensor]) -> Planned:
+    def planned(name: str, make: Callable[[], Tensor], before: int) -> Planned:
         def rows() -> Iterator[Tensor]:
+            progress(before, len(tensors))
             yield make()
 
         return Planned("F32", shapes[name], rows)
 
-    files = {"model.safetensors": {name: planned(name, make) for name, make in tensors.items()}}
-    write(folder, files, lambda done, total: None)
+    files = {
+        "model.safetensors": {name: planned(name, make, before) for before, (name, make) in enumerate(tensors.items())}
+    }
+    write(folder, files, nobody)
+    progress(len(tensors), len(tensors))

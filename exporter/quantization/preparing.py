@@ -18,26 +18,27 @@ import numpy as np
 from exporter.checkpoint.experts import expert_layers, split_experts
 from exporter.checkpoint.linear import amount, are_tokens, convolutions, linear_layers, weight_of, weighted_layers
 from exporter.checkpoint.tokenizer import check_ids, rows_of
+from exporter.progress import Step, counting, halves
 from exporter.quantization.calibrate import FEWEST, policy_windows
+from exporter.quantization.folds import Fold, find_folds
+from exporter.quantization.input_rows import input_rows
 from exporter.quantization.layer import Layer
 from exporter.quantization.layer_weights import LayerWeights, save_parameters, save_weights
 from exporter.quantization.palette import palettized
 from exporter.quantization.policy import Policy
 from exporter.quantization.sensitivity import input_groups
 from exporter.quantization.stacked import FEW, Ranges, with_range, with_stacks
+from exporter.quantization.statistics import Statistics, collect
 from exporter.scheme import Scheme
 from exporter.types import Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from exporter.quantization.statistics import Statistics
-
 _HELD_OUT = 4  # windows at most that nothing is calibrated on: the losses are measured there
 _HESSIANS = 1 << 29  # bytes of GPTQ's matrices at a time
 _ROW_WINDOWS = 16  # spread over the text: a few hundred rows of a layer's inputs are taken from them
 _FACTS, _WINDOWS, _FLOAT, _ROUNDED = "prepared.json", "windows.npy", "float", "rounded"  # what the folder holds
-Step = Callable[[str], Callable[[int, int], None]]  # a step's name to what is told of its progress
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: 
     from exporter.checkpoint.model import load_model
 
     torch.set_num_threads(threads)
+    step("loading the model")(0, 0)
     windows = policy_windows(checkpoint, text)
     model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
     split_experts(model)
@@ -124,7 +126,7 @@ def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: 
     held_out = _held_out(windows)
     work = _Preparation(model, windows[:-held_out], how, step)
     work.scale_inputs()
-    save_parameters(model, _made(folder / _FLOAT))
+    save_parameters(model, _made(folder / _FLOAT), step("keeping the float weights"))
     layers = work.layers(input_groups(model, checkpoint.task, windows[-held_out]))
     work.round(layers, folder / _ROUNDED)
     np.save(folder / _WINDOWS, windows.numpy())
@@ -188,7 +190,7 @@ class _Preparation:
         found |= self._rounded(four) if four else {}
         if unfed := (self._experts.keys() & (four | palettes)) - found.keys():
             self.done.append(f"rounded {len(unfed)} matrices of experts that no token chose to their nearest values")
-        save_weights(self._model, _made(folder), found)
+        save_weights(self._model, _made(folder), found, self._step("palettes" if palettes else "rounded weights"))
 
     def _palettized(self, schemes: Mapping[str, Scheme]) -> dict[str, Callable[[], Tensor]]:
         """Palettes whose squared errors count as much as what the layers are fed."""
@@ -204,9 +206,8 @@ class _Preparation:
         modules = weighted_layers(self._model)
         if self._how.rounding == "awq":
             from exporter.quantization.awq import clipped
-            from exporter.quantization.input_rows import input_rows
 
-            rows = input_rows(self._model, self._some_windows(), four)
+            rows = self._rows(four)
             return {
                 name: partial(clipped, weight_of(modules[name]), scheme, rows[name])
                 for name, scheme in four.items()
@@ -215,8 +216,9 @@ class _Preparation:
         from exporter.quantization.gptq import round_weights
         from exporter.quantization.hessians import hessians
 
-        matrices = hessians(self._model, self._windows, four, _HESSIANS, self._step("GPTQ"))
-        done = round_weights(self._model, four, matrices)
+        fed, rounded = halves(self._step("GPTQ"))
+        matrices = hessians(self._model, self._windows, four, _HESSIANS, fed)
+        done = round_weights(self._model, four, matrices, progress=rounded)
         self.done.append(f"GPTQ over {amount(self._windows)} rounded {len(done)} linear layers")
         return {name: partial(weight_of, modules[name]) for name in done}
 
@@ -230,39 +232,36 @@ class _Preparation:
     def _smooth(self) -> None:
         import torch
 
-        from exporter.quantization.folds import find_folds
-        from exporter.quantization.input_rows import input_rows
         from exporter.quantization.smoothquant import inputs_after, smooth
 
         schemes = {name: scheme for name, scheme in self._lowest().items() if scheme and scheme.input == "static"}
-        found = find_folds(self._model, self._windows)
-        fed = self._collect()
+        folds, fed = self._folds(), self._collect()
         absmax = {name: torch.from_numpy(its.absmax) for name, its in fed.items()}
         linear = linear_layers(self._model)  # a convolution's input is folded into nothing
         schemes = {name: scheme for name, scheme in schemes.items() if name in linear}
-        rows = input_rows(self._model, self._some_windows(), schemes)
-        done = [one for one in smooth(self._model, schemes, found.folds, absmax, rows) if one.alpha is not None]
+        made = smooth(self._model, schemes, folds, absmax, self._rows(schemes), progress=self._step("smoothing"))
+        done = [one for one in made if one.alpha is not None]
         self._fed = inputs_after(fed, done)
         layers = sum(len(one.fold.layers) for one in done)
         self.done.append(f"smoothed the inputs of {layers} of {len(schemes)} linear layers (SmoothQuant)")
 
     def _scale(self) -> None:
         from exporter.quantization.awq import awq
-        from exporter.quantization.folds import find_folds
-        from exporter.quantization.input_rows import input_rows
 
         schemes = {name: scheme for name, scheme in self._lowest().items() if scheme and scheme.weight == "int4"}
-        rows = input_rows(self._model, self._some_windows(), schemes)
-        made = awq(self._model, schemes, find_folds(self._model, self._windows).folds, rows, clip=False)
+        made = awq(self._model, schemes, self._folds(), self._rows(schemes), clip=False, progress=self._step("AWQ"))
         self._fed = {}
         self.done.append(f"scaled the inputs of {len(schemes) - len(made.unscaled)} linear layers (AWQ)")
 
-    def _some_windows(self) -> Tensor:
-        return self._windows[:: -(-len(self._windows) // _ROW_WINDOWS)]
+    def _folds(self) -> list[Fold]:
+        self._step("looking for inputs to scale")(0, 0)
+        return find_folds(self._model, self._windows).folds
+
+    def _rows(self, names: Iterable[str]) -> dict[str, Tensor]:
+        some = self._windows[:: -(-len(self._windows) // _ROW_WINDOWS)]
+        return input_rows(self._model, some, names, self._step("rows of inputs"))
 
     def _collect(self) -> dict[str, Statistics]:
-        from exporter.quantization.statistics import collect
-
         return collect(self._model, self._windows, self._step("calibrating"))
 
     def _find_ranges(self, kinds: set[bool]) -> Ranges:
@@ -275,7 +274,8 @@ class _Preparation:
         shared = f", rounded up to {per_octave} an octave" if per_octave else ""
         self.done.append(f"static ranges: {self._how.ranges}, over {amount(self._windows)}{shared}")
         found = self._fed if method is min_max and self._fed else self._collect()
-        own = {(name, signed): method(its.histogram, signed) for name, its in found.items() for signed in kinds}
+        fed = counting(found.items(), self._step("ranges"))
+        own = {(name, signed): method(its.histogram, signed) for name, its in fed for signed in kinds}
         ranges, wide = with_stacks(self._model, own, {name: its.rows for name, its in found.items()})
         if wide:
             self.done.append(f"ranges of {wide} matrices of experts that fewer than {FEW} tokens chose: their stack's")

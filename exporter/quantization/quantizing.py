@@ -13,10 +13,11 @@ from typing import Any
 
 from exporter.checkpoint.experts import in_stacks, split_experts
 from exporter.checkpoint.linear import weight_of, weighted_layers
+from exporter.progress import Step, counting
 from exporter.quantization.cost import SIZE, Costs
 from exporter.quantization.layer_weights import LayerWeights, load_parameters
 from exporter.quantization.policy import FLOAT, Policy
-from exporter.quantization.preparing import How, Prepared, Step
+from exporter.quantization.preparing import How, Prepared
 from exporter.quantization.ranking import Group, rank, rank_by_estimates
 from exporter.quantization.selection import Choice, choose
 from exporter.types import Checkpoint
@@ -40,6 +41,7 @@ class Quantizer:
 
         torch.set_num_threads(threads)
         self._checkpoint, self._how, self._step, self._costs = checkpoint, how, step, costs
+        step("loading the model")(0, 0)
         self._prepared = Prepared.load(folder)
         model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
         split_experts(model)
@@ -49,7 +51,7 @@ class Quantizer:
         self._weights = self._prepared.rounded(model)
         self._ranked: dict[str, Any] = {"how": "measured"}
         held_out, rounds = self._prepared.held_out, how.rounds_outputs
-        self._meter = LossMeter(model, checkpoint.task, held_out, self._originals, rounds)
+        self._meter = LossMeter(model, checkpoint.task, held_out, self._originals, rounds, step)
 
     def choose(self, budget: float) -> Choice:
         """The cheapest mix whose simulated loss is at most the budget; a policy that was given as it is."""
@@ -87,15 +89,17 @@ class Quantizer:
         mended = biased(self._model, choice.schemes)
         with_bias = [name for name in choice.schemes if modules[name].bias is not None]
         biases = {name: modules[name].bias.data.clone() for name in with_bias}
-        expected = mean_outputs(self._model, windows, mended)
+        expected = mean_outputs(self._model, windows, mended, self._step("mean outputs"))
         with torch.no_grad():
-            for name, scheme in choice.schemes.items():
+            for name, scheme in counting(choice.schemes.items(), self._step("rounding")):
                 if scheme is not None:
                     weight = weight_of(modules[name])
                     best = scheme == self._prepared.layers[name].choices[0] and name in self._weights
                     weight.copy_(self._weights[name] if best else rounded(weight, scheme))
-            corrected = correct_biases(self._model, windows, choice.schemes, expected)
+            step = self._step("bias correction")
+            corrected = correct_biases(self._model, windows, choice.schemes, expected, step)
             round_biases(self._model, choice.schemes)
+            self._step("writing the checkpoint")(0, 0)
             with in_stacks(self._model):
                 self._model.save_pretrained(folder)
             loss = self._meter.loss(choice.schemes)  # and the weights are the original ones again

@@ -8,14 +8,14 @@ by layer where only weights are rounded: of query, key and value it is nearly al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.progress import Counted, counting
 from exporter.quantization.layer import Layer, own_weights
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from exporter.quantization.sensitivity import LossMeter
 
-Progress = Callable[[int, int], None]
 _RANKED_ON = 1  # window: an order needs less evidence than a loss, and there are hundreds of groups
 _SIMULATED = 10  # groups whose estimate is held against a simulation, or that are measured at their other rungs too
 
@@ -51,7 +50,7 @@ class Group:
 
 
 def rank(
-    meter: LossMeter, layers: Mapping[str, Layer], weights: Mapping[str, Tensor], progress: Progress
+    meter: LossMeter, layers: Mapping[str, Layer], weights: Mapping[str, Tensor], progress: Counted
 ) -> list[Group]:
     """Measures each group alone at its lowest rung. Those that lose most for what they save come first.
 
@@ -59,25 +58,23 @@ def rank(
     """
     wanted = _wanted(meter, layers)
 
-    def measured(several: Sequence[tuple[str, ...]], rung: int, before: int) -> Iterator[float]:
-        for done, names in enumerate(several, before + 1):
-            yield _loss(meter, layers, weights, names, rung)
-            progress(done, before + len(several))
+    def measured(several: Sequence[tuple[str, ...]], rung: int, progress: Counted) -> list[float]:
+        return [_loss(meter, layers, weights, names, rung) for names in counting(several, progress)]
 
-    def grouped(several: Sequence[tuple[str, ...]], before: int) -> list[Group]:
-        losses = measured(several, 0, before)
+    def grouped(several: Sequence[tuple[str, ...]], progress: Counted) -> list[Group]:
+        losses = measured(several, 0, progress)
         return [Group(names, _size(names, layers), (loss,)) for names, loss in zip(several, losses, strict=True)]
 
-    groups = grouped(wanted, 0)
+    groups = grouped(wanted, progress)
     apart = _apart(groups, layers, meter)
     parts = [(name,) for group in apart for name in group.names]
-    groups = _ordered([group for group in groups if group not in apart] + grouped(parts, len(wanted)))
-    done = len(wanted) + len(parts)
+    alone = grouped(parts, meter.step("sensitivity of single layers"))
+    groups = _ordered([group for group in groups if group not in apart] + alone)
     for rung in range(1, _rungs(layers)):
         rounded = [one for one in groups if any(layers[name].at(rung) for name in one.names)]
         worst = rounded[:_SIMULATED]
-        losses = dict(zip(worst, measured([one.names for one in worst], rung, done), strict=True))
-        done += len(worst)
+        further = meter.step(f"sensitivity of the worst at rung {rung + 1}")
+        losses = dict(zip(worst, measured([one.names for one in worst], rung, further), strict=True))
         less = _median(loss / one.loss for one, loss in losses.items() if one.loss > 0)
         foretold = {one: one.loss * less for one in rounded} | losses
         groups = [replace(one, losses=(*one.losses, foretold.get(one, 0.0))) for one in groups]
@@ -85,7 +82,7 @@ def rank(
 
 
 def rank_by_estimates(
-    meter: LossMeter, layers: Mapping[str, Layer], weights: Mapping[str, Tensor], progress: Progress
+    meter: LossMeter, layers: Mapping[str, Layer], weights: Mapping[str, Tensor], progress: Counted
 ) -> tuple[list[Group], dict[str, Any]]:
     """The same order from one backward pass for each rung; and how it was found, for the record.
 
@@ -96,9 +93,8 @@ def rank_by_estimates(
     told = []  # of each rung the losses of the groups, with those of their layers
     for rung in range(quantized := _quantized(layers)):
         schemes = {name: layers[name].at(rung) for name in names}
-        own, before = own_weights(weights, layers, schemes), rung * len(wanted)
-        count = partial(_after, progress, before, quantized * len(wanted))
-        told.append(meter.estimates(wanted, schemes, own, count))
+        further = meter.step(f"sensitivity at rung {rung + 1}") if rung else progress
+        told.append(meter.estimates(wanted, schemes, own_weights(weights, layers, schemes), further))
     floats = (0.0,) * (_rungs(layers) - quantized)
     groups = [
         Group(names, _size(names, layers), (*(loss for loss, _ in rungs), *floats))
@@ -111,18 +107,14 @@ def rank_by_estimates(
         groups.append(Group((name,), layers[name].size, (*(rung[name] for rung in alone), *floats)))
     ranked = _ordered(groups)
     worst = ranked[:_SIMULATED]
-    losses = [_loss(meter, layers, weights, one.names, 0) for one in worst]
+    simulated = counting(worst, meter.step("sensitivity of the worst"))
+    losses = [_loss(meter, layers, weights, one.names, 0) for one in simulated]
     scale = _median(loss / one.loss for loss, one in zip(losses, worst, strict=True) if one.loss > 0)
     found = [replace(one, losses=tuple(loss * scale for loss in one.losses)) for one in ranked]
     for at, loss in enumerate(losses):
         found[at] = replace(found[at], losses=(loss, *found[at].losses[1:]))
     about = {"how": "estimated", "simulated": len(worst), "scale": scale, "rank_correlation": _spearman(worst, losses)}
     return _ordered(found), about
-
-
-def _after(progress: Progress, before: int, total: int, done: int, _: int) -> None:
-    """The progress of one pass of several."""
-    progress(before + done, total)
 
 
 def _spearman(groups: Sequence[Group], losses: Sequence[float]) -> float | None:

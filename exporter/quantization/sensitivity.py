@@ -7,7 +7,7 @@ not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.checkpoint.experts import expert_layers
 from exporter.checkpoint.linear import are_tokens, asked, shared_weights, weighted_layers
 from exporter.form import FORMS
+from exporter.progress import Counted, Step, counting, unwatched
 from exporter.quantization.distance import Distance, kind_of, unit
 from exporter.quantization.simulation import simulated
 from exporter.quantization.statistics import watched
@@ -35,7 +36,8 @@ class LossMeter:
     `model`: float32, in eval mode, on `windows` int64 [windows, window] or pictures [n, C, H, W]. It answers as it did
     when the meter was made, unless weights are given: then it is a copy of the layers' weights that counts.
     `originals`: the layers' weights [N, K], which it then takes from there after each measurement instead of keeping
-    them in memory beside the rounded. `rounds_outputs` as in simulation.simulated.
+    them in memory beside the rounded. `rounds_outputs` as in simulation.simulated. `step` is told of all but single
+    groups' losses, which are too many.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class LossMeter:
         windows: Tensor,
         originals: Mapping[str, Tensor] | None = None,
         rounds_outputs: bool = False,
+        step: Step = unwatched,
     ) -> None:
         self._model, self._task, self._originals, self._rounds_outputs = model, task, originals, rounds_outputs
+        self.step, self._mixes = step, 0
         whole = FORMS[task].per_token or windows.ndim > 2  # a window, or a picture, is one piece
         self._pieces = 1 if whole else max(windows.shape[1] // _SHORT, 1)
         if self._pieces > 1:
@@ -59,7 +63,8 @@ class LossMeter:
         self.stacked = frozenset(expert_layers(model))  # whose groups are not of one input, and stay together
         kind = kind_of(model.config, task)
         self.unit = unit(kind)
-        self._distance = Distance(kind, [self._record(window) for window in self._windows])
+        told = counting(list(self._windows), step("answers in float"))
+        self._distance = Distance(kind, [self._record(window) for window in told])
         self.tokens = self._windows.numel() if are_tokens(windows) else len(self._windows)
         if FORMS[task].encodes:  # half of them are sources
             self.tokens //= 2
@@ -82,10 +87,13 @@ class LossMeter:
             return 0.0
         first = min(self._first[name] for name in quantized)
         total = 0.0
-        made = simulated(self._model, schemes, weights or {}, self._originals, self._rounds_outputs)
+        measured = list(zip(self._windows, self._kept, strict=True))[: windows and windows * self._pieces]
+        self._mixes += windows is None
+        step = self.step if windows is None else unwatched
+        rounding, simulating = (step(f"{what} mix {self._mixes}") for what in ("rounding", "simulating"))
+        made = simulated(self._model, schemes, weights or {}, self._originals, self._rounds_outputs, rounding)
         with torch.inference_mode(), made:
-            measured = list(zip(self._windows, self._kept, strict=True))[: windows and windows * self._pieces]
-            for number, (window, kept) in enumerate(measured):
+            for number, (window, kept) in enumerate(counting(measured, simulating)):
                 with _skipping(self._blocks[:first], kept):
                     total += self._distance(number, _outputs(self._model, self._task, window))
         return total / len(measured)
@@ -95,7 +103,7 @@ class LossMeter:
         groups: Sequence[Sequence[str]],
         schemes: Mapping[str, Scheme | None],
         weights: Mapping[str, Tensor],
-        progress: Callable[[int, int], None],
+        progress: Counted,
     ) -> list[tuple[float, dict[str, float]]]:
         """Of each group the loss that its gradients foretell, and that of each of its layers alone."""
         from exporter.quantization.estimate import drawing, estimated
@@ -111,7 +119,7 @@ class LossMeter:
         each = form.cached and not form.encodes
         with _no_gradients_of_weights(self._model):
             draw = drawing(kind, self._distance.scale)
-            found = estimated(answers, groups, modules, rounding, draw, each, progress)
+            found = estimated(answers, groups, modules, rounding, draw, each, progress, self.step("gradients"))
         if kind != REGRESSION:
             return found
         return [((2 * loss) ** 0.5, {name: (2 * one) ** 0.5 for name, one in alone.items()}) for loss, alone in found]

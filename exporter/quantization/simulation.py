@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.linear import weight_of, weighted_layers
+from exporter.progress import Counted, counting, nobody
 from exporter.quantization.grid import rounded, rounded_input
 from exporter.scheme import Scheme
 
@@ -26,18 +27,20 @@ def simulated(
     weights: Mapping[str, Tensor] = MappingProxyType({}),
     originals: Mapping[str, Tensor] | None = None,
     rounds_outputs: bool = False,
+    progress: Counted = nobody,
 ) -> Iterator[None]:
     """Within the block the model's linear layers compute as their schemes say; afterwards it is as it was.
 
     `weights` [N, K] by name are on their scheme's grid already, chosen by a better method than the nearest value.
     `originals` [N, K] are what the layers get afterwards; None: what they have, kept in memory in the meantime.
     `rounds_outputs`: an engine's int8 products round what they answer too, here in the range of each answer's own.
+    `progress` is told the layers whose weights are rounded.
     """
     modules = weighted_layers(model)
     kept: dict[str, Any] = {}
     hooks = []
     try:
-        for name, scheme in schemes.items():
+        for name, scheme in counting(schemes.items(), progress):
             if scheme is None:
                 continue
             weight = weight_of(modules[name])

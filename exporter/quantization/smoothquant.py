@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.checkpoint.linear import linear_layers, weight_of
+from exporter.progress import Counted, counting, nobody
 from exporter.quantization.folds import Fold, fold
 from exporter.quantization.grid import rounded, rounded_input
 from exporter.quantization.statistics import Histogram, Statistics
@@ -51,6 +52,7 @@ def smooth(
     absmax: Mapping[str, Tensor],
     rows: Mapping[str, Tensor],
     alpha: float | None = None,
+    progress: Counted = nobody,
 ) -> list[Smoothed]:
     """Smooths a float32 model in place, at the folds of layers whose input is rounded; says what it did to each.
 
@@ -61,7 +63,7 @@ def smooth(
     """
     linear = linear_layers(model)
     done = []
-    for one in folds:
+    for one in counting(list(folds), progress):
         inner = {name: scheme for name in one.layers if (scheme := schemes.get(name)) and scheme.input != "float"}
         if not inner or any(name not in absmax or name not in rows for name in inner):
             continue

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from exporter.checkpoint.linear import are_tokens, asked, channels_last, weighted_layers
 from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.errors import JobError
+from exporter.progress import Counted, counting
 from exporter.runner import Floats
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Statistics:
         return result
 
 
-def collect(model: Any, pieces: Tensor, progress: Callable[[int, int], None]) -> dict[str, Statistics]:
+def collect(model: Any, pieces: Tensor, progress: Counted) -> dict[str, Statistics]:
     """One pass over [windows, window] token ids, or pictures [n, C, H, W]: statistics of the layers.
 
     They are in the model's order of execution. A layer that was never fed a row, such as an expert that no token chose,
@@ -101,8 +102,7 @@ def collect(model: Any, pieces: Tensor, progress: Callable[[int, int], None]) ->
 
     layers = weighted_layers(model)
     with torch.inference_mode():
-        for done in passes(model, pieces, layers, add, head_of(model, layers)):
-            progress(done, len(pieces))
+        passes(model, pieces, layers, add, head_of(model, layers), progress)
     return {name: found.statistics(name) for name, found in sums.items()}
 
 
@@ -111,10 +111,16 @@ class _EnoughError(Exception):
 
 
 def passes(
-    model: Any, pieces: Tensor, layers: Mapping[str, Any], see: Callable[[str, Tensor], None], last: str | None
-) -> Iterator[int]:
-    """Runs a model on each of [windows, window], or pictures, and tells `see` the layers' inputs; yields how many are
-    done. A pass ends when `last` has been fed: nothing of what comes after it is computed.
+    model: Any,
+    pieces: Tensor,
+    layers: Mapping[str, Any],
+    see: Callable[[str, Tensor], None],
+    last: str | None,
+    progress: Counted,
+) -> None:
+    """Runs a model on each of [windows, window], or pictures, and tells `see` the layers' inputs.
+
+    A pass ends when the layer `last` has been fed: nothing of what comes after it is computed.
     """
 
     def told(name: str, inputs: Tensor) -> None:
@@ -123,10 +129,9 @@ def passes(
             raise _EnoughError
 
     with watched(layers, told):
-        for done, piece in enumerate(pieces, 1):
+        for piece in counting(list(pieces), progress):
             with suppress(_EnoughError):
                 asked(model, piece[None])
-            yield done
 
 
 def head_of(model: Any, layers: Mapping[str, Any]) -> str | None:

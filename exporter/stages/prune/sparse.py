@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError
+from exporter.progress import halves
 from exporter.stages.prune.layers import prunable
 from exporter.stages.prune.options import Pruning
 from exporter.stages.prune.zeros import zeros_in
@@ -68,8 +69,9 @@ def _prune(
     assert windows is not None, f"{pruning} needs calibration windows"
     check_ids(rows_of(model), windows, "the calibration text")
     if pruning.method == "sparsegpt":
-        matrices = hessians(model, windows, weights, hessian_bytes, progress)
-        return sparsegpt.prune_and_compensate(weights, matrices, share)
+        fed, pruned = halves(progress)
+        matrices = hessians(model, windows, weights, hessian_bytes, fed)
+        return sparsegpt.prune_and_compensate(weights, matrices, share, pruned)
     squares = {name: torch.from_numpy(its.squares) for name, its in collect(model, windows, progress).items()}
     return wanda.prune_by_inputs(weights, squares, share)
 

@@ -10,10 +10,11 @@ weights are worth next to nothing and go first, and the count stays exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from exporter.errors import BuildError
+from exporter.progress import Counted, nobody
 from exporter.quantization.compensation import BLOCK, compensated, damping_of, inverse_factor
 from exporter.stages.prune.masks import keep_2_of_4, keep_largest, share_of
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def prune_and_compensate(
-    weights: Mapping[str, Tensor], hessians: Iterable[dict[str, Tensor]], share: float | None
+    weights: Mapping[str, Tensor],
+    hessians: Iterable[dict[str, Tensor]],
+    share: float | None,
+    progress: Counted = nobody,
 ) -> list[str]:
     """Prunes float32 weights [N, K] in place as their Hessians [K, K] come, which it empties; the layers pruned.
 
@@ -30,15 +34,17 @@ def prune_and_compensate(
     after an earlier one was pruned, as exporter.quantization.hessians does, later layers make good what the earlier
     ones do to their inputs. Raises BuildError for NaN or Inf in a Hessian, and where one cannot be inverted.
     """
-    done = []
+    done: list[str] = []
     for batch in hessians:
-        done += _pruned(weights, batch, share)
+        for name in _pruned(weights, batch, share):
+            done.append(name)
+            progress(len(done), len(weights))
         batch.clear()  # while the next is made: else two would be there at a time
+    progress(len(weights), len(weights))  # with those that nothing feeds
     return done
 
 
-def _pruned(weights: Mapping[str, Tensor], batch: Mapping[str, Tensor], share: float | None) -> list[str]:
-    done = []
+def _pruned(weights: Mapping[str, Tensor], batch: Mapping[str, Tensor], share: float | None) -> Iterator[str]:
     known: tuple[Tensor, Tensor] | None = None  # a Hessian and its factor: q, k and v have one
     for name, hessian in batch.items():
         if name not in weights:
@@ -46,8 +52,7 @@ def _pruned(weights: Mapping[str, Tensor], batch: Mapping[str, Tensor], share: f
         if known is None or known[0] is not hessian:
             known = (hessian, _factor(name, hessian))
         weights[name].copy_(sparsegpt(weights[name], known[1], share))
-        done.append(name)
-    return done
+        yield name
 
 
 def sparsegpt(weight: Tensor, factor: Tensor, share: float | None) -> Tensor:
