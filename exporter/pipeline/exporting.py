@@ -117,10 +117,11 @@ class Exports:
         allowed = budget(limits, self.checkpoint)
         attempts: list[dict[str, Any]] = []
         began, elsewhere = perf_counter(), 0.0  # seconds of export and measurement
-        quantized, prepared = (self.scratch / f"{variant.folder}-{what}" for what in ("float", "prepared"))
+        quantized = self.scratch / f"{variant.folder}-float"
         log = self.output / "logs" / f"{variant.folder}.quantize.log"
-        choosing = Choosing(self.checkpoint, how, self.plan.job.threads, log, self.progress, prepared, self.start)
-        choosing.prepare(self.plan.calibration)
+        text, threads = self.plan.calibration, self.plan.job.threads
+        choosing = Choosing(self.checkpoint, how, text, threads, log, self.progress, self.scratch, self.start)
+        choosing.prepare()
         while True:
             self.progress(f"choosing the policy of {variant}", 0, 0)
             shutil.rmtree(quantized, ignore_errors=True)
@@ -148,9 +149,8 @@ class Exports:
             allowed = less
         seconds = perf_counter() - began - elsewhere
         shutil.rmtree(quantized)
-        shutil.rmtree(prepared)
         facts = _facts(manifest) | {
-            "quantization": record | {"attempts": attempts, "seconds": seconds},
+            "quantization": record | {"attempts": attempts, "seconds": seconds, "reused": choosing.reused},
             "limits": asdict(limits),
         }
         if not keeps_name(limits, attempts[-1]):
