@@ -10,14 +10,26 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from exporter import lock
-from exporter.store import MANIFEST, cache_folder, sweep, swept, writable
+from exporter.store import (
+    MANIFEST,
+    cache_folder,
+    one_maker,
+    publish,
+    reusable,
+    sweep,
+    swept,
+    writable,
+    write_manifest,
+)
 
+# Told what fills a new folder: the folder of an entry, and whether it was there.
+Keep = Callable[[Callable[[Path], None]], tuple[Path, bool]]
 _RUN = "exporter-run-"  # beside the kinds' folders, the locks of those who work with them: .exporter-run-….lock
 
 
@@ -49,6 +61,21 @@ class Kind:
         """Where the entry of a key is, or is to be."""
         assert not self.names or key in self.names, key
         return self.place(root) / f"{self.prefix}{key[: self.digits]}"
+
+    def kept(self, key: str, waiting: Callable[[str], None], make: Callable[[Path], None]) -> tuple[Path, bool]:
+        """The entry of a key, and whether it was there, whole: else `make` fills an empty folder, which becomes it.
+
+        Of two who ask for it one makes it; the other waits, `waiting` being told for whom. With its first two arguments
+        bound it is a Keep.
+        """
+        folder = self.entry(key)
+        with one_maker(folder, waiting):
+            if reusable(folder, key) is not None:
+                return folder, True
+            with publish(folder) as building:
+                make(building)
+                write_manifest(building, key, [], {})
+        return folder, False
 
     def holds(self, path: Path) -> bool:
         """Whether a path in its place is an entry that exporter wrote, by its name and what is in it. No link is."""
@@ -98,6 +125,13 @@ CALIBRATIONS = Kind(
     "calibrations", "calibrations", "a model's statistics on a text", "a calibration", digits=None,
     mark=MANIFEST,
 )  # fmt: skip
+PREPARATIONS = Kind(
+    "preparations", "preparations", "what policies are chosen from", "a calibration", digits=None,
+    mark=MANIFEST,
+)  # fmt: skip
+RANKINGS = Kind(
+    "rankings", "rankings", "what each layer's rounding loses", "its measurement", digits=None, mark=MANIFEST,
+)  # fmt: skip
 TIMES = Kind("times", "times", "how long layers take here", "seconds for each shape", digits=32, mark=MANIFEST)
 CONVERTER = Kind(
     "converter", "llama.cpp", "llama.cpp's converter", "exporter fetch gguf", "converter-", None,
@@ -109,19 +143,9 @@ LOGS = Kind(
     names=("merge.log", "compress.log", "calibrate.log"),
 )  # fmt: skip
 KINDS = (
-    MERGED,
-    DEQUANTIZED,
-    PRUNED,
-    TRAINED,
-    DISTILLED,
-    RECIPES,
-    STATES,
-    CALIBRATIONS,
-    TIMES,
-    CONVERTER,
-    COMPILED,
-    LOGS,
-)
+    MERGED, DEQUANTIZED, PRUNED, TRAINED, DISTILLED, RECIPES, STATES, CALIBRATIONS, PREPARATIONS, RANKINGS, TIMES,
+    CONVERTER, COMPILED, LOGS,
+)  # fmt: skip
 
 
 def working_folders() -> tuple[Path, ...]:

@@ -255,12 +255,19 @@ def writable(folder: Path, mend: str = "choose another folder with -o") -> None:
 
 
 def refuse_full_disk(needs: dict[Path, int]) -> None:
-    """Refuses what surely will not fit: the bytes that each folder is to receive. Raises BuildError."""
-    for folder, bytes_needed in needs.items():
-        need, free = int(_HEADROOM * bytes_needed), shutil.disk_usage(existing(folder)).free
+    """Refuses what surely will not fit: the bytes that each folder is to receive, those on one disk counted together.
+
+    Raises BuildError.
+    """
+    disks: dict[int, list[Path]] = {}
+    for folder in (folder for folder, bytes_needed in needs.items() if bytes_needed):
+        disks.setdefault(existing(folder).stat().st_dev, []).append(folder)
+    for folders in disks.values():
+        need = int(_HEADROOM * sum(needs[folder] for folder in folders))
+        named, free = " and ".join(map(str, folders)), shutil.disk_usage(existing(folders[0])).free
         if free < need:
             raise BuildError(
-                f"the disk of {folder} is too full: this job needs about {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} "
+                f"the disk of {named} is too full: this job needs about {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} "
                 "MB are free; free some space, or choose another disk with -o (EXPORTER_CACHE for the cache)"
             )
 

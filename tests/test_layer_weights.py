@@ -7,7 +7,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from exporter.checkpoint.linear import linear_layers, weight_of
-from exporter.quantization.layer_weights import LayerWeights, load_parameters, save_parameters, save_weights
+from exporter.quantization.layer_weights import (
+    LayerWeights,
+    load_parameters,
+    names_of_weights,
+    save_parameters,
+    save_weights,
+)
 from exporter.quantization.simulation import simulated
 from exporter.scheme import Scheme
 
@@ -24,8 +30,12 @@ def model():
     return made(0)
 
 
+def save_all(model, folder):
+    save_parameters(model, folder, dict(model.named_parameters()))
+
+
 def test_parameters_are_put_back_ties_included(model, tmp_path):
-    save_parameters(model, tmp_path)
+    save_all(model, tmp_path)
     other = made(1)
     load_parameters(other, tmp_path)
     assert other.lm_head.weight is other.transformer.wte.weight
@@ -34,12 +44,25 @@ def test_parameters_are_put_back_ties_included(model, tmp_path):
 
 
 def test_weights_are_read_as_outputs_by_inputs(model, tmp_path):
-    save_parameters(model, tmp_path)
+    save_parameters(model, tmp_path, names_of_weights(model))
     weights = LayerWeights(model, tmp_path)
     layers = linear_layers(model)
     assert weights.keys() == layers.keys()
     assert "lm_head" in weights
     assert all(torch.equal(weights[name], weight_of(layer)) for name, layer in layers.items())
+
+
+def test_only_what_was_changed_is_kept_and_comes_first(model, tmp_path):
+    name = "transformer.h.0.attn.c_proj"
+    save_parameters(model, tmp_path / "own", names_of_weights(model))
+    other = made(0)
+    other.get_submodule(name).weight.data.mul_(2)
+    save_parameters(other, tmp_path / "changed", [f"{name}.weight"])
+    load_parameters(model, tmp_path / "changed")
+    expected = other.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    weights = LayerWeights(model, tmp_path / "changed", tmp_path / "own")
+    assert all(torch.equal(weights[name], weight_of(layer)) for name, layer in linear_layers(other).items())
 
 
 def test_some_weights_of_their_own(model, tmp_path):
@@ -52,7 +75,7 @@ def test_some_weights_of_their_own(model, tmp_path):
 
 
 def test_what_was_simulated_is_put_back_from_the_file(model, tmp_path):
-    save_parameters(model, tmp_path)
+    save_all(model, tmp_path)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     ids = torch.arange(16)[None]
     schemes = dict.fromkeys(linear_layers(model), INT8)

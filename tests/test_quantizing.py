@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import torch
 import yaml
 from conftest import SMALL
 
-from exporter import Job, run
+from exporter import Job, cache, run, store
 from exporter.checkpoint.model import load_model
 from exporter.measure.quality import Reference
 from exporter.quantization.policy import Policy, read_policy
-from exporter.quantization.preparing import How, Prepared, prepare
+from exporter.quantization.prepared import Prepared
+from exporter.quantization.preparing import How, prepare
 from exporter.quantization.quantizing import Quantizer
 from exporter.quantization.simulation import simulated
 from exporter.report.table import value
@@ -76,7 +78,7 @@ def test_a_signed_input_gets_a_symmetric_range_and_another_its_own(tiny, tmp_pat
     prepare(
         checkpoint, how, 1, lambda name: lambda done, total: None, tmp_path, **text, skip=0, tokens=1024, max_length=128
     )
-    for name, scheme in Prepared.load(tmp_path).lowest().items():
+    for name, scheme in Prepared.load(tmp_path, how).lowest().items():
         if name.endswith((".q_proj", ".up_proj")):
             low, high = scheme.range
             assert (low == -high) == name.endswith(".q_proj")
@@ -106,11 +108,12 @@ def test_a_later_attempt_takes_what_the_first_found(tiny, tmp_path):
 
     prepared.mkdir()
     prepare(checkpoint, how, 1, step, prepared, **text, skip=0, tokens=1024, max_length=128)
-    first = Quantizer(checkpoint, how, 1, step, prepared)
+    more = (tmp_path / "originals", partial(cache.RANKINGS.kept, store.content_key(tmp_path), print))
+    first = Quantizer(checkpoint, how, 1, step, prepared, *more)
     loose, _ = written(first, 1.0, "loose")
     assert [name for name in steps if name in ("GPTQ", "sensitivity")] == ["GPTQ"]
     again = written(first, loose["loss"] / 2, "again")
-    fresh = written(Quantizer(checkpoint, how, 1, step, prepared), loose["loss"] / 2, "fresh")
+    fresh = written(Quantizer(checkpoint, how, 1, step, prepared, *more), loose["loss"] / 2, "fresh")
     assert [name for name in steps if name in ("GPTQ", "sensitivity")] == ["GPTQ", "sensitivity"]
     assert fresh == again
     assert fresh[0]["schemes"] != loose["schemes"]

@@ -1,14 +1,16 @@
 """What each layer of one variant gets: found in processes that end before the artifact is exported.
 
 What a process needed of memory is free while the artifact is exported and measured; files hold what another attempt
-needs. `exporter calibrate` is the same choice without an artifact.
+needs, in the cache: another target, precision or gate begins with them, in this run or a later one. `exporter
+calibrate` is the same choice without an artifact.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -20,10 +22,12 @@ from exporter.errors import JobError
 from exporter.forkserver import ForkServer, Start
 from exporter.form import FORMS
 from exporter.job import Job
+from exporter.pipeline.calibrating import found_key
 from exporter.pipeline.merging import merge_stage
 from exporter.pipeline.plan import make_plan
 from exporter.pipeline.timing import layer_costs
 from exporter.process import HUGE_PAGES, Operation, Progress, Session, Stepped, Steps, Worker, unheard
+from exporter.quantization.preparing import How
 from exporter.quantization.quantizing import POLICY
 from exporter.report.result import Result
 from exporter.types import REGRESSION, Checkpoint, Gates, Precision
@@ -37,26 +41,49 @@ _STEP = 0.9  # a stricter budget goes this much further than it should have to
 
 @dataclass(frozen=True)
 class Choosing:
-    """The choice of one variant's policy: `how` as in Wanted, `prepared` the folder of what it is chosen from."""
+    """The choice of one variant's policy: `how` as in Wanted, `text` as in Plan.calibration.
+
+    `scratch`: a folder that all choices of a run have. `reused` says in words what was taken from the cache.
+    """
 
     checkpoint: Checkpoint
     how: dict[str, Any]
+    text: dict[str, Any]
     threads: int
     log: Path
     progress: Progress
-    prepared: Path
+    scratch: Path
     start: Start
     target: str
+    reused: list[str] = field(default_factory=list, init=False)
+    _ranked: list[bool] = field(default_factory=list, init=False)  # at each attempt, whether it was there
 
-    def prepare(self, text: dict[str, Any]) -> None:
-        """Finds what a mix is chosen from; once, however many are tried."""
-        self.prepared.mkdir()
-        self._ask(prepare_policy, text=text, folder=self.prepared)
+    @cached_property
+    def _key(self) -> str:
+        """Of what a mix is chosen from: no target is in it, and no gate."""
+        prepared = How.load(self.how).preparation().dump()
+        return found_key("what a policy is chosen from", self.checkpoint, self.text, prepared)
+
+    def prepare(self) -> None:
+        """Finds what a mix is chosen from, unless it was found before; once, however many are tried."""
+        statistics = found_key("statistics of what is not held out", self.checkpoint, self.text)
+        told = self._ask(prepare_policy, text=self.text, key=self._key, statistics=statistics)
+        if told["prepared"]:
+            self.reused.append("calibrated and rounded before: taken from the cache")
+        elif told["collected"]:
+            self.reused.append("the float model's statistics were collected before: taken from the cache")
 
     def choose(self, budget: float, folder: Path) -> dict[str, Any]:
         """Writes the cheapest mix within a budget and its float checkpoint into a folder; returns its record."""
-        asked = {"prepared": self.prepared, "budget": budget, "folder": folder, "target": self.target}
-        record: dict[str, Any] = self._ask(choose_policy, **asked)
+        losses = {name: value for name, value in self.how.items() if name != "policy_cost"}
+        ranking = store.content_key(["what layers lose", self._key, losses])
+        keys = {"prepared": self._key, "ranking": ranking, "originals": self.scratch / "originals"}
+        told = self._ask(choose_policy, **keys, budget=budget, folder=folder, target=self.target)
+        if told["ranked"] is not None:
+            if told["ranked"] and not self._ranked:
+                self.reused.append("what layers lose was found before: taken from the cache")
+            self._ranked.append(told["ranked"])
+        record: dict[str, Any] = told["record"]
         return record
 
     def _ask(self, operation: Operation, **args: Any) -> Any:
@@ -65,12 +92,26 @@ class Choosing:
 
 
 def prepare_policy(
-    session: Session, checkpoint: Checkpoint, threads: int, how: dict[str, Any], text: dict[str, Any], folder: str
-) -> None:
-    """A worker's operation: smooths, finds ranges and rounds, into files."""
-    from exporter.quantization.preparing import How, prepare
+    session: Session,
+    checkpoint: Checkpoint,
+    threads: int,
+    how: dict[str, Any],
+    text: dict[str, Any],
+    key: str,
+    statistics: str,
+) -> dict[str, bool]:
+    """A worker's operation: smooths, finds ranges and rounds, into the cache; whether that, or its first part, was
+    there."""
+    from exporter.quantization.preparing import prepare
 
-    prepare(checkpoint, How.load(how), threads, session.counted, Path(folder), **text)
+    keep = partial(cache.CALIBRATIONS.kept, statistics, session.waiting)
+    collected = []
+
+    def make(folder: Path) -> None:
+        collected.append(prepare(checkpoint, How.load(how), threads, session.counted, folder, keep, **text))
+
+    _, prepared = cache.PREPARATIONS.kept(key, session.waiting, make)
+    return {"prepared": prepared, "collected": any(collected)}
 
 
 def choose_policy(
@@ -79,20 +120,26 @@ def choose_policy(
     threads: int,
     how: dict[str, Any],
     prepared: str,
+    ranking: str,
+    originals: str,
     budget: float,
     folder: str,
     target: str,
 ) -> dict[str, Any]:
-    """A worker's operation: the cheapest mix whose simulated loss keeps the budget."""
+    """A worker's operation: the cheapest mix whose simulated loss keeps the budget, and whether the layers were ranked
+    before, None where they need not be."""
     from exporter.quantization.cost import SIZE
-    from exporter.quantization.preparing import How, Prepared
+    from exporter.quantization.prepared import Prepared
     from exporter.quantization.quantizing import Quantizer
 
     settings, costs = How.load(how), SIZE
+    keep = partial(cache.RANKINGS.kept, ranking, session.waiting)
+    place = cache.PREPARATIONS.entry(prepared)
     if settings.policy_cost == "latency":
-        costs = layer_costs(session, target, checkpoint.task, threads, Prepared.load(Path(prepared)).layers)
-    quantizer = Quantizer(checkpoint, settings, threads, session.counted, Path(prepared), costs)
-    return quantizer.write(quantizer.choose(budget), budget, Path(folder))
+        costs = layer_costs(session, target, checkpoint.task, threads, Prepared.load(place, settings).layers)
+    quantizer = Quantizer(checkpoint, settings, threads, session.counted, place, Path(originals), keep, costs)
+    record = quantizer.write(quantizer.choose(budget), budget, Path(folder))
+    return {"record": record, "ranked": quantizer.was_ranked}
 
 
 def budget(limits: Gates, checkpoint: Checkpoint) -> float:
@@ -189,13 +236,12 @@ def make_policy(job: Job, file: Path, progress: Progress, stepped: Stepped = unh
         checkpoint, _ = merge_stage(job, plan.source, plan.text, worker, progress)
         steps("look at each layer")
         began = perf_counter()
-        choosing = Choosing(
-            checkpoint, wanted.how, job.threads, log, progress, folder / "prepared", server.start, wanted.variant.target
-        )
-        choosing.prepare(plan.calibration)
+        text, target = plan.calibration, wanted.variant.target
+        choosing = Choosing(checkpoint, wanted.how, text, job.threads, log, progress, folder, server.start, target)
+        choosing.prepare()
         steps("choose")
         progress(f"choosing the policy of {wanted.variant}", 0, 0)
         record = choosing.choose(budget(wanted.limits, checkpoint), folder)
         seconds = perf_counter() - began
         store.write_text(file, (folder / POLICY).read_text(encoding="utf-8"))
-    return record | {"attempts": [], "seconds": seconds}
+    return record | {"attempts": [], "seconds": seconds, "reused": choosing.reused}

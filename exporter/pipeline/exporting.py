@@ -117,11 +117,13 @@ class Exports:
         allowed = budget(limits, self.checkpoint)
         attempts: list[dict[str, Any]] = []
         began, elsewhere = perf_counter(), 0.0  # seconds of export and measurement
-        quantized, prepared = (self.scratch / f"{variant.folder}-{what}" for what in ("float", "prepared"))
+        quantized = self.scratch / f"{variant.folder}-float"
         log = self.output / "logs" / f"{variant.folder}.quantize.log"
-        threads, target = self.plan.job.threads, variant.target
-        choosing = Choosing(self.checkpoint, how, threads, log, self.progress, prepared, self.start, target)
-        choosing.prepare(self.plan.calibration)
+        text, threads = self.plan.calibration, self.plan.job.threads
+        choosing = Choosing(
+            self.checkpoint, how, text, threads, log, self.progress, self.scratch, self.start, variant.target
+        )
+        choosing.prepare()
         while True:
             self.progress(f"choosing the policy of {variant}", 0, 0)
             shutil.rmtree(quantized, ignore_errors=True)
@@ -149,9 +151,8 @@ class Exports:
             allowed = less
         seconds = perf_counter() - began - elsewhere
         shutil.rmtree(quantized)
-        shutil.rmtree(prepared)
         facts = _facts(manifest) | {
-            "quantization": record | {"attempts": attempts, "seconds": seconds},
+            "quantization": record | {"attempts": attempts, "seconds": seconds, "reused": choosing.reused},
             "limits": asdict(limits),
         }
         if not keeps_name(limits, attempts[-1]):

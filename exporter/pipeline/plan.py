@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from exporter.cache import MERGED, using
+from exporter.cache import MERGED, PREPARATIONS, using
 from exporter.checkpoint.load import is_recipe
 from exporter.device import gpu_number, was_asked
 from exporter.errors import BuildError
@@ -39,9 +39,11 @@ from exporter.pipeline.trainings import Training, how_of, plan_training
 from exporter.pipeline.zeros import has_zeros
 from exporter.process import Progress, Session, Worker
 from exporter.quantization.policy import Policy
+from exporter.quantization.prepared import copies
+from exporter.quantization.preparing import How
 from exporter.report.labelled import data_line
 from exporter.stages.prune.options import Pruning
-from exporter.store import cache_folder, refuse_full_disk
+from exporter.store import cache_folder, content_key, refuse_full_disk
 from exporter.targets import known
 from exporter.types import FEATURES, TASKS, Checkpoint, Gates, Preparation, Target, Variant
 
@@ -170,7 +172,7 @@ def make_plan(job: Job, worker: Worker, command: str = "run") -> Plan:
     variants, skipped = _variants(job, sections, source, window, prunings)
     policy, notes = given_policy(job, variants, source)
     source = replace(source, notes=(*source.notes, *notes))
-    wanted = tuple(_wanted(job, sections, variant, task, policy) for variant in variants)
+    wanted = tuple(_wanted(job, sections, variant, source, policy) for variant in variants)
     check(replace(asked, hows=[one.how for one in wanted], zeros=has_zeros((), source.checkpoint.path)))
     _refuse_full_disk(output, source, wanted)
     trains = sections.qat is not None
@@ -233,8 +235,8 @@ def _variants(
     return [one for one in chosen if one not in skipped and one != known.REFERENCE], skipped
 
 
-def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: Policy | None) -> Wanted:
-    target = known.get(variant.target)
+def _wanted(job: Job, sections: Sections, variant: Variant, source: Source, policy: Policy | None) -> Wanted:
+    target, task = known.get(variant.target), source.checkpoint.task
     precision, options = target.precisions[variant.precision], sections.targets.get(variant.target)
     how = None
     if quantizes(job, precision, task):
@@ -247,8 +249,9 @@ def _wanted(job: Job, sections: Sections, variant: Variant, task: str, policy: P
             "policy_cost": job.policy_cost,
             "ranges_per_octave": precision.ranges_per_octave,
             "rounds_outputs": precision.rounds_outputs,
-            "experts": target.experts,
-            "convolutions": target.convolutions,
+            # Where there are none it is the same for all targets: one preparation serves them.
+            "experts": target.experts and bool(source.experts),
+            "convolutions": target.convolutions and reads(task) is not None,
         }
     calibrates = target.calibrates(variant.precision, options)
     calibrates = calibrates or (how is not None and target.convolutions and reads(task) is not None)
@@ -271,11 +274,15 @@ def _calibration(job: Job, source: Source, evaluated: str, wanted: bool) -> dict
 
 
 def _refuse_full_disk(output: Path, source: Source, wanted: tuple[Wanted, ...]) -> None:
-    """A float graph, and on average half its size for each artifact; for a policy the smoothed float checkpoint and the
-    rounded one; and a merged checkpoint in the cache."""
+    """A float graph, and on average half its size for each artifact; for policies the float checkpoint's weights, and
+    the rounded one. In the cache what they are chosen from, and a merged checkpoint."""
     whole = 4 * source.checkpoint.parameters
     policies = 2 if any(one.how for one in wanted) else 0
     needs = {output: int(whole * (1 + len(wanted) / 2 + policies))}
+    prepared = {
+        content_key(how.dump()): copies(how) for how in (How.load(one.how).preparation() for one in wanted if one.how)
+    }
+    needs[PREPARATIONS.place()] = whole * sum(prepared.values())
     if source.adapters:
         needs[MERGED.place()] = whole
     refuse_full_disk(needs)

@@ -80,7 +80,8 @@ def train_checkpoint(
             from transformers import AutoTokenizer
 
             from exporter.checkpoint.model import load_model
-            from exporter.quantization.preparing import How, Prepared, prepare
+            from exporter.quantization.prepared import Prepared
+            from exporter.quantization.preparing import How, prepare
             from exporter.stages.train.qat import train, training_windows
 
             chosen = QatOptions.model_validate(options)
@@ -90,8 +91,11 @@ def train_checkpoint(
             load = partial(load_model, task=GENERATION, dtype="float32", trust_remote_code=trust)
             with store.publish(Path(folder)) as building:
                 with store.temporary_folder(building, "prepared") as prepared:
-                    prepare(checkpoint, How.load(how), threads, session.counted, prepared, **calibration)
-                    schemes = Prepared.load(prepared).lowest()  # ranges to begin from: all the layers are trained
+                    asked = How.load(how)
+                    prepare(checkpoint, asked, threads, session.counted, prepared, **calibration)
+                    schemes = Prepared.load(
+                        prepared, asked
+                    ).lowest()  # ranges to begin from: all the layers are trained
                 step = session.counted("training")
                 made = train(load, checkpoint.path, schemes, windows, chosen, building, Path(states), step)
                 modules = {one: its or FLOAT for one, its in made["schemes"].items()}

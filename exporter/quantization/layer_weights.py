@@ -5,7 +5,7 @@ What is put back, or taken by a few layers at a time, memory need not hold besid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def save_parameters(model: Any, folder: Path, progress: Counted = nobody) -> None:
-    """Writes all the parameters of a float32 model into an empty folder, tied ones once."""
-    _write(folder, model, {name: parameter.detach for name, parameter in model.named_parameters()}, progress)
+def save_parameters(model: Any, folder: Path, names: Collection[str], progress: Counted = nobody) -> None:
+    """Writes these of the parameters of a float32 model into a folder that is empty, or made; tied ones once."""
+    _write(folder, model, {name: one.detach for name, one in model.named_parameters() if name in names}, progress)
 
 
 def load_parameters(model: Any, folder: Path) -> None:
@@ -27,30 +27,41 @@ def load_parameters(model: Any, folder: Path) -> None:
     from exporter.checkpoint.blocks import Tensors
 
     tensors = Tensors(folder)
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(tensors.read(name))
+    parameters = dict(model.named_parameters())
+    for name in tensors.entries:
+        parameters[name].data.copy_(tensors.read(name))
+
+
+def names_of_weights(model: Any) -> set[str]:
+    """The parameters that are weights of the layers."""
+    return set(_stored_names(model).values())
 
 
 def save_weights(
     model: Any, folder: Path, weights: Mapping[str, Callable[[], Tensor]], progress: Counted = nobody
 ) -> None:
-    """Writes weights [N, K] of linear layers, by name, into an empty folder; each is made when its turn has come."""
+    """Writes weights [N, K] of linear layers, by name, into such a folder; each is made when its turn has come."""
     stored, turned = _stored_names(model), _turned(model)
     made = {stored[name]: partial(_turn, make) if name in turned else make for name, make in weights.items()}
     _write(folder, model, made, progress)
 
 
 class LayerWeights(Mapping[str, "Tensor"]):
-    """Weights [N, K] of a model's linear layers by name: those that a folder of the functions above holds."""
+    """Weights [N, K] of a model's linear layers by name: those that folders of the functions above hold.
 
-    def __init__(self, model: Any, folder: Path) -> None:
+    Each is read from the first folder that has it.
+    """
+
+    def __init__(self, model: Any, *folders: Path) -> None:
         from exporter.checkpoint.blocks import Tensors
 
-        self._tensors, self._turned = Tensors(folder), _turned(model)
-        self._stored = {name: kept for name, kept in _stored_names(model).items() if kept in self._tensors.entries}
+        self._turned = _turned(model)
+        read = {name: tensors.read for tensors in map(Tensors, reversed(folders)) for name in tensors.entries}
+        stored = _stored_names(model)
+        self._stored = {name: partial(read[kept], kept) for name, kept in stored.items() if kept in read}
 
     def __getitem__(self, name: str) -> Tensor:
-        weight = self._tensors.read(self._stored[name])
+        weight = self._stored[name]()
         return weight.T if name in self._turned else weight.flatten(1)
 
     def __contains__(self, name: object) -> bool:  # Mapping's would read the weight
@@ -93,6 +104,7 @@ def _write(folder: Path, model: Any, tensors: Mapping[str, Callable[[], Tensor]]
 
         return Planned("F32", shapes[name], rows)
 
+    folder.mkdir(exist_ok=True)
     files = {
         "model.safetensors": {name: planned(name, make, before) for before, (name, make) in enumerate(tensors.items())}
     }

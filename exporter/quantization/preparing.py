@@ -1,13 +1,17 @@
-"""What one variant's policy is chosen from: smoothed weights, ranges and rounded weights, found once, kept in files.
+"""What a policy is chosen from: smoothed weights, ranges and rounded weights, found once, kept in files.
 
 A mix of schemes is chosen of it (exporter.quantization.quantizing), perhaps several times, in other processes: while an
-artifact is exported and measured, no memory is held for the case that another mix must be chosen.
+artifact is exported and measured, no memory is held for the case that another mix must be chosen. Later runs begin with
+it too, and other targets whose layers begin with the same schemes (How.preparation).
+
+GPTQ's Hessians are not kept: each is K x K, all together are larger than the model, and those of later layers are of
+inputs that the rounding of earlier ones made. What they are for is kept, the rounded weights.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,30 +19,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.cache import Keep
 from exporter.checkpoint.experts import expert_layers, split_experts
 from exporter.checkpoint.linear import amount, are_tokens, convolutions, linear_layers, weight_of, weighted_layers
 from exporter.checkpoint.tokenizer import check_ids, rows_of
 from exporter.progress import Step, counting, halves
-from exporter.quantization.calibrate import FEWEST, policy_windows
+from exporter.quantization.calibrate import policy_windows
 from exporter.quantization.folds import Fold, find_folds
 from exporter.quantization.input_rows import input_rows
-from exporter.quantization.layer import Layer
-from exporter.quantization.layer_weights import LayerWeights, save_parameters, save_weights
+from exporter.quantization.layer_weights import save_parameters, save_weights
 from exporter.quantization.palette import palettized
 from exporter.quantization.policy import Policy
+from exporter.quantization.prepared import CHANGED, FACTS, ROUNDED, WINDOWS, Shape, dump, fits_all, held_out
 from exporter.quantization.sensitivity import input_groups
-from exporter.quantization.stacked import FEW, Ranges, with_range, with_stacks
-from exporter.quantization.statistics import Statistics, collect
+from exporter.quantization.stacked import FEW, Ranges, with_stacks
+from exporter.quantization.statistics import Statistics, collect, load_statistics, save_statistics
 from exporter.scheme import Scheme
 from exporter.types import Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_HELD_OUT = 4  # windows at most that nothing is calibrated on: the losses are measured there
 _HESSIANS = 1 << 29  # bytes of GPTQ's matrices at a time
 _ROW_WINDOWS = 16  # spread over the text: a few hundred rows of a layer's inputs are taken from them
-_FACTS, _WINDOWS, _FLOAT, _ROUNDED = "prepared.json", "windows.npy", "float", "rounded"  # what the folder holds
 
 
 @dataclass(frozen=True)
@@ -68,49 +71,42 @@ class How:
         policy = None if values["policy"] is None else Policy.model_validate(values["policy"])
         return cls(**{**values, "schemes": schemes, "policy": policy})
 
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        schemes = [one.model_dump(mode="json") for one in self.schemes]
+        return {**vars(self), "schemes": schemes, "policy": self.policy and self.policy.model_dump(mode="json")}
 
-@dataclass(frozen=True)
-class Prepared:
-    """What a folder of `prepare` holds.
+    def preparation(self) -> How:
+        """What `prepare` depends on, all else at its default: where this is equal, what it finds is the same.
 
-    `layers`: what each linear layer may get, ranges filled in; of a policy that was given, that. `windows` int64
-    [windows, window] have been calibrated on, `held_out` have not. `done` says in words what was done to the model.
-    """
-
-    folder: Path
-    layers: Mapping[str, Layer]
-    windows: Tensor
-    held_out: Tensor
-    done: tuple[str, ...]
-
-    @property
-    def parameters(self) -> Path:
-        """The folder of the float model's parameters (exporter.quantization.layer_weights), smoothed."""
-        return self.folder / _FLOAT
-
-    def lowest(self) -> dict[str, Scheme | None]:
-        """What each layer gets where nothing is chosen."""
-        return {name: layer.choices[0] for name, layer in self.layers.items()}
-
-    def rounded(self, model: Any) -> Mapping[str, Tensor]:
-        """Weights [N, K] on the lowest scheme's grid, where a better method than the nearest value found them."""
-        return LayerWeights(model, self.folder / _ROUNDED) if (self.folder / _ROUNDED).is_dir() else {}
-
-    @classmethod
-    def load(cls, folder: Path) -> Prepared:
-        import torch
-
-        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        layers = {name: Layer.load(values) for name, values in facts["layers"].items()}
-        windows = torch.from_numpy(np.load(folder / _WINDOWS))
-        held_out = _held_out(windows)
-        return cls(folder, layers, windows[:-held_out], windows[-held_out:], tuple(facts["done"]))
+        Of the schemes those that can be a layer's lowest, and static ones, whose ranges are found. A policy that is
+        given has its own.
+        """
+        schemes: tuple[Scheme, ...] = ()
+        if self.policy is None:
+            first = next((at for at, one in enumerate(self.schemes) if fits_all(one)), len(self.schemes))
+            later = (one for one in self.schemes[first + 1 :] if one.input == "static")
+            schemes = (*self.schemes[: first + 1], *later)
+        return How(
+            schemes,
+            mixed=False,
+            ranges=self.ranges,
+            smooth=self.smooth,
+            rounding=self.rounding,
+            policy=self.policy,
+            ranges_per_octave=self.ranges_per_octave,
+            experts=self.experts,
+            convolutions=self.convolutions,
+        )
 
 
-def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: Path, **text: Any) -> None:
+def prepare(
+    checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: Path, keep: Keep | None = None, **text: Any
+) -> bool:
     """Calibrates the float model, and writes what is found into an empty folder, for Prepared.load.
 
-    `text` is what exporter.quantization.calibrate's windows are made of.
+    `text` is what exporter.quantization.calibrate's windows are made of. `keep`: of the float model's statistics on
+    them, which have nothing to do with `how`; returns whether they were there.
     """
     import torch
 
@@ -123,33 +119,31 @@ def prepare(checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: 
     split_experts(model)
     if are_tokens(windows):
         check_ids(rows_of(model), windows, "the calibration text")
-    held_out = _held_out(windows)
-    work = _Preparation(model, windows[:-held_out], how, step)
+    last = held_out(windows)
+    work = _Preparation(model, windows[:-last], how.preparation(), step, keep)
     work.scale_inputs()
-    save_parameters(model, _made(folder / _FLOAT), step("keeping the float weights"))
-    layers = work.layers(input_groups(model, checkpoint.task, windows[-held_out]))
-    work.round(layers, folder / _ROUNDED)
-    np.save(folder / _WINDOWS, windows.numpy())
-    facts = {"done": work.done, "layers": {name: layer.dump() for name, layer in layers.items()}}
-    (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
-
-
-def _held_out(windows: Tensor) -> int:
-    most = _HELD_OUT if are_tokens(windows) else len(windows)  # a picture tells as much as a token does
-    return min(most, len(windows) // FEWEST)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
+    if work.changed:
+        save_parameters(model, folder / CHANGED, work.changed, step("keeping the float weights"))
+    layers = work.layers(input_groups(model, checkpoint.task, windows[-last]))
+    work.round(layers.keys(), folder / ROUNDED)
+    np.save(folder / WINDOWS, windows.numpy())
+    (folder / FACTS).write_text(json.dumps({"done": work.done, "layers": layers}), encoding="utf-8")
+    return work.were_collected
 
 
 class _Preparation:
-    """The float model on its way. Smoothing changes its weights in place and leaves its function as it was."""
+    """The float model on its way. Smoothing changes its weights in place and leaves its function as it was.
 
-    def __init__(self, model: Any, windows: Tensor, how: How, step: Step) -> None:
-        self._model, self._windows, self._how, self._step = model, windows, how, step
+    `changed`: the names of the parameters that are no longer the checkpoint's, until it is rounded. `were_collected`:
+    its own statistics were kept before.
+    """
+
+    def __init__(self, model: Any, windows: Tensor, how: How, step: Step, keep: Keep | None) -> None:
+        self._model, self._windows, self._how, self._step, self._keep = model, windows, how, step, keep
         self.done: list[str] = []
+        self.changed: set[str] = set()
+        self.were_collected = False
+        self._own: Mapping[str, Statistics] = {}  # the checkpoint's
         self._fed: Mapping[str, Statistics] = {}  # what smoothing left to know of it: enough for min-max
         self._experts = expert_layers(model)
         layers = weighted_layers(model)
@@ -169,19 +163,21 @@ class _Preparation:
         if self._how.rounding == "awq" and any(scheme.weight == "int4" for scheme in self._asked):
             self._scale()
 
-    def layers(self, groups: Iterable[Iterable[str]]) -> dict[str, Layer]:
-        """What each layer of these groups may get, static inputs with their ranges."""
-        ranges = self._find_ranges({one.signed for one in self._asked if one.input == "static"})
+    def layers(self, groups: Iterable[Iterable[str]]) -> dict[str, dict[str, Any]]:
+        """What decides what each layer of these groups may get: its shape, and the ranges of static inputs."""
+        kinds = {one.signed for one in self._asked if one.input == "static"}
+        ranges = self._find_ranges(kinds)
         modules, asked = weighted_layers(self._model), set(self._names)
         names = [name for group in groups for name in group if name in asked]
-        return {name: self._layer(name, modules[name], ranges) for name in names}
+        found = {name: {kind: ranges[name, kind] for kind in kinds if (name, kind) in ranges} for name in names}
+        return {name: dump(Shape.of(self._model, modules[name]), its) for name, its in found.items()}
 
-    def round(self, layers: Mapping[str, Layer], folder: Path) -> None:
-        """Writes 4-bit weights and palettes, rounded so that the layers' outputs suffer least, into a new folder.
+    def round(self, names: Collection[str], folder: Path) -> None:
+        """Writes 4-bit weights and palettes of these layers, rounded so that the layers' outputs suffer least.
 
         None is made where each is rounded to its nearest value. GPTQ rounds the model itself: it comes last.
         """
-        lowest = {name: layer.choices[0] for name, layer in layers.items()}
+        lowest = {name: scheme for name, scheme in self._lowest().items() if name in names}
         four = {name: scheme for name, scheme in lowest.items() if scheme is not None and scheme.weight == "int4"}
         palettes = {name: scheme for name, scheme in lowest.items() if scheme is not None and scheme.palette}
         if not (four or palettes) or self._how.rounding == "nearest":
@@ -190,7 +186,7 @@ class _Preparation:
         found |= self._rounded(four) if four else {}
         if unfed := (self._experts.keys() & (four | palettes)) - found.keys():
             self.done.append(f"rounded {len(unfed)} matrices of experts that no token chose to their nearest values")
-        save_weights(self._model, _made(folder), found, self._step("palettes" if palettes else "rounded weights"))
+        save_weights(self._model, folder, found, self._step("palettes" if palettes else "rounded weights"))
 
     def _palettized(self, schemes: Mapping[str, Scheme]) -> dict[str, Callable[[], Tensor]]:
         """Palettes whose squared errors count as much as what the layers are fed."""
@@ -227,7 +223,8 @@ class _Preparation:
         if self._given is not None:
             return self._given
         modules = weighted_layers(self._model)
-        return {name: next(iter(self._fitting(modules[name])), None) for name in self._names}
+        shapes = {name: Shape.of(self._model, modules[name]) for name in self._names}
+        return {name: next(iter(shape.fitting(self._how.schemes)), None) for name, shape in shapes.items()}
 
     def _smooth(self) -> None:
         import torch
@@ -242,6 +239,7 @@ class _Preparation:
         made = smooth(self._model, schemes, folds, absmax, self._rows(schemes), progress=self._step("smoothing"))
         done = [one for one in made if one.alpha is not None]
         self._fed = inputs_after(fed, done)
+        self._note_changes([one.fold for one in done])
         layers = sum(len(one.fold.layers) for one in done)
         self.done.append(f"smoothed the inputs of {layers} of {len(schemes)} linear layers (SmoothQuant)")
 
@@ -251,6 +249,7 @@ class _Preparation:
         schemes = {name: scheme for name, scheme in self._lowest().items() if scheme and scheme.weight == "int4"}
         made = awq(self._model, schemes, self._folds(), self._rows(schemes), clip=False, progress=self._step("AWQ"))
         self._fed = {}
+        self._note_changes([one.fold for one in made.folds if one.alpha])
         self.done.append(f"scaled the inputs of {len(schemes) - len(made.unscaled)} linear layers (AWQ)")
 
     def _folds(self) -> list[Fold]:
@@ -261,8 +260,22 @@ class _Preparation:
         some = self._windows[:: -(-len(self._windows) // _ROW_WINDOWS)]
         return input_rows(self._model, some, names, self._step("rows of inputs"))
 
-    def _collect(self) -> dict[str, Statistics]:
-        return collect(self._model, self._windows, self._step("calibrating"))
+    def _note_changes(self, folds: Iterable[Fold]) -> None:
+        modules = {self._model.get_submodule(name) for one in folds for name in (one.source, *one.layers)}
+        touched = {id(parameter) for module in modules for parameter in module.parameters()}
+        self.changed |= {name for name, one in self._model.named_parameters() if id(one) in touched}
+
+    def _collect(self) -> Mapping[str, Statistics]:
+        """Of the model as it is; the checkpoint's own are collected once, for all that is calibrated on this text."""
+        told = self._step("calibrating")
+        if self.changed or self._keep is None:
+            return collect(self._model, self._windows, told)
+        if not self._own:
+            folder, self.were_collected = self._keep(
+                lambda into: save_statistics(collect(self._model, self._windows, told), into)
+            )
+            self._own = load_statistics(folder)
+        return self._own
 
     def _find_ranges(self, kinds: set[bool]) -> Ranges:
         """Of each layer that was fed, and of all experts; {} where nothing is static."""
@@ -280,20 +293,3 @@ class _Preparation:
         if wide:
             self.done.append(f"ranges of {wide} matrices of experts that fewer than {FEW} tokens chose: their stack's")
         return {key: rounded_up(one, per_octave) for key, one in ranges.items()} if per_octave else ranges
-
-    def _layer(self, name: str, module: Any, ranges: Ranges) -> Layer:
-        channels, inputs = weight_of(module).shape
-        if self._given is not None:
-            return Layer((channels, inputs), (with_range(name, self._given[name], ranges),))
-        rungs = [with_range(name, one, ranges) for one in self._fitting(module)]
-        return Layer((channels, inputs), (*rungs, None) if self._how.mixed or not rungs else (rungs[0],))
-
-    def _fitting(self, module: Any) -> list[Scheme]:
-        """The schemes that a layer can have. The head's errors are the model's own: it never has 4 bits."""
-        inputs = weight_of(module).shape[1]
-        fitting = [one for one in self._how.schemes if one.group is None or inputs % one.group == 0]
-        if module.weight.dim() > 2:  # no kernel has groups of a convolution's inputs
-            fitting = [one for one in fitting if one.group is None and one.weight == "int8"]
-        if module is self._model.get_output_embeddings():
-            fitting = [one for one in fitting if one.bits == 8]
-        return fitting

@@ -1,7 +1,8 @@
 """Chooses a mix of schemes for a budget, and writes the float checkpoint that is exported with it.
 
 What it chooses from was found once (exporter.quantization.preparing) and lies in files: a mix is chosen again, with a
-smaller budget, where the real artifact lost more than its simulation.
+smaller budget, where the real artifact lost more than its simulation. What the layers lose is found once too, whatever
+the budget.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from exporter import store
+from exporter.cache import Keep
 from exporter.checkpoint.experts import in_stacks, split_experts
 from exporter.checkpoint.linear import weight_of, weighted_layers
 from exporter.progress import Step, counting
 from exporter.quantization.cost import SIZE, Costs
-from exporter.quantization.layer_weights import LayerWeights, load_parameters
+from exporter.quantization.layer_weights import LayerWeights, names_of_weights, save_parameters
 from exporter.quantization.policy import FLOAT, Policy
-from exporter.quantization.preparing import How, Prepared
+from exporter.quantization.prepared import Prepared
+from exporter.quantization.preparing import How
 from exporter.quantization.ranking import Group, rank, rank_by_estimates
 from exporter.quantization.selection import Choice, choose
 from exporter.types import Checkpoint
@@ -29,10 +33,23 @@ _WORST = 12  # groups that the record names
 
 
 class Quantizer:
-    """The prepared float model of a folder. It changes while it is measured or written, and is put back each time."""
+    """The prepared float model of a folder. It changes while it is measured or written, and is put back each time.
+
+    `originals`: the folder of the checkpoint's weights in float32, which are put back from there; it is made where it
+    is not there yet, and serves all that is chosen of this checkpoint. `keep`: of what the layers lose; `was_ranked`
+    says whether that was there when it was needed, None: it was not.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, how: How, threads: int, step: Step, folder: Path, costs: Costs = SIZE
+        self,
+        checkpoint: Checkpoint,
+        how: How,
+        threads: int,
+        step: Step,
+        folder: Path,
+        originals: Path,
+        keep: Keep,
+        costs: Costs = SIZE,
     ) -> None:
         import torch
 
@@ -40,16 +57,19 @@ class Quantizer:
         from exporter.quantization.sensitivity import LossMeter
 
         torch.set_num_threads(threads)
-        self._checkpoint, self._how, self._step, self._costs = checkpoint, how, step, costs
+        self._checkpoint, self._how, self._step = checkpoint, how, step
+        self._keep, self._costs = keep, costs
         step("loading the model")(0, 0)
-        self._prepared = Prepared.load(folder)
+        self._prepared = Prepared.load(folder, how)
         model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
         split_experts(model)
-        load_parameters(model, self._prepared.parameters)
+        _write_originals(model, originals)
+        self._prepared.change(model)
         self._model = model
-        self._originals = LayerWeights(model, self._prepared.parameters)
+        self._originals = LayerWeights(model, *self._prepared.changed, originals)
         self._weights = self._prepared.rounded(model)
         self._ranked: dict[str, Any] = {"how": "measured"}
+        self.was_ranked: bool | None = None
         held_out, rounds = self._prepared.held_out, how.rounds_outputs
         self._meter = LossMeter(model, checkpoint.task, held_out, self._originals, rounds, step)
 
@@ -63,19 +83,20 @@ class Quantizer:
 
     def _groups(self) -> list[Group]:
         """Ranked once: the order does not depend on the budget."""
-        file = self._prepared.folder / _RANKED
-        if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            self._ranked = found["about"]
-            return [Group.load(one) for one in found["groups"]]
+        folder, self.was_ranked = self._keep(self._rank)
+        found = json.loads((folder / _RANKED).read_text(encoding="utf-8"))
+        self._ranked = found["about"]
+        return [Group.load(one) for one in found["groups"]]
+
+    def _rank(self, folder: Path) -> None:
         given = (self._meter, self._prepared.layers, self._weights, self._step("sensitivity"))
+        about = self._ranked
         if self._how.sensitivity == "estimated":
-            groups, self._ranked = rank_by_estimates(*given)
+            groups, about = rank_by_estimates(*given)
         else:
             groups = rank(*given)
-        told = {"about": self._ranked, "groups": [group.dump() for group in groups]}
-        file.write_text(json.dumps(told), encoding="utf-8")
-        return groups
+        told = {"about": about, "groups": [group.dump() for group in groups]}
+        (folder / _RANKED).write_text(json.dumps(told), encoding="utf-8")
 
     def write(self, choice: Choice, budget: float, folder: Path) -> dict[str, Any]:
         """The float checkpoint with the layers' weights on their grids, its policy.yaml; returns the record of both."""
@@ -132,3 +153,10 @@ class Quantizer:
             "sensitivity": [[list(group.names), group.loss] for group in choice.groups[:_WORST]],
             "history": [*self._prepared.done, *biases, f"quantized in float: {in_words} linear layers"],
         }
+
+
+def _write_originals(model: Any, folder: Path) -> None:
+    if not folder.is_dir():
+        with store.temporary_folder(folder.parent, folder.name) as building:  # half of it is never found
+            save_parameters(model, building, names_of_weights(model))
+            building.rename(folder)

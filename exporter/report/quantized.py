@@ -45,6 +45,7 @@ def quantization_lines(record: Mapping[str, Any]) -> Iterator[str]:
     elif not record["given"] and record["loss"] <= record["budget"]:
         yield "all layers fit at the lowest scheme together: none was looked at alone"
     yield from record["history"]
+    yield from record.get("reused", ())
     yield f"calibrating, choosing and rounding took {record['seconds']:,.0f} s"
 
 
