@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 _FIRST = 8  # numbers of a weight that are looked at before all of them are
+# Attributes that no forward reads: where a checkpoint lay, who wrote its configuration, how texts are generated.
+_PASSED = {"name_or_path", "_name_or_path", "transformers_version", "generation_config"}
 
 
 def kept_trace(
@@ -84,8 +86,8 @@ def _of(path: str, module: torch.nn.Module, weights: Mapping[str, torch.Tensor])
     """A module's class, and what it holds besides weights and modules."""
     import torch
 
-    passed = {*vars(torch.nn.Module()), "name_or_path"}  # what every module has, and where a checkpoint lay
-    held = {name: value for name, value in vars(module).items() if name not in passed}
+    of_all = vars(torch.nn.Module())  # hooks, and the tables of what is looked at by itself
+    held = {name: value for name, value in vars(module).items() if name not in of_all}
     prefix = f"{path}." if path else ""
     buffers = {name: value for name, value in module._buffers.items() if f"{prefix}{name}" not in weights}
     return [f"{type(module).__module__}.{type(module).__qualname__}", module.training, _told(held), _told(buffers)]
@@ -101,11 +103,8 @@ def _told(value: Any) -> Any:
         whole = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return [str(value.dtype), list(value.shape), hashlib.sha256(whole.data).hexdigest()]
     if isinstance(value, Mapping):
-        return [[str(name), _told(one)] for name, one in value.items()]
+        return [[str(name), _told(one)] for name, one in value.items() if name not in _PASSED]
     if isinstance(value, (list, tuple)):
         return [_told(one) for one in value]
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    if hasattr(value, "to_diff_dict"):  # a configuration of transformers
-        told = {name: one for name, one in value.to_dict().items() if name != "_name_or_path"}
-        return [kind, getattr(value, "_attn_implementation", None), _told(told)]
-    return kind
+    return [kind, _told(vars(value))] if hasattr(value, "to_diff_dict") else kind  # a configuration of transformers
