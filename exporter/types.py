@@ -178,9 +178,9 @@ class ExportRequest:
     """What a target needs to write one artifact into `folder` (which exists and is empty).
 
     `options`: the job's instance of the target's own model, None where it has none; `calibration` is the folder that
-    exporter.quantization.calibrate wrote, where the target asked for it: statistics of the layers' inputs, and the
-    windows of token ids. `policy`: each linear layer's scheme by its module's name, None where it stays in float;
-    without a policy the precision has a rule of its own. `reference`: the folder of the reference's answers.
+    exporter.quantization.calibrate wrote, where the target asked for it: statistics of the layers' inputs, windows of
+    token ids. `policy`: each linear layer's scheme by its module's name, None where it stays in float; without one the
+    precision has a rule of its own. `reference`: the folder of the reference's answers.
     """
 
     checkpoint: Checkpoint
@@ -194,6 +194,7 @@ class ExportRequest:
     policy: Mapping[str, Scheme | None] | None = None
     progress: Callable[[str, int, int], None] = lambda what, done, total: None  # for an engine that builds for minutes
     reference: Path | None = None
+    traces: Path | None = None  # of one run: a trace holds no weights, and serves other ones too
 
 
 @dataclass(frozen=True)
@@ -222,8 +223,7 @@ class Exported:
     `weights` are the files that inference needs besides tokenizer and configuration, relative to the folder; their sum
     is the artifact's size. `notes` go into the report's reason, such as a second copy that the operators force.
     `extras` are files that inference does not need and no size counts, such as the graph that an engine was built from;
-    `build` is what is known of an engine that was built ahead of time (`engine` of a row's build), `graph` what a graph
-    needs of its runtime (`graph` there).
+    `build` is what is known of an engine built ahead of time (`engine` of a row's build), `graph` a graph's needs.
     """
 
     weights: tuple[str, ...]

@@ -168,7 +168,9 @@ class Exports:
         mine = self.scratch / (f"{variant.folder}-scratch" if quantization else variant.target)
         if quantization:
             shutil.rmtree(mine, ignore_errors=True)  # of the mix before: another checkpoint
-        mine.mkdir(exist_ok=True)
+        traces = self.scratch / "traces"  # they hold no weights
+        for path in (mine, traces):
+            path.mkdir(exist_ok=True)
         # Only where it imports torch itself, to load the model or to round: its peak memory is a figure.
         rounds = bool(wanted.target.precisions[variant.precision].schemes)
         start = self.start if wanted.target.with_torch and (rounds or not any(mine.iterdir())) else fresh
@@ -186,6 +188,7 @@ class Exports:
                 calibration=self.calibration if wanted.calibrates else None,
                 policy=None if quantization is None else quantization["policy"],
                 reference=self.output / "reference",
+                traces=traces,
             )
         weights = [*done["weights"], *self._carry_modules(folder)]
         done["extras"] = [*done["extras"], *pack(wanted.target, self.checkpoint.path, folder, source.task)]
@@ -238,6 +241,7 @@ def export_artifact(
     calibration: str | None,
     policy: dict[str, Any] | None,
     reference: str,
+    traces: str,
 ) -> dict[str, Any]:
     """A worker's operation: what the target says of the artifact that it wrote, its seconds and its peak memory."""
     start, writer = perf_counter(), known.get(target)
@@ -253,6 +257,7 @@ def export_artifact(
         policy and {name: one and Scheme.model_validate(one) for name, one in policy.items()},
         session.progress,
         Path(reference),
+        Path(traces),
     )
     exported = writer.export(request)
     cost = {"export_s": perf_counter() - start, "export_peak_rss_bytes": machine.peak_rss()}

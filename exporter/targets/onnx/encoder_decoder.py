@@ -118,7 +118,7 @@ def _write_floats(request: ExportRequest, model_onnx: Path) -> None:
     """Both halves in the folder of `model_onnx`, the weights in files of their own: they are mapped, not read."""
     places = (model_onnx.parent / Path(name).name for name in HALVES)
     model, trust = request.checkpoint, request.checkpoint.trust_remote_code
-    trace_encoder_decoder(model.path, model.task, *places, trust_remote_code=trust, limit=0)
+    trace_encoder_decoder(model.path, model.task, *places, trust_remote_code=trust, limit=0, traces=request.traces)
 
 
 def _overflowing(request: ExportRequest, floats: Path, name: str) -> dict[str, float]:

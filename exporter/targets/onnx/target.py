@@ -110,7 +110,7 @@ def _write_float(request: ExportRequest, fusing: Callable[[ir.Model], None], mod
     checkpoint = request.checkpoint
     oldest = request.options.min_onnxruntime if request.options else None
     # The weights in a file of their own: it is mapped, not read, by all that follows.
-    how: dict[str, Any] = {"trust_remote_code": checkpoint.trust_remote_code, "limit": 0}
+    how: dict[str, Any] = {"trust_remote_code": checkpoint.trust_remote_code, "limit": 0, "traces": request.traces}
     if oldest is None or versions.number(oldest) >= versions.number(versions.OPSETS[OPSET]):
         how |= {"attention": ANY_SIZE, "fuse": fusing}
     if checkpoint.task == GENERATION:

@@ -50,6 +50,7 @@ def trace_encoder_decoder(
     trust_remote_code: bool = False,
     dynamo: bool = False,
     limit: int = LIMIT,
+    traces: Path | None = None,
 ) -> None:
     """Writes both halves as float32 ONNX graphs (opset 18).
 
@@ -59,7 +60,7 @@ def trace_encoder_decoder(
     size], all empty at first, to logits and present.N.… likewise, whose encoder parts are whole after the first step.
     Of speech the encoder's input is input_features float32 [batch_size, mel, frames], both numbers, and as no source
     has padding, the decoder has no encoder_attention_mask. Weights that both halves have, such as a shared embedding,
-    are in both files. Raises BuildError.
+    are in both files. `traces` is traced's. Raises BuildError.
     """
     model = load_model(checkpoint, task, trust_remote_code)
     model.set_attn_implementation("eager")
@@ -69,7 +70,7 @@ def trace_encoder_decoder(
     if hears:
         read = {SPECTROGRAM: (BATCH, *spectrogram_of(model.config))}
         states = {"last_hidden_state": (BATCH, int(model.config.max_source_positions), width)}
-    graph = traced(model, encoder(model.get_encoder(), list(read), list(states)), read, states, dynamo)
+    graph = traced(model, encoder(model.get_encoder(), list(read), list(states)), read, states, dynamo, traces)
     save_graph(graph, encoder_onnx, limit)
     del graph
     layers, vocabulary = _layers(model)
@@ -84,7 +85,7 @@ def trace_encoder_decoder(
             for part in ("key", "value"):
                 inputs[f"past_key_values.{number}.{half}.{part}"] = (BATCH, heads, past, size)
                 outputs[f"present.{number}.{half}.{part}"] = (BATCH, heads, total, size)
-    graph = traced(model, _decoder(model, layers, masked=not hears), inputs, outputs, dynamo)
+    graph = traced(model, _decoder(model, layers, masked=not hears), inputs, outputs, dynamo, traces)
     del model, layers  # so that save_graph can let go of the weights as it writes them
     save_graph(graph, decoder_onnx, limit)
 

@@ -7,7 +7,7 @@ once, under the checkpoint's own names.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,14 @@ from exporter.targets.onnx_graph.attention_operator import standard, use_operato
 from exporter.targets.onnx_graph.cache_wrapper import cached_decoder, encoder
 from exporter.targets.onnx_graph.choices import chosen_by_tensors
 from exporter.targets.onnx_graph.file import LIMIT, save_graph
-from exporter.targets.onnx_graph.tracing import Shapes, by_torch_export, by_torchscript
+from exporter.targets.onnx_graph.kept_trace import kept_trace
+from exporter.targets.onnx_graph.tracing import Shapes, by_torch_export, by_torchscript, with_weights
 from exporter.targets.traced_model.cache import answer_shapes
 from exporter.targets.traced_model.wrapped import encoder_inputs
 from exporter.types import GENERATION
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
     import torch
 
@@ -51,6 +53,7 @@ def trace_causal_lm(
     attention: range | None = None,
     fuse: Callable[[ir.Model], None] | None = None,
     limit: int = LIMIT,
+    traces: Path | None = None,
 ) -> None:
     """Writes a causal LM with its KV cache as a float32 ONNX graph (opset 18; 23 where it has the operator Attention).
 
@@ -63,7 +66,7 @@ def trace_causal_lm(
     TorchScript traces it, or torch.export where TorchScript fails, or torch.export at once with `dynamo`; the graph's
     metadata says which, and why. `attention` asks for ONNX's operator, where model and TorchScript can have it, and
     heads have one of those sizes; `fuse` brings the graph into another form before it is written. `limit` is
-    save_graph's. Raises BuildError where neither can do it.
+    save_graph's, `traces` is traced's. Raises BuildError where neither can do it.
     """
     model = load_model(checkpoint, GENERATION, trust_remote_code)
     beyond = set() if attention is None else use_operator(model, attention)
@@ -77,11 +80,10 @@ def trace_causal_lm(
         for part, (heads, size) in zip(("key", "value"), layer, strict=True):
             inputs[f"past_key_values.{number}.{part}"] = (BATCH, heads, PAST, size)
             outputs[f"present.{number}.{part}"] = (BATCH, heads, TOTAL, size)
-    graph = traced(model, cached_decoder(model, names), inputs, outputs, dynamo)
+    graph = traced(model, cached_decoder(model, names), inputs, outputs, dynamo, traces, beyond)
     del model  # so that save_graph can let go of the weights as it writes them
     if fuse is not None:
         fuse(graph)
-    _tell(graph, beyond)
     save_graph(graph, model_onnx, limit)
 
 
@@ -95,6 +97,7 @@ def trace_encoder(
     attention: range | None = None,
     fuse: Callable[[ir.Model], None] | None = None,
     limit: int = LIMIT,
+    traces: Path | None = None,
 ) -> None:
     """Writes a model that reads whole texts as a float32 ONNX graph (opset 18 or 23).
 
@@ -120,13 +123,13 @@ def trace_encoder(
         output: tuple[str | int, ...] = (BATCH, *_states_shape(model, inputs, form))
     else:
         one = [] if len(form.outputs) > 1 else [form.width(model.config)]  # several outputs have no axis of their own
-        answers = FRAMES if form.inputs == "waveform" else NEW
-        output = (BATCH, answers, *one) if form.per_token else (BATCH, *one)
-    graph = traced(model, encoder(model, names, form.outputs), inputs, dict.fromkeys(form.outputs, output), dynamo)
+        places = FRAMES if form.inputs == "waveform" else NEW
+        output = (BATCH, places, *one) if form.per_token else (BATCH, *one)
+    answers = dict.fromkeys(form.outputs, output)
+    graph = traced(model, encoder(model, names, form.outputs), inputs, answers, dynamo, traces, beyond)
     del model
     if fuse is not None:
         fuse(graph)
-    _tell(graph, beyond)
     save_graph(graph, model_onnx, limit)
 
 
@@ -161,12 +164,25 @@ def load_model(checkpoint: Path, task: str, trust_remote_code: bool) -> Any:
     return split_experts(model).eval()
 
 
-def traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shapes, dynamo: bool) -> ir.Model:
-    """The wrapper's graph with named dimensions, and each weight in it once, still in torch's memory."""
+def traced(
+    model: Any,
+    wrapper: torch.nn.Module,
+    inputs: Shapes,
+    outputs: Shapes,
+    dynamo: bool,
+    traces: Path | None = None,
+    beyond: Collection[str] = (),
+) -> ir.Model:
+    """The wrapper's graph with named dimensions, and each weight in it once, still in torch's memory.
+
+    `traces`: the folder of one run's traces, where TorchScript's is kept for other weights, and found again. `beyond`
+    is use_operator's, and told in the graph's metadata.
+    """
     config = model.config.get_text_config()
     sample = _sample(config, inputs)
     exported = partial(by_torch_export, positions=getattr(config, "max_position_embeddings", None))
-    ways: list[tuple[str, Callable[..., ir.Model]]] = [("TorchScript", by_torchscript), ("torch.export", exported)]
+    scripted = partial(_by_torchscript, traces=traces, beyond=beyond)
+    ways: list[tuple[str, Callable[..., ir.Model]]] = [("TorchScript", scripted), ("torch.export", exported)]
     ways = ways[dynamo:]
     failed: list[str] = []
     while True:
@@ -180,6 +196,8 @@ def traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shapes
             if len(failed) == len(ways):
                 raise BuildError(f"{type(model).__name__} cannot be traced to ONNX: {'; '.join(failed)}") from error
     graph.metadata_props[_EXPORTER] = "; ".join([name, *(f"not {line}" for line in failed)])
+    if beyond:
+        graph.metadata_props[_WRITTEN_OUT] = " and ".join(sorted(beyond))
     standard(graph)
     _name_dimensions(graph, inputs | outputs)
     _strip_wrapper(graph)
@@ -187,10 +205,23 @@ def traced(model: Any, wrapper: torch.nn.Module, inputs: Shapes, outputs: Shapes
     return graph
 
 
-def _tell(graph: ir.Model, beyond: set[str]) -> None:
-    """Leaves word in a graph of what its attention has no operator for."""
-    if beyond:
-        graph.metadata_props[_WRITTEN_OUT] = " and ".join(sorted(beyond))
+def _by_torchscript(
+    wrapper: torch.nn.Module,
+    sample: dict[str, torch.Tensor],
+    inputs: Shapes,
+    outputs: Shapes,
+    traces: Path | None,
+    beyond: Collection[str],
+) -> ir.Model:
+    """by_torchscript's graph with its weights: traced, or found among the traces."""
+
+    def make() -> onnx.ModelProto:
+        trace = by_torchscript(wrapper, sample, inputs, outputs)
+        if beyond:  # known now: a trace that is found runs no model
+            trace.metadata_props.add(key=_WRITTEN_OUT, value=" and ".join(sorted(beyond)))
+        return trace
+
+    return with_weights(kept_trace(traces, wrapper, inputs, outputs, make), wrapper, inputs)
 
 
 def notes_of(graph: ir.Model) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.targets.onnx_graph.frozen import nothing_frozen, unnarrowed
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
     import torch
 
@@ -23,17 +24,15 @@ Shapes = dict[str, tuple[str | int, ...]]  # of each input or output: a name for
 
 def by_torchscript(
     module: torch.nn.Module, sample: Mapping[str, torch.Tensor], inputs: Shapes, outputs: Shapes
-) -> ir.Model:
+) -> onnx.ModelProto:
     """Runs `module` once on `sample` and writes down what it did: fast, and the graph keeps the modules' names.
 
-    The weights stay out of the trace, as further inputs that have the parameters' names, and are attached uncopied.
-    Raises what torch.onnx raises, onnx's InferenceError for a graph whose types do not hold together, and Frozen for
-    one that is right at the sample's sizes alone.
+    The weights stay out of the trace, as further inputs that have the parameters' names, for with_weights. Raises what
+    torch.onnx raises, onnx's InferenceError for a graph whose types do not hold together, and Frozen for one that is
+    right at the sample's sizes alone.
     """
     import onnx
-    import onnx_ir as ir
     import torch
-    from onnx_ir.passes import common
 
     file: Any = io.BytesIO()  # torch.onnx takes a stream here, which its annotation leaves out
     axes = {
@@ -55,7 +54,15 @@ def by_torchscript(
         )
     proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(file.getvalue()))
     onnx.checker.check_model(proto, full_check=True)
-    model = ir.from_proto(proto)
+    return proto
+
+
+def with_weights(trace: onnx.ModelProto, module: torch.nn.Module, inputs: Shapes) -> ir.Model:
+    """by_torchscript's graph with a module's weights, uncopied, as initializers."""
+    import onnx_ir as ir
+    from onnx_ir.passes import common
+
+    model = ir.from_proto(trace)
     common.LiftConstantsToInitializersPass(size_limit=16)(model)
     common.DeduplicateHashedInitializersPass(size_limit=1 << 40)(model)  # tables that every layer has a copy of
     weights = module.state_dict(keep_vars=True)

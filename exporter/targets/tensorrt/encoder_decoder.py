@@ -73,7 +73,7 @@ def _write_floats(request: ExportRequest, model_onnx: Path) -> None:
     """Both graphs in the folder of `model_onnx`, the weights in files of their own: they are mapped, not read."""
     places = (model_onnx.parent / name for name in _FILES.values())
     model, trust = request.checkpoint, request.checkpoint.trust_remote_code
-    trace_encoder_decoder(model.path, model.task, *places, trust_remote_code=trust, limit=0)
+    trace_encoder_decoder(model.path, model.task, *places, trust_remote_code=trust, limit=0, traces=request.traces)
 
 
 def _write_runnable(floats: Path, folder: Path) -> None:

@@ -130,6 +130,7 @@ def _write_float(request: ExportRequest, lacking: Collection[str], model: Path) 
         "attention": None if "Attention" in lacking else KERNEL_SIZES,
         "fuse": partial(fused_operators.simplify, lacking=lacking),
         "limit": 0,  # the weights in a file of their own: it is mapped, not read, by all that follows
+        "traces": request.traces,
     }
     if checkpoint.task == GENERATION:
         trace_causal_lm(checkpoint.path, model, **how)
