@@ -22,6 +22,8 @@ QUANTIZATION: dict[str, Any] = {
     "budget": 0.038,
     "unit": "KL, nats",
     "tokens": 2048,
+    "cost": 91_200_000.0,
+    "cost_unit": "bytes",
     "sensitivity": [[["model.layers.2.mlp.gate_proj", "model.layers.2.mlp.up_proj"], 0.021]],
     "history": ["GPTQ over 6144 tokens rounded 210 linear layers"],
     "attempts": [

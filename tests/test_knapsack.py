@@ -94,9 +94,9 @@ def test_bytes_count_scales_zero_points_and_palettes():
     numbers = 48 * 96
     assert bytes_of(shape, None) == 4 * numbers
     assert bytes_of(shape, Scheme(weight="int8")) == numbers + 48 * 4
-    assert bytes_of(shape, Scheme(weight="int8", group=32)) == numbers + numbers / 32 * 4
-    assert bytes_of(shape, Scheme(weight="int4", group=32, symmetric=False)) == numbers / 2 + numbers / 32 * 4.5
-    assert bytes_of((48, 80), Scheme(weight="int4", group=64)) == 48 * (40 + 2 * 4)
+    assert bytes_of(shape, Scheme(weight="int8", group=32)) == numbers + numbers / 32 * 2
+    assert bytes_of(shape, Scheme(weight="int4", group=32, symmetric=False)) == numbers / 2 + numbers / 32 * 2.5
+    assert bytes_of((48, 80), Scheme(weight="int4", group=64)) == 48 * (40 + 2 * 2)
     tables, indices = palettes(
         np.random.default_rng(0).normal(size=shape).astype(np.float32), Scheme(weight="palette4")
     )

@@ -56,6 +56,9 @@ def test_the_report_says_what_each_layer_got_and_what_was_predicted(chosen):
         # Other text than what the loss was simulated on: the same size, not the same number.
         assert record["loss"] / 3 < attempt["kl"] < record["loss"] * 3
         assert record["ranked"] is None  # all fit as they are: nothing was left to choose
+        assert record["cost_unit"] == "bytes"
+        share = record["cost"] / row_of(report, precision)["artifact"]["bytes"]
+        assert 0.95 < share < 1, "the head is the embedding too: beside them there are norms and the graph"
         assert record["sensitivity"] == []
 
 

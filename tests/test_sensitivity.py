@@ -171,7 +171,7 @@ def test_the_smallest_mix_that_fits_is_chosen(model, windows, layers):
     sizes = [SIZE.total(layers, choice.schemes) for choice in (as_they_are, half, nothing_fits)]
     numbers = sum(layer.size for layer in layers.values())
     assert sizes == sorted(sizes)
-    assert (sizes[0], sizes[2]) == (numbers * (0.5 + 4.5 / 32), numbers * 4)
+    assert (sizes[0], sizes[2]) == (numbers * (0.5 + 2.5 / 32), numbers * 4)
 
 
 def test_a_mix_has_three_rungs_where_one_layer_loses_most(model, windows, layers):

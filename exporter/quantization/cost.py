@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from exporter.quantization.layer import Layer
 
 Shape = tuple[int, int]  # [N, K]: output channels, inputs
-_FLOAT = 4  # bytes of a weight in float32, and of a scale
+_FLOAT, _HALF = 4, 2  # bytes of a weight or a channel's scale in float32, and of the scale of a group
 _PALETTE = (16, 2)  # rows that share a palette, and bytes of one of its values (exporter.quantization.palette)
 
 
@@ -38,7 +38,9 @@ def bytes_of(shape: Shape, scheme: Scheme | None) -> float:
         rows, value = _PALETTE
         return codes + -(-channels // rows) * (1 << scheme.bits) * value
     zero_point = 0.0 if scheme.symmetric else scheme.bits / 8
-    return codes + channels * -(-inputs // (scheme.group or inputs)) * (_FLOAT + zero_point)
+    if scheme.group is None:
+        return codes + channels * (_FLOAT + zero_point)
+    return codes + channels * -(-inputs // scheme.group) * (_HALF + zero_point)
 
 
 SIZE = Costs("bytes", bytes_of)
