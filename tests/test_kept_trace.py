@@ -28,6 +28,7 @@ from exporter.targets.onnx_graph.cached_attention import fuse
 from exporter.targets.onnx_graph.encoder_decoder import trace_encoder_decoder
 from exporter.targets.onnx_graph.kept_trace import kept_trace
 from exporter.targets.onnx_graph.traced import load_model, notes_of, trace_causal_lm, trace_encoder
+from exporter.targets.tensorrt.graph import write_graph
 from exporter.types import FEATURES, Checkpoint, ExportRequest
 
 
@@ -132,6 +133,25 @@ def test_a_graph_of_a_kept_trace_is_one_of_its_own(name, tmp_path):
     write(second, alone / "model.onnx")
     assert contents(after) == contents(alone)
     assert contents(after) != contents(first)
+
+
+def test_tensorrt_s_graph_of_a_kept_trace_is_one_of_its_own(policied_models, tmp_path):
+    first, task = policied_models("bert")
+    second = other_weights(first, tmp_path / "second")
+    (tmp_path / "traces").mkdir()
+
+    def write(checkpoint: Path, name: str, traces: Path | None) -> bytes:
+        folder = tmp_path / name
+        folder.mkdir()
+        source = Checkpoint(checkpoint, task, "bert", "0" * 64, 0)
+        write_graph(
+            ExportRequest(source, "int8-weight", folder, folder, 1, traces=traces), model := folder / "typed.onnx"
+        )
+        return model.read_bytes()
+
+    written = [write(first, "first", tmp_path / "traces"), write(second, "after", tmp_path / "traces")]
+    assert len([*(tmp_path / "traces").iterdir()]) == 1
+    assert written[1] == write(second, "alone", None) != written[0]
 
 
 def test_why_attention_is_written_out_is_told_of_a_kept_trace_too(tmp_path):
