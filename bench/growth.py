@@ -1,6 +1,7 @@
 """make bench ONLY=growth: what choosing a policy takes, from a tiny model to a billion parameters.
 
-    python -m bench.growth
+    python -m bench.growth                       both targets
+    python -m bench.growth onnx:int8-static      one of them
 
 The same command for each: `exporter calibrate`, with a gate that hardly a quantized layer keeps, so that every step is
 taken: calibration, rounding, the order of the layers, simulations of the whole mix. The largest is a Llama of random
@@ -31,7 +32,7 @@ SHAPE = {
     "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
     "num_key_value_heads": 8, "vocab_size": 49152, "tie_word_embeddings": True,
 }  # fmt: skip
-VARIANTS = ("onnx:int4-weight", "onnx:int8-static")
+VARIANTS = ("onnx:int8-static", "onnx:int4-weight")
 GATE = 1e-6  # nats
 TOKENS = 8192  # that are calibrated on: the default
 
@@ -72,7 +73,8 @@ def measured(model: str | Path, variant: str, scratch: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser.add_argument("targets", nargs="*", default=VARIANTS, metavar="TARGET", help=f"of {', '.join(VARIANTS)}")
+    targets = parser.parse_args().targets
     about = record.begin("growth", THREADS)
     scratch = OUT / "growth"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -84,7 +86,7 @@ def main() -> None:
     figures = [
         {"model": name, "parameters": parameters(folder), "target": variant} | measured(folder, variant, scratch)
         for name, folder in folders.items()
-        for variant in VARIANTS
+        for variant in targets
     ]
     record.write(about, (), {"gate": GATE, "calibrated_tokens": TOKENS, "policies": figures})
     shutil.rmtree(scratch)
