@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -194,6 +196,7 @@ class Toy(torch.nn.Module):
         super().__init__()
         self.layer, self.other = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
         self.scale, self.table, self.name_or_path = held.get("scale", 1.0), held.get("table"), held.get("path", "")
+        self.other.inner = held.get("inner")
         self.config = held.get("config", hf.BertConfig(**SIZES))
         self.register_buffer("positions", held.get("positions", torch.arange(4)), persistent=False)
         self.places = [held.get("places", torch.zeros(2))]
@@ -207,8 +210,12 @@ class Toy(torch.nn.Module):
     [
         {"scale": 2.0},
         {"table": torch.ones(3)},
+        {"inner": [3]},
         {"positions": torch.arange(1, 5)},
         {"places": torch.ones(2)},
+        {"table": {"of": np.ones(2, np.float32)}},
+        {"table": SimpleNamespace(limit=3)},
+        {"table": [torch.nn.Linear(2, 2)]},  # in no table of modules: its weights are the trace's own
         {"config": hf.BertConfig(**SIZES | {"hidden_act": "relu"})},
         {"equal": True},
     ],
@@ -227,6 +234,7 @@ def test_what_a_trace_writes_down_of_a_model_tells_traces_apart(held, tmp_path):
 
     assert ask(Toy()) == 1
     assert ask(Toy(path="elsewhere")) == 1  # other weights, of another folder
+    assert ask(Toy(**held)) == 2
     assert ask(Toy(**held)) == 2
     assert ask(Toy(), {"x": ("batch", 5)}) == 3
     assert ask(Toy().double()) == 4

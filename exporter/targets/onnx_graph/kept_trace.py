@@ -15,7 +15,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from exporter.store import content_key
 
@@ -53,12 +57,13 @@ def kept_trace(
 def _key(module: torch.nn.Module, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> str:
     """Of all that a trace depends on."""
     weights = module.state_dict(keep_vars=True)
+    told = _Told(module, weights)
     seen = {
         "inputs": [*inputs.items()],
         "outputs": [*outputs.items()],
         "weights": [[name, str(one.dtype), list(one.shape)] for name, one in weights.items()],
         "equal": _equal(weights),
-        "modules": [[path, *_of(path, one, weights)] for path, one in module.named_modules()],
+        "modules": [told.of(path, one) for path, one in told.modules],
     }
     return content_key(seen)
 
@@ -82,29 +87,50 @@ def _equal(weights: Mapping[str, torch.Tensor]) -> list[str]:
     return found
 
 
-def _of(path: str, module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> list[Any]:
-    """A module's class, and what it holds besides weights and modules."""
-    import torch
+class _Told:
+    """What a model holds, as JSON has it: each object once, by a number where it is met again."""
 
-    of_all = vars(torch.nn.Module())  # hooks, and the tables of what is looked at by itself
-    held = {name: value for name, value in vars(module).items() if name not in of_all}
-    prefix = f"{path}." if path else ""
-    buffers = {name: value for name, value in module._buffers.items() if f"{prefix}{name}" not in weights}
-    return [f"{type(module).__module__}.{type(module).__qualname__}", module.training, _told(held), _told(buffers)]
+    def __init__(self, module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+        self.modules = [*module.named_modules()]
+        self._weights = weights
+        # The objects too: of one that is gone another could have the id.
+        self._met: dict[int, tuple[str, Any]] = {id(one): (f"module {path}", one) for path, one in self.modules}
+
+    def of(self, path: str, module: torch.nn.Module) -> list[Any]:
+        """A module's class, and what it holds besides weights and modules."""
+        import torch
+
+        of_all = vars(torch.nn.Module())  # hooks, and the tables of what is looked at by itself
+        held = {name: value for name, value in vars(module).items() if name not in of_all}
+        prefix = f"{path}." if path else ""
+        buffers = {name: one for name, one in module._buffers.items() if f"{prefix}{name}" not in self._weights}
+        return [path, _name(module), module.training, self._value(held), self._value(buffers)]
+
+    def _value(self, value: Any) -> Any:
+        import torch
+
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, torch.Tensor):
+            return _contents(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), value)
+        if isinstance(value, (np.ndarray, np.generic)):
+            return _contents(np.frombuffer(value.tobytes(), np.uint8), value)
+        if id(value) in self._met:
+            return self._met[id(value)][0]
+        self._met[id(value)] = (f"object {len(self._met)}", value)
+        if isinstance(value, Mapping):
+            return [[str(name), self._value(one)] for name, one in value.items() if name not in _PASSED]
+        if isinstance(value, (list, tuple)):
+            return [self._value(one) for one in value]
+        if isinstance(value, (set, frozenset)):
+            return sorted(map(str, value))
+        own = {} if isinstance(value, (type, ModuleType)) else getattr(value, "__dict__", {})
+        return [_name(value), str(value) if isinstance(value, torch.dtype) else self._value(own)]
 
 
-def _told(value: Any) -> Any:
-    """A value as JSON has it; of what is no number, text, tensor or table of them the class."""
-    import torch
+def _name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, torch.Tensor):
-        whole = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        return [str(value.dtype), list(value.shape), hashlib.sha256(whole.data).hexdigest()]
-    if isinstance(value, Mapping):
-        return [[str(name), _told(one)] for name, one in value.items() if name not in _PASSED]
-    if isinstance(value, (list, tuple)):
-        return [_told(one) for one in value]
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    return [kind, _told(vars(value))] if hasattr(value, "to_diff_dict") else kind  # a configuration of transformers
+
+def _contents(numbers: NDArray[np.uint8], of: Any) -> list[Any]:
+    return [str(of.dtype), list(of.shape), hashlib.sha256(numbers.data).hexdigest()]
