@@ -125,7 +125,6 @@ CALIBRATIONS = Kind(
     "calibrations", "calibrations", "a model's statistics on a text", "a calibration", digits=None,
     mark=MANIFEST,
 )  # fmt: skip
-<<<<<<< ours
 PREPARATIONS = Kind(
     "preparations", "preparations", "what policies are chosen from", "a calibration", digits=None,
     mark=MANIFEST,
@@ -133,10 +132,7 @@ PREPARATIONS = Kind(
 RANKINGS = Kind(
     "rankings", "rankings", "what each layer's rounding loses", "its measurement", digits=None, mark=MANIFEST,
 )  # fmt: skip
-TIMES = Kind("times", "times", "how long layers take here", "seconds for each shape", digits=32, mark=MANIFEST)
-=======
 TIMES = Kind("times", "times", "how long layers take here", "seconds for each shape", mark=MANIFEST)
->>>>>>> theirs
 CONVERTER = Kind(
     "converter", "llama.cpp", "llama.cpp's converter", "exporter fetch gguf", "converter-", None,
     "source.json", "version",
