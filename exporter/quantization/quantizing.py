@@ -16,7 +16,7 @@ from exporter import store
 from exporter.cache import Keep
 from exporter.checkpoint.experts import in_stacks, split_experts
 from exporter.checkpoint.linear import weight_of, weighted_layers
-from exporter.progress import Step, counting
+from exporter.progress import Counted, Step, counting
 from exporter.quantization.cost import SIZE, Costs
 from exporter.quantization.layer_weights import LayerWeights, names_of_weights, save_parameters
 from exporter.quantization.policy import FLOAT, Policy
@@ -63,7 +63,7 @@ class Quantizer:
         self._prepared = Prepared.load(folder, how)
         model = load_model(checkpoint.path, checkpoint.task, "float32", checkpoint.trust_remote_code).eval()
         split_experts(model)
-        _write_originals(model, originals)
+        _write_originals(model, originals, step("keeping the float weights"))
         self._prepared.change(model)
         self._model = model
         self._originals = LayerWeights(model, *self._prepared.changed, originals)
@@ -155,8 +155,8 @@ class Quantizer:
         }
 
 
-def _write_originals(model: Any, folder: Path) -> None:
+def _write_originals(model: Any, folder: Path, progress: Counted) -> None:
     if not folder.is_dir():
         with store.temporary_folder(folder.parent, folder.name) as building:  # half of it is never found
-            save_parameters(model, building, names_of_weights(model))
+            save_parameters(model, building, names_of_weights(model), progress)
             building.rename(folder)
