@@ -3,7 +3,7 @@
     python -m bench.policy --text wiki.test.raw
 
 The first tokens of the text are measured on, its second half is calibrated on: other articles of the same kind. Run it
-on an idle machine.
+on an idle machine. What the cache keeps to choose policies from is removed, so that each job finds it anew.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 from bench import record
 from bench.jobs import CALIBRATED, DECODER, ENCODER, OUT, THREADS, measure, options, second_half
 from bench.rows import figure, variant
+from exporter.cache import CALIBRATIONS, PREPARATIONS, RANKINGS
+from exporter.cleaning import Asked, clean, look
 
 JOBS: dict[str, dict[str, dict[str, Any]]] = {
     DECODER: {
@@ -36,6 +38,11 @@ QAT = {"steps": 200, "scheme": "int4-weight"}
 TINY_TEXT = record.ROOT / "models" / "tiny" / "eval.txt"
 
 
+def forget() -> None:
+    """Removes what the jobs before kept in the cache to choose policies from: the seconds are of finding it."""
+    clean(look((CALIBRATIONS, PREPARATIONS, RANKINGS)), Asked(everything=True))
+
+
 def policies(model: str, text: Path, calibration: Path, again: bool) -> list[dict[str, Any]]:
     """The model's reports: one job for each limit, so that every mix is chosen for its own gate."""
     reports = []
@@ -43,6 +50,7 @@ def policies(model: str, text: Path, calibration: Path, again: bool) -> list[dic
         calibrated = {"calib_text": calibration, "calib_tokens": CALIBRATED} if given or "static" in target else {}
         folder = f"policy-{model}-{target.replace(':', '-')}"
         label = f"{model} to {target}"
+        forget()
         reports.append(measure(model, text, (target,), folder, label, again=again, **given, **calibrated))
     return reports
 
@@ -67,10 +75,12 @@ def four_bits(again: bool) -> list[dict[str, Any]]:
         name: {"rounding": method, "policy": policy} for method, name in ROUNDINGS.items()
     }
     jobs["QAT"] = {"qat": QAT}
-    return [
-        measure("tiny", TINY_TEXT, ("onnx:int4-weight",), f"four-bits-{name}", name, again=again, speed=False, **given)
-        for name, given in jobs.items()
-    ]
+    reports = []
+    for name, given in jobs.items():
+        forget()
+        told = (f"four-bits-{name}", name)
+        reports.append(measure("tiny", TINY_TEXT, ("onnx:int4-weight",), *told, again=again, speed=False, **given))
+    return reports
 
 
 def seconds(report: dict[str, Any]) -> float:

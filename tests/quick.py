@@ -13,7 +13,8 @@ QUICK_LIMIT = 20  # seconds of one quick test, on a busy machine too
 # Two processes take a file after the other (Makefile): the longest come first, so that both end together.
 FIRST = (
     "test_real", "test_pipeline", "test_readme", "test_encoders", "test_families", "test_gguf_run", "test_interrupt",
-    "test_merge_command", "test_quantizing", "test_tensorrt", "test_tensorrt_graph", "test_onnx", "test_gguf_families",
+    "test_merge_command", "test_quantizing", "test_preparations", "test_tensorrt", "test_tensorrt_graph", "test_onnx",
+    "test_gguf_families",
 )  # fmt: skip
 _quick: list[str] = []  # the quick test that runs now
 
