@@ -72,7 +72,7 @@ def choosing(tiny, tmp_path):
     def make(how, checkpoint=checkpoint, scratch="scratch", **changed):
         (tmp_path / scratch).mkdir(exist_ok=True)
         told = {**TEXT, "text": text, **changed}
-        return Choosing(checkpoint, how.dump(), told, 1, tmp_path / "log", silent, tmp_path / scratch, shared)
+        return Choosing(checkpoint, how.dump(), told, 1, tmp_path / "log", silent, tmp_path / scratch, shared, "onnx")
 
     return make
 

@@ -91,8 +91,8 @@ def made(tiny, tmp_path):
 
 
 CHOSEN = [
-    ("loading the model", 0), ("keeping the float weights", LAYERS), ("answers in float", 2), ("rounding mix 1", LAYERS),
-    ("simulating mix 1", 2),
+    ("loading the model", 0), ("keeping the float weights", LAYERS), ("answers in float", 2),
+    ("rounding mix 1", LAYERS), ("simulating mix 1", 2),
 ]  # fmt: skip
 
 
