@@ -28,7 +28,7 @@ from exporter.progress import Counted
 from exporter.store import cache_folder, disk_full, writable
 from exporter.types import Checkpoint
 
-# For a worker that computes on whole weight matrices: torch then asks for huge pages, and a new tensor costs a quarter.
+# For a worker that computes on whole weight matrices: a new tensor costs a quarter on huge pages.
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 # By name: ground imports nothing of the rooms above it.
 _CHILD = "exporter.pipeline.worker"

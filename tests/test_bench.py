@@ -105,6 +105,7 @@ FIGURES = {  # of each program, one of each kind that its text shows; a run's fi
         "machine.cores": 3, "figures.decoders": 67,
     },
     "merge": {"figures.cp_s": 40, "figures.merges.1.share_of_cp": 0.51, "figures.merges.0.modules_proven": 61},
+    "growth": {"figures.policies.-1.cpu_s": 777.7, "figures.policies.0.model": "another", "machine.cores": 3},
     "calibration": {"figures.plain_s": 68.9, "figures.peak_rss_bytes": 1_360_000_000, "command": "python -m other"},
 }  # fmt: skip
 

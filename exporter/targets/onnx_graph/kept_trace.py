@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import CellType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,8 +125,16 @@ class _Told:
             return [self._value(one) for one in value]
         if isinstance(value, (set, frozenset)):
             return sorted(map(str, value))
-        own = {} if isinstance(value, (type, ModuleType)) else getattr(value, "__dict__", {})
-        return [_name(value), str(value) if isinstance(value, torch.dtype) else self._value(own)]
+        if isinstance(value, torch.dtype):
+            return [_name(value), str(value)]
+        if isinstance(value, (type, ModuleType)):
+            return [_name(value), value.__name__]
+        if isinstance(value, partial):
+            return [_name(value), self._value([value.func, value.args, value.keywords])]
+        if isinstance(value, CellType):  # what a function closes over; str: an empty one has no contents
+            return [_name(value), self._value(value.cell_contents) if "empty" not in str(value) else None]
+        bound = [getattr(value, name, None) for name in ("__qualname__", "__self__", "__closure__")]
+        return [_name(value), self._value([*bound, getattr(value, "__dict__", {})])]
 
 
 def _name(value: Any) -> str:
