@@ -30,8 +30,7 @@ from exporter.types import Checkpoint
 
 # For a worker that computes on whole weight matrices: a new tensor costs a quarter on huge pages.
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
-# By name: ground imports nothing of the rooms above it.
-_CHILD = "exporter.pipeline.worker"
+_CHILD = "exporter.pipeline.worker"  # by name: ground imports nothing of the rooms above it
 Progress = Callable[[str, int, int], None]  # (what is being done, done, total); total 0: not known
 
 

@@ -309,8 +309,8 @@ def test_another_user_s_are_left_whole(monkeypatch):
     if os.getuid() != 0:
         pytest.skip("only root can run a program as another user")
     code = "import os, sys; sys.path[:0] = [sys.argv.pop(1)]; from exporter.command.cli import main; "
-    code += "import exporter.command.show; "  # before: it may not read this Python's files
-    code += "os.setegid(65534); os.seteuid(65534); sys.argv[1:] = ['clean', '--all', '--format', 'json']; main()"
+    code += "import exporter.command.clean, exporter.command.show, fcntl; "  # before: it may not read this Python's files
+    code += "os.setgid(65534); os.setuid(65534); sys.argv[1:] = ['clean', '--all', '--format', 'json']; main()"
 
     def nobody():
         return subprocess.run([sys.executable, "-c", code, ROOT], cwd=ROOT, capture_output=True, text=True)

@@ -133,7 +133,7 @@ def test_its_peak_memory_is_that_of_a_process_of_its_own(servers, tiny, tmp_path
     target, precision = variant.split(":")
     peaks = []
     for name, start in (("fork", servers.start), ("fresh", fresh)):
-        for folder in ("out", "scratch"):
+        for folder in ("out", "scratch", "traces"):
             (tmp_path / name / folder).mkdir(parents=True)
         with Worker(tmp_path / "log", 1, start=start) as worker:
             done = worker(
@@ -141,6 +141,7 @@ def test_its_peak_memory_is_that_of_a_process_of_its_own(servers, tiny, tmp_path
                 options={} if target == "onnx" else None,
                 checkpoint=Checkpoint(tiny, GENERATION, "tiny", "0" * 64, 0), policy=None,
                 folder=tmp_path / name / "out", scratch=tmp_path / name / "scratch", reference=tmp_path,
+                traces=tmp_path / name / "traces",
             )  # fmt: skip
         peaks.append(done["export_peak_rss_bytes"])
     print(variant, peaks)

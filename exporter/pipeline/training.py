@@ -93,9 +93,8 @@ def train_checkpoint(
                 with store.temporary_folder(building, "prepared") as prepared:
                     asked = How.load(how)
                     prepare(checkpoint, asked, threads, session.counted, prepared, **calibration)
-                    schemes = Prepared.load(
-                        prepared, asked
-                    ).lowest()  # ranges to begin from: all the layers are trained
+                    # Ranges to begin from: all the layers are trained.
+                    schemes = Prepared.load(prepared, asked).lowest()
                 step = session.counted("training")
                 made = train(load, checkpoint.path, schemes, windows, chosen, building, Path(states), step)
                 modules = {one: its or FLOAT for one, its in made["schemes"].items()}
