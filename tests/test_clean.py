@@ -309,7 +309,8 @@ def test_another_user_s_are_left_whole(monkeypatch):
     if os.getuid() != 0:
         pytest.skip("only root can run a program as another user")
     code = "import os, sys; sys.path[:0] = [sys.argv.pop(1)]; from exporter.command.cli import main; "
-    code += "import exporter.command.clean, exporter.command.show, fcntl; "  # before: it may not read this Python's files
+    # Before, for it may not read this Python's files.
+    code += "import exporter.command.clean, exporter.command.show, fcntl; "
     code += "os.setgid(65534); os.setuid(65534); sys.argv[1:] = ['clean', '--all', '--format', 'json']; main()"
 
     def nobody():
