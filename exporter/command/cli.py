@@ -6,22 +6,16 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from exporter import __version__
 from exporter.command.clean import clean
-from exporter.command.flags import FORMAT, JobCommand, given
+from exporter.command.flags import FORMAT, VERBOSE, WAIT, JobCommand, given
 from exporter.command.shell import SHELLS
 from exporter.command.shell import shell_init as shell_text
 from exporter.errors import EXIT_INTERRUPTED, EXIT_JOB, ExporterError
-
-if TYPE_CHECKING:
-    from exporter.command.screen import Screen
-
-VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Name each part of a step on stderr, in pipes too.")
-WAIT = click.option("--wait", is_flag=True, help="Wait while another process of exporter works on the folder.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -38,12 +32,6 @@ def cli() -> None:
     """
 
 
-def _screen(verbose: bool) -> Screen:
-    from exporter.command.screen import Screen
-
-    return Screen(verbose)
-
-
 @cli.command(cls=JobCommand)
 @click.option("--config", type=click.Path(path_type=Path), help="A YAML file with the same keys; flags win over it.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the whole job and what it would do.")
@@ -56,11 +44,12 @@ def run(config: Path | None, dry_run: bool, form: str, verbose: bool, **flags: A
     exporter run -m all-minilm-l6-v2 --target onnx:all -o out/minilm
     exporter run -m ./llama --adapter ./lora --target onnx:int8-weight --max-ppl-ratio 1.01 -o out/llama
     """
+    from exporter.command.screen import Screen
     from exporter.command.show import print_next, print_plan, print_result
     from exporter.job import Job, load_job
 
     job = load_job(Job, given(flags), config)
-    with _screen(verbose) as screen:
+    with Screen(verbose) as screen:
         if dry_run:
             from exporter.pipeline.plan import dry_plan
 
@@ -90,12 +79,13 @@ def merge(config: Path | None, form: str, verbose: bool, **flags: Any) -> None:
     exporter merge -m ./llama-70b --adapter ./lora --merge streaming -o merged        larger than memory
     exporter merge -m ./llama --adapter ./a=0.7 --adapter ./b=0.3 -o merged           their exact weighted sum
     """
+    from exporter.command.screen import Screen
     from exporter.command.show import print_merge
     from exporter.job import MergeJob, load_job
     from exporter.pipeline.merging import merge_only
 
     job = load_job(MergeJob, given(flags), config)
-    with _screen(verbose) as screen:
+    with Screen(verbose) as screen:
         record = merge_only(job, screen.progress, screen.step)
     print_merge(record, job.output, form)
 
@@ -111,12 +101,13 @@ def compress(config: Path | None, form: str, verbose: bool, **flags: Any) -> Non
     exporter compress -m ./llama --prune width:0.2 --distill-steps 200 -o smaller
     exporter run -m smaller -t onnx:int8-weight -o out/smaller                  measured against itself
     """
+    from exporter.command.screen import Screen
     from exporter.command.show import print_compressed
     from exporter.job import CompressJob, load_job
     from exporter.pipeline.compressing import compress_only
 
     job = load_job(CompressJob, given(flags), config)
-    with _screen(verbose) as screen:
+    with Screen(verbose) as screen:
         record = compress_only(job, screen.progress, screen.step)
     print_compressed(record, job.output, form)
 
@@ -134,12 +125,13 @@ def calibrate(config: Path | None, policy_out: Path, form: str, verbose: bool, *
     exporter run -m ./llama -t onnx:int8-static --policy policy.yaml -o out/llama
     """
     from exporter.cache import using
+    from exporter.command.screen import Screen
     from exporter.command.show import print_policy
     from exporter.job import Job, load_job
     from exporter.pipeline.choosing import make_policy
 
     job = load_job(Job, given(flags) | {"output": policy_out.parent}, config)
-    with _screen(verbose) as screen, using():
+    with Screen(verbose) as screen, using():
         record = make_policy(job, policy_out, screen.progress, screen.step)
     print_policy(record, policy_out, form)
 
@@ -153,10 +145,11 @@ def calibrate(config: Path | None, policy_out: Path, form: str, verbose: bool, *
 @WAIT
 def bench(folder: Path, threads: int | None, device: str | None, form: str, verbose: bool, wait: bool) -> None:
     """Measure an output FOLDER again, on this machine, from its stored reference (torch is not needed)."""
+    from exporter.command.screen import Screen
     from exporter.command.show import print_result
     from exporter.pipeline.again import bench_again
 
-    with _screen(verbose) as screen:
+    with Screen(verbose) as screen:
         report = bench_again(folder, threads, screen.progress, screen.failed, wait, screen.step, device)
     print_result(report, folder, form)
     sys.exit(report["exit_status"])
@@ -168,12 +161,13 @@ def bench(folder: Path, threads: int | None, device: str | None, form: str, verb
 @WAIT
 def report(folder: Path, form: str, wait: bool) -> None:
     """Render an output FOLDER's report.html, report.md and junit.xml again, and print its table."""
+    from exporter.command.screen import Screen
     from exporter.command.show import print_result
     from exporter.report.files import read_report, write_report
     from exporter.store import output_lock
 
     read_report(folder)  # what is no output folder is not locked
-    with _screen(False) as screen, output_lock(folder.resolve(), wait, screen.progress):
+    with Screen(False) as screen, output_lock(folder.resolve(), wait, screen.progress):
         stored = read_report(folder)
         write_report(stored, folder)
     print_result(stored, folder, form)

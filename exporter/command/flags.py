@@ -57,6 +57,8 @@ _SECTIONS = "sections"  # the parameter that holds them, while flags are read
 _SHORT = {"model": "-m", "output": "-o", "target": "-t"}
 
 
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Name each part of a step on stderr, in pipes too.")
+WAIT = click.option("--wait", is_flag=True, help="Wait while another process of exporter works on the folder.")
 FORMAT = click.option(
     "--format",
     "form",
