@@ -141,8 +141,9 @@ def test_palettes_are_told_in_layers(made):
     assert told == [("loading the model", 0), ("calibrating", WINDOWS), ("palettes", LAYERS - 1)]
 
 
-def test_a_whole_run_never_goes_back(tmp_path):
+def test_a_whole_run_never_goes_back(tmp_path, monkeypatch):
     """What exporter.run tells its caller, of all that it does; and what a person would see of it."""
+    monkeypatch.setenv("EXPORTER_CACHE", str(tmp_path / "cache"))  # in which nothing was found before
     events = []
     fields = {"eval_tokens": 512, "calib_tokens": 2048, "repeats": 2, "threads": 1, "output": tmp_path / "out"}
     targets = ("onnx:int8-static", "onnx:int4-weight")
