@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from exporter import lock
 from exporter.store import (
@@ -62,19 +63,20 @@ class Kind:
         assert not self.names or key in self.names, key
         return self.place(root) / f"{self.prefix}{key[: self.digits]}"
 
-    def kept(self, key: str, waiting: Callable[[str], None], make: Callable[[Path], None]) -> tuple[Path, bool]:
+    def kept(
+        self, key: str, waiting: Callable[[str], None], make: Callable[[Path], Mapping[str, Any] | None]
+    ) -> tuple[Path, bool]:
         """The entry of a key, and whether it was there, whole: else `make` fills an empty folder, which becomes it.
 
-        Of two who ask for it one makes it; the other waits, `waiting` being told for whom. With its first two arguments
-        bound it is a Keep.
+        What `make` returns stands in the entry's manifest. Of two who ask for it one makes it; the other waits,
+        `waiting` being told for whom. With its first two arguments bound it is a Keep.
         """
         folder = self.entry(key)
         with one_maker(folder, waiting):
             if reusable(folder, key) is not None:
                 return folder, True
             with publish(folder) as building:
-                make(building)
-                write_manifest(building, key, [], {})
+                write_manifest(building, key, [], make(building) or {})
         return folder, False
 
     def holds(self, path: Path) -> bool:

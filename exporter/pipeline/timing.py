@@ -7,12 +7,14 @@ is read, among 128; of a model without a KV cache the second alone. Each expert 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exporter import cache, machine, store
 from exporter.form import FORMS
 from exporter.process import Session
+from exporter.progress import counting
 from exporter.scheme import Scheme
 from exporter.targets import known
 
@@ -32,11 +34,9 @@ def layer_costs(session: Session, target: str, task: str, threads: int, layers: 
 
     kinds = dict.fromkeys((layer.shape, _alike(one)) for layer in layers.values() for one in layer.choices)
     times: dict[tuple[Shape, Scheme | None], float] = {}
-    count = session.counted("timing layers")
-    for done, (shape, scheme) in enumerate(kinds):
+    for shape, scheme in counting(kinds, session.counted("timing layers")):
         took = _times(target, shape, scheme, threads, session.waiting)
         times[shape, scheme] = took[str(_READ)] / _READ + (took[str(_WRITTEN)] if FORMS[task].cached else 0.0)
-        count(done + 1, len(kinds))
     return Costs("ms per token", lambda shape, scheme: times[shape, _alike(scheme)])
 
 
@@ -51,18 +51,13 @@ def _times(
     told = scheme and scheme.model_dump(mode="json")
     here = [machine.cpu_name(), machine.cpu_features(), machine.usable_cores(), machine.versions()]
     key = store.content_key(["a layer's times", target, shape, told, threads, here])
-    folder = cache.TIMES.entry(key)
-    with store.one_maker(folder, waiting):
-        manifest = store.reusable(folder, key)
-        if manifest is None:
-            with store.publish(folder) as building:
-                facts = {
-                    "target": target,
-                    "shape": shape,
-                    "scheme": told,
-                    "ms": _measured(target, shape, scheme, threads),
-                }
-                manifest = store.write_manifest(building, key, [], facts)
+
+    def make(folder: Path) -> dict[str, Any]:
+        return {"target": target, "shape": shape, "scheme": told, "ms": _measured(target, shape, scheme, threads)}
+
+    folder, _ = cache.TIMES.kept(key, waiting, make)
+    manifest = store.read_manifest(folder)
+    assert manifest is not None, folder
     took: dict[str, float] = manifest["ms"]
     return took
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporter.quantization.cost import Shape
 from exporter.scheme import Scheme
@@ -28,15 +28,6 @@ class Layer:
     def at(self, rung: int) -> Scheme | None:
         """What it gets at a rung; the last of its choices beyond them."""
         return self.choices[min(rung, len(self.choices) - 1)]
-
-    def dump(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"shape": self.shape, "choices": [one and one.model_dump(mode="json") for one in self.choices]}
-
-    @classmethod
-    def load(cls, values: Mapping[str, Any]) -> Layer:
-        channels, inputs = values["shape"]
-        return cls((channels, inputs), tuple(one and Scheme.model_validate(one) for one in values["choices"]))
 
 
 def own_weights(
